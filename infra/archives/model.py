@@ -15,6 +15,7 @@ Reason = Literal[
     "unreadable",  # permission, I/O error
     "truncated",  # zero bytes, or fewer than its header promises
     "not_a_tiff",
+    "corrupt",  # a TIFF whose pixels cannot be decoded
     "wrong_size",
     "wrong_type",
     "not_finite",  # NaN or infinite Sentinel-1 values

@@ -1,0 +1,287 @@
+"""A thin pool of Ray actors: a list of integers in, one outcome each, bounded work in flight.
+
+What Ray does not decide for us is decided here, once: an actor that dies is replaced by a new one, its shard is tried
+again up to `MAX_ATTEMPTS` times (the loss of a whole node is nobody's fault and is not counted), a shard that keeps
+killing its process is reported and the rest goes on, and a worker that cannot be built stops the run at once.
+"""
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+
+from infra.errors import ConfigError, PipelineError, StoreError, TransientError
+
+MAX_ATTEMPTS = 3
+"""Times a shard may be begun before it is called poison."""
+
+_MAX_FAILED_STARTS = 3
+"""Actors that may die while starting, one after the other, before the run stops."""
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+"""Ray moves no pixels here, so a local cluster needs little shared memory."""
+
+logger = logging.getLogger(__name__)
+
+
+class Worker[R](Protocol):
+    """A plain class that does one shard; Ray never shows in it."""
+
+    def run(self, item: int) -> R:
+        """Do one item of work and return counts and keys, never pixels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one run may use."""
+
+    actors: int | None = None
+    """Number of actors; None: one a GPU, else one a CPU core, never more than there is work."""
+    gpus_per_actor: float = 1.0
+    """GPUs an actor holds, where the cluster has any; ignored on a cluster without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done[R]:
+    """An item that was done."""
+
+    item: int
+    result: R
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An item that was given up."""
+
+    item: int
+    attempts: int
+    error: str
+    """The exception's last line, or how the process died."""
+
+
+class WorkerStartError(PipelineError, RuntimeError):
+    """The workers cannot be built; nothing was run."""
+
+
+class _Host:
+    """The one actor class: builds a worker, with its share of the cores, and runs it."""
+
+    def __init__(self, build: Callable[[], Worker[object]], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._worker = build()
+
+    def node(self) -> str:
+        """Return the id of the node that the actor runs on; the answer says that the worker is built."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def run(self, item: int) -> object:
+        """Do one item."""
+        return self._worker.run(item)
+
+
+_HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Host)
+"""The pool replaces dead actors itself: a restart inside Ray would hide from it which shard an actor died on."""
+
+
+@contextmanager
+def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start a local one on this machine, and leave it afterwards.
+
+    Args:
+        address: A cluster's address; None: `RAY_ADDRESS`, else a local cluster.
+        scratch: Folder for a local cluster's session files; None: Ray's own default.
+
+    Raises:
+        ConfigError: The cluster does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    local: dict[str, Any] = {
+        "include_dashboard": False,
+        "num_cpus": available_cores(),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": str(scratch) if scratch else None,
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,  # a worker's error comes back as its shard's outcome
+            logging_level=logging.ERROR,
+            **({} if address else local),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address:
+            raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
+        raise
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use, in a container too."""
+    return len(psutil.Process().cpu_affinity() or [0])
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One actor, and the item it works on (None: it is starting)."""
+
+    actor: Any  # Ray types actor handles as Any
+    item: int | None = None
+    node: str | None = None
+
+
+@dataclass(slots=True)
+class _State[R]:
+    """What the pool knows while it runs."""
+
+    build: Callable[[], Worker[R]]
+    options: dict[str, float]
+    threads: int
+    todo: deque[int]
+    running: "dict[ray.ObjectRef[Any], _Slot]" = field(default_factory=dict)
+    attempts: Counter[int] = field(default_factory=Counter)
+    failed_starts: int = 0
+
+    def start(self) -> None:
+        actor = _HostActor.options(**self.options).remote(self.build, self.threads)
+        self.running[actor.node.remote()] = _Slot(actor)
+
+    def feed(self, slot: _Slot) -> None:
+        """Give an idle actor the next item, or let it go."""
+        slot.item = self.todo.popleft() if self.todo else None
+        if slot.item is None:
+            ray.kill(slot.actor)
+        else:
+            self.attempts[slot.item] += 1
+            self.running[slot.actor.run.remote(slot.item)] = slot
+
+
+def run_pool[R](
+    build: Callable[[], Worker[R]], items: Sequence[int], resources: Resources
+) -> Iterator[Done[R] | Failed]:
+    """Run every item on a pool of actors and yield each one's outcome as it comes.
+
+    Args:
+        build: Makes a worker; pickled and called once in every actor.
+        items: The work, dispatched in this order.
+        resources: What the pool may use.
+
+    Yields:
+        One Done or Failed an item, in the order of completion.
+
+    Raises:
+        WorkerStartError: A worker's constructor raised, or actors keep dying before they are ready.
+        StoreError: A worker met a full or read-only store: nothing more can be done, what is finished stays.
+        ConfigError: The cluster has nothing to run an actor on.
+    """
+    if not items:
+        return
+    n_actors, options, threads = _plan(len(items), resources)
+    state: _State[R] = _State(build, options, threads, deque(items))
+    try:
+        for _ in range(n_actors):
+            state.start()
+        while state.running:
+            (ref,), _ = ray.wait(list(state.running), num_returns=1)
+            slot = state.running.pop(ref)
+            if slot.item is None:
+                _started(state, slot, ref)
+            elif (outcome := _worked(state, slot, slot.item, ref)) is not None:
+                yield outcome
+    finally:
+        for slot in state.running.values():
+            ray.kill(slot.actor)
+
+
+def _plan(n_items: int, resources: Resources) -> tuple[int, dict[str, float], int]:
+    """Return actors, Ray's options for each, and threads for each."""
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cores, gpus = int(total.get("CPU", 0)), total.get("GPU", 0.0)
+    if cores < 1:
+        raise ConfigError("the Ray cluster has no CPU to run an actor on")
+    per_gpu = resources.gpus_per_actor if gpus else 0.0
+    if per_gpu > gpus:
+        raise ConfigError(f"resources.gpus_per_actor is {per_gpu}, the cluster has {gpus} GPUs in all")
+    room = int(gpus / per_gpu) if per_gpu else cores
+    n_actors = min(resources.actors or room, room, n_items)
+    threads = max(1, cores // n_actors)
+    return n_actors, {"num_cpus": threads if not per_gpu else 1, "num_gpus": per_gpu}, threads
+
+
+def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> None:
+    """Note that an actor is ready, or why it is not."""
+    try:
+        slot.node = ray.get(ref)
+    except RayError as error:
+        if "creation task" in str(error) or isinstance(error, RayTaskError):
+            raise WorkerStartError(f"a worker cannot start: {_reason(error)}") from error
+        state.failed_starts += 1
+        if state.failed_starts >= _MAX_FAILED_STARTS:
+            raise WorkerStartError(f"{state.failed_starts} workers died while starting: {_reason(error)}") from error
+        state.start()
+    else:
+        state.failed_starts = 0
+        state.feed(slot)
+
+
+def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]") -> Done[R] | Failed | None:
+    """Return an item's outcome, or None when it will be tried again."""
+    try:
+        result = ray.get(ref)
+    except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+        if _node_was_lost(slot.node, error):
+            state.attempts[item] -= 1
+        ray.kill(slot.actor)
+        failed = _again(state, item, f"the process died: {_reason(error)}")
+        if state.todo:
+            state.start()
+        return failed
+    except RayTaskError as error:
+        if isinstance(error.cause, StoreError):
+            raise StoreError(str(error.cause)) from error
+        failed = Failed(item, state.attempts[item], _reason(error))
+        if isinstance(error.cause, TransientError):
+            failed = _again(state, item, failed.error)
+        state.feed(slot)
+        return failed
+    state.feed(slot)
+    return Done(item, result)
+
+
+def _again[R](state: _State[R], item: int, error: str) -> Failed | None:
+    """Put an item back, or give it up once its attempts are spent."""
+    if state.attempts[item] >= MAX_ATTEMPTS:
+        return Failed(item, state.attempts[item], error)
+    logger.warning("shard %d, attempt %d of %d: %s", item, state.attempts[item], MAX_ATTEMPTS, error)
+    state.todo.append(item)
+    return None
+
+
+def _node_was_lost(node: str | None, error: BaseException) -> bool:
+    if "node has died" in str(error):
+        return True
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return not any(n["NodeID"] == node and n["Alive"] for n in nodes)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of a Ray error that names the cause."""
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        return f"{type(error.cause).__name__}: {error.cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    creation = [line for line in lines if "Error" in line.split(":")[0] and not line.startswith(("The actor", "ray."))]
+    return (creation or lines or [type(error).__name__])[-1 if creation else 0]

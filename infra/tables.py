@@ -1,0 +1,264 @@
+"""The tables analysts read: their schemas, and how parts become finished files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.parts import write_parquet
+
+SCHEMA_VERSION = "1"
+"""Raised when a column changes its name, type or meaning; stored in every file."""
+
+ROWS_PER_FILE = 2_000_000
+"""Keeps published files between 20 and 250 MB once a table is large enough to need several."""
+
+
+def _field(name: str, type_: pa.DataType, meaning: str, *, nullable: bool = True) -> "pa.Field[pa.DataType]":
+    return pa.field(name, type_, nullable=nullable, metadata={"description": meaning})
+
+
+def _required(name: str, type_: pa.DataType, meaning: str) -> "pa.Field[pa.DataType]":
+    return _field(name, type_, meaning, nullable=False)
+
+
+PATCHES = pa.schema(
+    [
+        _required("patch_id", pa.string(), "Name of the patch in its archive"),
+        _required("shard", pa.int32(), "Shard of archive.zarr"),
+        _required("row", pa.int32(), "Row in the shard; patch index = shard * shard_size + row"),
+        _field(
+            "labels", pa.list_(pa.string()), "Names of the 19 classes present; null where nobody labelled the patch"
+        ),
+        _required("split", pa.string(), "train, validation, test, or all where the archive has no splits"),
+        _field("country", pa.string(), "Country, as the archive names it"),
+        _field("season", pa.string(), "winter (Dec-Feb), spring, summer or autumn of the acquisition"),
+        _field("acquired", pa.string(), "Day of the Sentinel-2 acquisition, YYYY-MM-DD"),
+        _field("tile", pa.string(), "MGRS tile; confidence intervals resample tiles"),
+        _field("has_snow", pa.bool_(), "Seasonal snow, from the archive's list"),
+        _field("has_cloud", pa.bool_(), "Cloud or cloud shadow, from the archive's list"),
+        _required("has_s1", pa.bool_(), "A Sentinel-1 pair is stored"),
+        _required("has_map", pa.bool_(), "A land-cover reference map is stored"),
+        _required("nodata_share", pa.float32(), "Share of 10 m pixels without data, 0 to 1"),
+        _required("crs", pa.string(), "The patch's CRS, for example EPSG:32633"),
+        _required("geometry", pa.binary(), "Footprint, WKB polygon in EPSG:4326"),
+        _required("source_version", pa.string(), "Archive layout and version the patch came from"),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        _field("patch_id", pa.string(), "Name of the input, null where it has none"),
+        _required("path", pa.string(), "File or folder at fault, relative to the archive's root"),
+        _required("reason", pa.string(), "Kind of fault"),
+        _required("detail", pa.string(), "What was found, in one sentence"),
+    ]
+)
+
+CLASSES = pa.schema(
+    [
+        _required("label_index", pa.int32(), "Place of the label in every vector of the store"),
+        _required("label", pa.string(), "Name"),
+        _required("clc_codes", pa.list_(pa.int32()), "CORINE level-3 codes that make up the class"),
+    ]
+)
+
+CONFIGS = pa.schema(
+    [
+        _required("config", pa.string(), "Eight hex digits"),
+        _required("stage", pa.string(), "Stage that the config belongs to"),
+        _required("json", pa.string(), "What the digits stand for, canonical JSON"),
+    ]
+)
+
+
+def predictions_schema(n_labels: int) -> pa.Schema:
+    """Schema of `tables/predictions` for a number of labels; sr, classifier and config are Hive columns."""
+    return pa.schema(
+        [
+            _required("patch_id", pa.string(), "Name of the patch"),
+            _required("split", pa.string(), "Split of the patch"),
+            _required("seed", pa.int32(), "Training seed"),
+            _required(
+                "probs", pa.list_(pa.float32(), n_labels), "Probability of each label, in the order of tables/classes"
+            ),
+            _required("predicted", pa.list_(pa.string()), "Labels whose probability reaches its threshold"),
+            _field("labels", pa.list_(pa.string()), "True labels, null where unknown"),
+        ]
+    )
+
+
+EXPLANATIONS = pa.schema(
+    [
+        _required("patch_id", pa.string(), "Name of the patch"),
+        _required("label", pa.string(), "Label that the map explains"),
+        _required("seed", pa.int32(), "Training seed of the network explained"),
+        _required("prob", pa.float32(), "Probability of the label"),
+        _field("coverage", pa.float32(), "Share of positive map pixels on the 120 x 120 grid; null for a zero map"),
+        _field("entropy", pa.float32(), "Shannon entropy of the map / ln(120^2), 0 to 1; null for a zero map"),
+        _field("centroid_row", pa.float32(), "Centre of the map's mass, rows of the 120 x 120 grid from the top"),
+        _field("centroid_col", pa.float32(), "Centre of the map's mass, columns from the left"),
+        _required("map_store", pa.string(), "Zarr store of the map, relative to the store"),
+        _required("map_index", pa.int64(), "Index along the store's patch axis"),
+        _required("map_label", pa.int32(), "Index along the store's label axis"),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        _required("sr", pa.string(), "SR model"),
+        _required("classifier", pa.string(), "Network"),
+        _required("config", pa.string(), "Config of the predictions"),
+        _required("seed", pa.int32(), "Training seed"),
+        _required("split", pa.string(), "Split scored"),
+        _required("metric", pa.string(), "Name, see docs/metrics.md"),
+        _field("label", pa.string(), "Label, null for metrics over all labels"),
+        _field("value", pa.float64(), "Value; null where it is not defined"),
+        _field("low", pa.float64(), "Lower end of the 95 % interval"),
+        _field("high", pa.float64(), "Upper end of the 95 % interval"),
+        _required("n", pa.int64(), "Patches scored"),
+        _required("n_labels", pa.int32(), "Labels that went into a macro mean"),
+    ]
+)
+
+SR_QUALITY = pa.schema(
+    [
+        _required("patch_id", pa.string(), "Name of the patch"),
+        _required("sr", pa.string(), "SR model"),
+        _required("config", pa.string(), "Config of the SR pixels"),
+        _field("psnr_db", pa.float32(), "Wald's protocol: PSNR, dB, peak 1 after the stretch, at most 100"),
+        _field("ssim", pa.float32(), "Wald's protocol: structural similarity"),
+        _field("sam_deg", pa.float32(), "Wald's protocol: mean spectral angle, degrees"),
+        _field("ergas", pa.float32(), "Wald's protocol: ERGAS, ratio 1/4"),
+        _field("reflectance_mae", pa.float32(), "Consistency: mean absolute error of the reduced output, reflectance"),
+        _field("consistency_sam_deg", pa.float32(), "Consistency: mean spectral angle, degrees"),
+        _required("clipped_share", pa.float32(), "Share of input values above sr_input_max_dn"),
+    ]
+)
+
+TRAINING = pa.schema(
+    [
+        _required("sr", pa.string(), "SR model of the training images"),
+        _required("classifier", pa.string(), "Network"),
+        _required("config", pa.string(), "Config of the checkpoint"),
+        _required("seed", pa.int32(), "Training seed"),
+        _required("fitted", pa.string(), "What was fitted: network, backbone or head"),
+        _required("epoch", pa.int32(), "Epoch, from 0"),
+        _required("lr", pa.float64(), "Learning rate at the epoch's last step"),
+        _required("train_loss", pa.float64(), "Mean binary cross-entropy of the epoch"),
+        _required("validation_loss", pa.float64(), "Mean binary cross-entropy after the epoch"),
+        _field("validation_ap_macro", pa.float64(), "Macro average precision after the epoch"),
+        _required("best", pa.bool_(), "Whether the checkpoint holds this epoch's weights"),
+        _required("seconds", pa.float64(), "Seconds the epoch took"),
+    ]
+)
+
+RUNS = pa.schema(
+    [
+        _required("run_id", pa.string(), "Sorts by time"),
+        _required("started", pa.timestamp("ms", tz="UTC"), "Start"),
+        _field("ended", pa.timestamp("ms", tz="UTC"), "End"),
+        _required("status", pa.string(), "complete; incomplete: some shards failed"),
+        _required("configs", pa.list_(pa.string()), "Configs of the tables that the run published"),
+        _required("run_yaml", pa.string(), "The configuration, JSON"),
+        _required("versions", pa.string(), "Versions of superscene, Python and the main libraries, JSON"),
+        _field("git_commit", pa.string(), "Commit of the checkout, null outside one"),
+        _required("startup_seconds", pa.float64(), "Seconds from the command to the first shard"),
+        _required("inputs", pa.int64(), "Inputs of the archive: patches + quarantined + absent"),
+        _required("patches", pa.int64(), "Patches stored"),
+        _required("quarantined", pa.int64(), "Inputs in quarantine"),
+        _required("absent", pa.int64(), "Patches named but not at hand, under subset: present"),
+        _required(
+            "stages",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("stage", pa.string()),
+                        ("done", pa.int64()),
+                        ("skipped", pa.int64()),
+                        ("failed", pa.int64()),
+                        ("patches", pa.int64()),
+                        ("seconds", pa.float64()),
+                        ("patches_per_second", pa.float64()),
+                    ]
+                )
+            ),
+            "Per stage: shards done, already done and failed; patches; wall seconds; patches/s",
+        ),
+    ]
+)
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "patches": PATCHES,
+    "quarantine": QUARANTINE,
+    "classes": CLASSES,
+    "configs": CONFIGS,
+    "predictions": predictions_schema(19),
+    "explanations": EXPLANATIONS,
+    "metrics": METRICS,
+    "sr_quality": SR_QUALITY,
+    "training": TRAINING,
+    "runs": RUNS,
+}
+"""Every table of the store; predictions as BigEarthNet has it."""
+
+_GEO = json.dumps(
+    {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "edges": "planar"}},
+    }
+)
+"""GeoParquet 1.1 metadata; a column without "crs" is in OGC:CRS84, EPSG:4326 in longitude-latitude order."""
+
+
+def publish(
+    folder: Path,
+    rows: pa.Table,
+    schema: pa.Schema,
+    sort_by: Sequence[str],
+    *,
+    complete: bool = True,
+    file_stem: str = "data",
+) -> None:
+    """Write a table's files, sorted, and rename them into place; what the folder held under the stem goes.
+
+    Args:
+        folder: `tables/<name>` or a Hive folder below it.
+        rows: The rows, in any order.
+        schema: Their schema; its descriptions and the completeness are stored in the files.
+        sort_by: Columns to sort by; together they name a row, so that the same rows give the same bytes.
+        complete: False where a shard is missing: stored as `superscene.complete` in the files' metadata.
+        file_stem: Files are named <stem>-00000.parquet and so on.
+    """
+    metadata = {
+        "superscene.schema_version": SCHEMA_VERSION,
+        "superscene.complete": "true" if complete else "false",
+    }
+    if "geometry" in schema.names:
+        metadata["geo"] = _GEO
+    rows = rows.cast(schema.with_metadata(metadata))
+    if sort_by:
+        rows = rows.sort_by([(column, "ascending") for column in sort_by])
+    n_files = max(1, -(-rows.num_rows // ROWS_PER_FILE))
+    names = [f"{file_stem}-{i:05d}.parquet" for i in range(n_files)]
+    for i, name in enumerate(names):
+        write_parquet(folder / name, rows.slice(i * ROWS_PER_FILE, ROWS_PER_FILE))
+    for path in folder.glob(f"{file_stem}-*.parquet"):
+        if path.name not in names:
+            path.unlink()
+
+
+def hive_folder(table: Path, **keys: str) -> Path:
+    """Return table/key=value/…; values are names and hex digits of our own, never text of an archive."""
+    return table.joinpath(*(f"{key}={value}" for key, value in keys.items()))
+
+
+def read_table(folder: Path) -> pa.Table:
+    """Read a published table's files, without Hive columns; an absent folder has no rows and no columns."""
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        return pa.table({})
+    return pa.concat_tables([pq.ParquetFile(path).read() for path in files], promote_options="default")
