@@ -1,0 +1,153 @@
+"""Every super-resolution model by its name in RUN.yaml, and what a caller must know about it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from infra.bigearthnet.bands import RGB
+from infra.errors import UnknownNameError
+from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
+from sr_models.interpolation import bicubic, identity
+
+Scalar = str | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialFile:
+    """A weight file as its authors publish it."""
+
+    name: str
+    """File name, as published."""
+    url: str
+    """Where it, or the folder that holds it, is found."""
+    sha256: str | None
+    """Lower-case hex digest; None where none is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SrSpec:
+    """What a caller must know about a super-resolution model."""
+
+    title: str
+    """One line for a person."""
+    scale: int
+    """Integer factor of enlargement, the same for both axes."""
+    architecture: Callable[..., nn.Module]
+    """Builds the network, with random parameters, from `parameters`."""
+    paper: str
+    """Where the method is described."""
+    licence: str
+    """Terms of the code and of the official weights."""
+    parameters: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    """Arguments of `architecture`; part of the model's identity."""
+    bands: tuple[str, ...] = RGB
+    """Bands of the input and the output, in the order of the channel axis."""
+    input_range: tuple[float, float] = (0.0, 1.0)
+    """Range of the input, after the stretch, and of the output."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    """Precisions the network may run in; the first is the default. Output is float32 in any case."""
+    needs_weights: bool = False
+    """Whether `load` wants a weight file."""
+    recompute_is_cheap: bool = False
+    """Whether computing costs less than reading a stored result back."""
+    official_file: OfficialFile | None = None
+    """The published weights, None for a model without weights."""
+
+    def build(self) -> nn.Module:
+        """Return the network on the CPU, float32, with random parameters where it has any."""
+        return self.architecture(**self.parameters)
+
+
+_NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+
+SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
+    {
+        "none": SrSpec(
+            title="the patch as it is",
+            scale=1,
+            architecture=identity,
+            paper="none",
+            licence="Apache-2.0",
+            recompute_is_cheap=True,
+        ),
+        "bicubic": SrSpec(
+            title="bicubic enlargement, the control: larger inputs without a network",
+            scale=4,
+            architecture=bicubic,
+            parameters=MappingProxyType({"scale": 4}),
+            paper="Keys 1981, doi:10.1109/TASSP.1981.1163711",
+            licence="Apache-2.0",
+            recompute_is_cheap=True,
+        ),
+        "srresnet": SrSpec(
+            title="MSRResNet, trained for PSNR on DIV2K",
+            scale=4,
+            architecture=msrresnet,
+            parameters=MappingProxyType({"num_feat": 64, "num_block": 16}),
+            paper="Ledig et al. 2017, arXiv:1609.04802",
+            licence="Apache-2.0 (BasicSR)",
+            dtypes=_NETWORK_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                # net_g_1000000.pth of the experiment 001_MSRResNet_x4_f64b16_DIV2K_1000k_B16G1_wandb
+                name="001_MSRResNet_x4_f64b16_DIV2K_1000k_B16G1_wandb/models/net_g_1000000.pth",
+                url="https://drive.google.com/drive/folders/1XN4WXKJ53KQ0Cu0Yv-uCt8DZWq6uufaP",
+                sha256=None,
+            ),
+        ),
+        "realesrgan": SrSpec(
+            title="RealESRGAN_x4plus, RRDBNet with 23 blocks",
+            scale=4,
+            architecture=rrdbnet,
+            parameters=MappingProxyType({"num_feat": 64, "num_block": 23, "num_grow_ch": 32}),
+            paper="Wang et al. 2021, arXiv:2107.10833",
+            licence="BSD-3-Clause (Real-ESRGAN)",
+            dtypes=_NETWORK_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="RealESRGAN_x4plus.pth",
+                url=f"{_REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth",
+                sha256="4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+            ),
+        ),
+        "realesrgan_general": SrSpec(
+            title="realesr-general-x4v3, the small SRVGGNetCompact with 32 convolutions",
+            scale=4,
+            architecture=srvgg_compact,
+            parameters=MappingProxyType({"num_feat": 64, "num_conv": 32}),
+            paper="Wang et al. 2021, arXiv:2107.10833",
+            licence="BSD-3-Clause (Real-ESRGAN)",
+            dtypes=_NETWORK_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="realesr-general-x4v3.pth",
+                url=f"{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",
+                sha256="8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
+            ),
+        ),
+    }
+)
+"""The super-resolution models by name."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the super-resolution models, in the order of the table."""
+    return tuple(SR_MODELS)
+
+
+def spec(name: str) -> SrSpec:
+    """Return the entry of a super-resolution model.
+
+    Raises:
+        UnknownNameError: No model has that name; the message lists those there are.
+    """
+    if name not in SR_MODELS:
+        close = get_close_matches(name, SR_MODELS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UnknownNameError(f"no super-resolution model is called {name!r}: {hint}there are {', '.join(SR_MODELS)}")
+    return SR_MODELS[name]

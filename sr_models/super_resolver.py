@@ -1,0 +1,155 @@
+"""A super-resolution model ready to run: `load` makes one, calling it enlarges a batch."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from infra.errors import ConfigError, ShapeError, WeightsError
+from sr_models.registry import Scalar, SrSpec, spec
+from sr_models.weights import load_into, missing, sha256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SuperResolver:
+    """A network on a device. Calls do not change it, so one may serve any number of batches in any order."""
+
+    name: str
+    """Name in `SR_MODELS`."""
+    scale: int
+    """Integer factor of enlargement."""
+    network: nn.Module = field(repr=False)
+    """In eval mode, on `device`, in `dtype`."""
+    device: torch.device
+    """Where it runs, and where its output lies."""
+    dtype: torch.dtype = torch.float32
+    """Precision of the network's parameters and activations."""
+    weights_sha256: str | None = None
+    """SHA-256 of the weight file; None for a model without weights."""
+    parameters: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    """Arguments the network was built with."""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Layout of the network's parameters and of its input; channels last for convolutions."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the batch enlarged, each image by itself.
+
+        float32 means float32: TensorFloat-32 is off on CUDA, so that devices agree. What the network returns beyond
+        [0, 1] is clamped. Values are not checked: a NaN stays within the receptive field of its pixel.
+
+        Args:
+            x: (N, 3, H, W), floating point, in [0, 1], on any device.
+
+        Returns:
+            (N, 3, scale*H, scale*W), float32, in [0, 1], on `device`; free of autograd, fit for it later.
+
+        Raises:
+            ShapeError: x is not a floating-point (N, 3, H, W).
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:] or not x.is_floating_point():
+            raise ShapeError(
+                f"{self.name} needs floating point (N, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}; "
+                "DN are turned into [0, 1] by sr_models.to_unit"
+            )
+        if x.shape[0] == 0:
+            return x.new_zeros((0, 3, self.scale * x.shape[2], self.scale * x.shape[3]), dtype=torch.float32).to(
+                self.device
+            )
+        with torch.inference_mode(), self._exact_float32():
+            y = self.network(x.to(self.device, self.dtype, memory_format=self.memory_format))
+        return cast("Tensor", y).float().clamp(0.0, 1.0)  # outside inference mode, so that autograd may use the result
+
+    def identity(self) -> dict[str, Scalar | None]:
+        """Return whatever determines the output: what a `config` is made of. Never paths, device or batch size."""
+        return _identity(self.name, self.scale, self.parameters, self.weights_sha256, self.dtype)
+
+    def _exact_float32(self) -> AbstractContextManager[None]:
+        if self.device.type != "cuda" or self.dtype != torch.float32:
+            return nullcontext()
+        now = torch.backends.cudnn
+        return now.flags(enabled=True, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False)
+
+
+def load(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+) -> SuperResolver:
+    """Return a super-resolution model ready to run.
+
+    Args:
+        name: One of `names()`.
+        weights: Weight file, official format or safetensors; only for models that need one.
+        device: A torch device such as "cuda:0".
+        dtype: Precision of the network, such as torch.bfloat16 or "bfloat16"; None for float32.
+
+    Raises:
+        UnknownNameError: There is no such model.
+        WeightsError: The weights are missing, unreadable, of another network, or given where none are used.
+        ConfigError: The model does not run in that precision, or the device cannot be used.
+    """
+    model, precision = spec(name), _precision(name, dtype)
+    digest = _digest(name, model, weights)
+    network = model.build()
+    if weights is not None:
+        load_into(network, weights, name)
+    try:
+        place = torch.empty(0, device=device).device  # fails here, not at the first call, where it cannot be used
+        network = network.eval().requires_grad_(requires_grad=False).to(place, precision)
+    except (RuntimeError, AssertionError) as error:  # torch: no such device, or built without CUDA
+        raise ConfigError(f"{name} cannot be put on the device {device}: {error}") from error
+    layout = torch.contiguous_format
+    if any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        layout = torch.channels_last
+    network = network.to(memory_format=layout)
+    return SuperResolver(name, model.scale, network, place, precision, digest, model.parameters, layout)
+
+
+def fingerprint(
+    name: str, weights: str | Path | None = None, dtype: str | torch.dtype | None = None
+) -> dict[str, Scalar | None]:
+    """Return `load(name, weights, dtype=dtype).identity()` without building the network: the file is only hashed.
+
+    Raises:
+        UnknownNameError: There is no such model.
+        WeightsError: The weights are missing, or given where none are used.
+        ConfigError: The model does not run in that precision.
+    """
+    model, precision = spec(name), _precision(name, dtype)
+    return _identity(name, model.scale, model.parameters, _digest(name, model, weights), precision)
+
+
+def _identity(
+    name: str, scale: int, parameters: Mapping[str, Scalar], digest: str | None, dtype: torch.dtype
+) -> dict[str, Scalar | None]:
+    return {**parameters, "sr": name, "scale": scale, "weights_sha256": digest, "dtype": _word(dtype)}
+
+
+def _digest(name: str, model: SrSpec, weights: str | Path | None) -> str | None:
+    if model.needs_weights:
+        if weights is None or not Path(weights).is_file():
+            raise missing(name, weights)
+        return sha256(weights)
+    if weights is not None:
+        raise WeightsError(f"{name} has no weights, but {weights} was given: leave it out")
+    return None
+
+
+def _precision(name: str, dtype: str | torch.dtype | None) -> torch.dtype:
+    allowed = {_word(choice): choice for choice in spec(name).dtypes}
+    if dtype is None:
+        return spec(name).dtypes[0]
+    word = _word(dtype) if isinstance(dtype, torch.dtype) else dtype
+    if word not in allowed:
+        raise ConfigError(f"{name} does not run in {word}: choose {' or '.join(allowed)}")
+    return allowed[word]
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

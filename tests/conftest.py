@@ -1,0 +1,15 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data and weights, where it is at hand."""
+    folder = os.environ.get("SUPERSCENE_DATA")
+    if not folder:
+        pytest.skip("SUPERSCENE_DATA is not set: real data not at hand")
+    return Path(folder)
