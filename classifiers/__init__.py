@@ -1,0 +1,7 @@
+"""Land-cover classifiers: networks, training, metrics, checkpoints and activation maps; torch and numpy only."""
+
+from classifiers.cam.explain import explain, explain_methods
+from classifiers.metrics import multilabel_metrics
+from classifiers.registry import build, names
+
+__all__ = ["build", "explain", "explain_methods", "multilabel_metrics", "names"]

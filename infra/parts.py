@@ -99,11 +99,13 @@ def recorded_configs(paths: StorePaths) -> list[dict[str, str]]:
     return rows
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
+def write_parquet(path: Path, table: pa.Table, row_group_size: int | None = None) -> None:
     """Write one Parquet file atomically: zstd, page checksums, the same bytes for the same rows."""
     write_atomically(
         path,
-        lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True),
+        lambda temporary: pq.write_table(
+            table, temporary, compression="zstd", write_page_checksum=True, row_group_size=row_group_size
+        ),
     )
 
 

@@ -39,6 +39,8 @@ class ArraySpec:
     """Patches in an inner chunk, at most."""
     names: tuple[str, ...] = ()
     """Names along the first axis after `patch`: a coordinate of the dataset."""
+    zarr_shard: int | None = None
+    """Patches in a Zarr shard, at most; None: one Zarr shard for one shard of the pipeline."""
 
 
 def _bands(group: BandGroup, dtype: str, units: str, long_name: str) -> ArraySpec:
@@ -108,32 +110,46 @@ class ShardedStore:
             raise StoreError(f"{self.path}/{name} is not an array")
         return array
 
-    def write(self, shard: int, name: str, values: NDArray[np.generic]) -> None:
-        """Write one whole shard of one array.
+    def write(self, shard: int, name: str, values: NDArray[np.generic], first_row: int = 0) -> None:
+        """Write whole Zarr shards of one array, all of the shard's or a run of them.
+
+        Args:
+            shard: Shard of the pipeline.
+            name: The array.
+            values: (rows, …), of the array's shape and dtype.
+            first_row: Row of the shard where values begin.
 
         Raises:
-            MisalignedWriteError: values is not (shard_size, …) of the array's shape and dtype.
+            MisalignedWriteError: values have another shape or dtype, or would cover a Zarr shard in part.
             StoreError: The disk is full or read-only, or the shard lies past the arrays' end.
         """
         array = self.array(name)
-        expected = (self.shard_size, *array.shape[1:])
-        if values.shape != expected or values.dtype != array.dtype:
+        unit = (array.shards or array.chunks)[0]
+        whole = values.shape[0] % unit == 0 and first_row % unit == 0 and first_row + len(values) <= self.shard_size
+        if not whole or values.shape[1:] != array.shape[1:] or values.dtype != array.dtype:
             raise MisalignedWriteError(
-                f"shard {shard} of {self.path}/{name} is {values.dtype} {values.shape}, the array holds {array.dtype} "
-                f"{expected}: write whole shards, or create the store with another shape"
+                f"rows {first_row} on of shard {shard} of {self.path}/{name}: {values.dtype} {values.shape}, the array "
+                f"holds {array.dtype} {array.shape[1:]} in Zarr shards of {unit}: write whole Zarr shards"
             )
         if shard >= self.n_shards:
             raise StoreError(
                 f"{self.path} has {self.n_shards} shards, none numbered {shard}: the driver grows it first"
             )
+        start = shard * self.shard_size + first_row
         with writing(self.path):
-            whole = array.with_config({"write_empty_chunks": True})
-            whole[shard * self.shard_size : (shard + 1) * self.shard_size] = values
+            with_empty = array.with_config({"write_empty_chunks": True})
+            with_empty[start : start + len(values)] = values
 
-    def read(self, shard: int, name: str) -> NDArray[np.generic]:
-        """Return one whole shard of one array, (shard_size, …)."""
-        values = self.array(name)[shard * self.shard_size : (shard + 1) * self.shard_size]
-        return np.asarray(values)
+    def read(self, shard: int, name: str, first_row: int = 0, rows: int | None = None) -> NDArray[np.generic]:
+        """Return rows of one shard of one array, all of them by default."""
+        start = shard * self.shard_size + first_row
+        count = self.shard_size - first_row if rows is None else rows
+        return np.asarray(self.array(name)[start : start + count])
+
+    def block(self, name: str) -> int:
+        """Return the patches of a Zarr shard of one array: what is written at once, and best read at once."""
+        array = self.array(name)
+        return int((array.shards or array.chunks)[0])
 
 
 def create_store(
@@ -174,12 +190,12 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
         path.parent.mkdir(parents=True, exist_ok=True)
         group = zarr.open_group(path, mode="w")
         for spec in arrays:
-            chunk = inner_chunk(shard_size, spec.chunk)
+            zarr_shard = divisor(shard_size, spec.zarr_shard or shard_size)
             group.create_array(
                 spec.name,
                 shape=(0, *spec.shape),
-                shards=(shard_size, *spec.shape),
-                chunks=(chunk, *spec.shape),
+                shards=(zarr_shard, *spec.shape),
+                chunks=(divisor(zarr_shard, spec.chunk), *spec.shape),
                 dtype=spec.dtype,
                 fill_value=spec.fill,
                 compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
@@ -194,6 +210,6 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
         group.attrs.update({**attributes, "shard_size": shard_size})
 
 
-def inner_chunk(shard_size: int, at_most: int) -> int:
-    """Return the largest divisor of shard_size up to at_most: Zarr wants whole inner chunks in a shard."""
-    return next(n for n in range(min(at_most, shard_size), 0, -1) if shard_size % n == 0)
+def divisor(whole: int, at_most: int) -> int:
+    """Return the largest divisor of whole up to at_most: Zarr wants whole chunks in a shard."""
+    return next(n for n in range(min(at_most, whole), 0, -1) if whole % n == 0)

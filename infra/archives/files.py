@@ -1,7 +1,7 @@
 """Opening an archive's files: never outside the archive, never waiting, every failure with a reason.
 
-An archive's root, and the folders directly in it (a modality may lie on another disk), may be symbolic links: its owner
-laid them out. A link deeper inside has to end within one of these.
+An archive's root, and the folders directly in it (a modality or a scene may lie on another disk), may be symbolic
+links: its owner laid them out. Any other link has to end within one of these.
 """
 
 import errno
@@ -95,7 +95,8 @@ def _root_gone(root: str, error: OSError) -> NoReturn:
 @lru_cache(maxsize=256)
 def _bases(root: str, top: str) -> tuple[str, ...]:
     """Return the real folders that a link may end in."""
-    return tuple({os.path.realpath(root), os.path.realpath(os.path.join(root, top))})  # noqa: PTH118 - strings
+    real = os.path.realpath(f"{root}/{top}")
+    return (os.path.realpath(root), real) if os.path.isdir(real) else (os.path.realpath(root),)  # noqa: PTH112 - a string
 
 
 def is_inside(root: str, relative: str) -> bool:
@@ -196,4 +197,4 @@ class Folder:
 
     def has_any(self, names: Iterable[str]) -> bool:
         """Return whether one of the names is in this folder, of whatever type."""
-        return not set(names).isdisjoint(os.listdir(self._fd))
+        return not set(names).isdisjoint(os.listdir(self._fd))  # noqa: PTH208 - a descriptor

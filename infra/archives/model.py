@@ -112,8 +112,10 @@ class Patch:
 class Archive(Protocol):
     """An archive layout. Cheap to construct and to pickle: it holds paths, no open files."""
 
-    version: str
-    """Source version for the tables, for example "bigearthnet-v2"."""
+    @property
+    def version(self) -> str:
+        """Source version for the tables, for example "bigearthnet-v2"."""
+        ...
 
     def scan(self) -> Scan:
         """Return every input; raises ArchiveError where the archive as a whole is unusable."""

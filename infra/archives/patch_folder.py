@@ -90,7 +90,7 @@ def read_reference_map(folder: Folder, name: str, ground: Ground) -> NDArray[np.
     """Return the reference map of a patch, (120, 120) CORINE codes; arguments and errors as `read_s1`."""
     array = np.empty((1, PATCH_SIZE, PATCH_SIZE), np.uint16)
     _read_group(folder, name, _REFERENCE_MAP, array, ground)
-    return array[0]
+    return np.asarray(array[0])
 
 
 _REFERENCE_MAP = BandGroup("reference_map", ("reference_map",), gsd=10, size=PATCH_SIZE)
@@ -106,9 +106,7 @@ def nodata_share(s2_10m: NDArray[np.uint16]) -> float:
     return 0.0 if lowest.min() else 1.0 - np.count_nonzero(lowest) / lowest.size
 
 
-def _read_group(
-    folder: Folder, name: str, group: BandGroup, out: NDArray[Any], ground: Ground | None
-) -> Ground:
+def _read_group(folder: Folder, name: str, group: BandGroup, out: NDArray[Any], ground: Ground | None) -> Ground:
     """Fill `out` with the bands of one grid and return their ground, which must be `ground` where that is given."""
     shape = (group.size, group.size)
     first: bytes | Grid | None = None
@@ -147,9 +145,7 @@ def _read_band(folder: Folder, file: str, shape: tuple[int, int]) -> tuple[Band,
 
 
 def _same(one: Ground, other: Ground) -> bool:
-    return (
-        one.epsg == other.epsg and abs(one.left - other.left) < _TOLERANCE and abs(one.top - other.top) < _TOLERANCE
-    )
+    return one.epsg == other.epsg and abs(one.left - other.left) < _TOLERANCE and abs(one.top - other.top) < _TOLERANCE
 
 
 def _ground(band: Band, data: bytes, group: BandGroup, shown: str) -> Ground:
@@ -173,5 +169,3 @@ def is_projected(epsg: int) -> bool:
     except pyproj.exceptions.CRSError:
         return False
     return crs.is_projected and all(axis.unit_name == "metre" for axis in crs.axis_info)
-
-

@@ -13,6 +13,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
@@ -44,7 +45,7 @@ _KNOWN_TAGS = frozenset(
     {254, 256, 257, 258, 259, 262, 266, 269, 270, 273, 274, 277, 278, 279, 282, 283, 284, 296, 305, 306, 317, 339}
     | {33550, 33922, 34735, 34736, 34737, 42113}
 )
-_DTYPES = {
+_DTYPES: Mapping[tuple[int, int], np.dtype[Any]] = {
     (8, 1): np.dtype("u1"),
     (16, 1): np.dtype("<u2"),
     (16, 2): np.dtype("<i2"),
@@ -216,10 +217,7 @@ def read_strip_tiff(data: bytes, shown: str, shape: tuple[int, int] | None = Non
     if layout.contiguous:
         pixels = np.frombuffer(data, layout.dtype, height * width, layout.offsets[0]).reshape(layout.shape)
     else:
-        pixels_or_none = _join_strips(data, layout, shown)
-        if pixels_or_none is None:
-            return None
-        pixels = pixels_or_none
+        pixels = _join_strips(data, layout, shown)
     if len(layout.geo) == 1:
         ((a, b),) = layout.geo
         geo = data[a:b]
@@ -328,9 +326,7 @@ def _directory(data: bytes, shown: str) -> tuple[str, dict[int, _Entry], bool]:
         if size > inline:
             (value,) = struct.unpack_from(order + ("Q" if big else "I"), data, value)
             if value + size > len(data):
-                raise _truncated(
-                    shown, f"tag {tag} needs bytes {value} to {value + size}, the file has {len(data)}"
-                )
+                raise _truncated(shown, f"tag {tag} needs bytes {value} to {value + size}, the file has {len(data)}")
         entries.setdefault(tag, _Entry(kind, count, value, value + size))
     return order, entries, plain
 
@@ -419,8 +415,8 @@ def _merged(places: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(merged)
 
 
-def _join_strips(data: bytes, layout: _Layout, shown: str) -> NDArray[Any] | None:
-    """Return the pixels of scattered or deflated strips; None where a strip holds more than its rows."""
+def _join_strips(data: bytes, layout: _Layout, shown: str) -> NDArray[Any]:
+    """Return the pixels of scattered or deflated strips."""
     height, width = layout.shape
     parts: list[bytes] = []
     for i, (offset, count) in enumerate(zip(layout.offsets, layout.counts, strict=True)):
@@ -431,13 +427,17 @@ def _join_strips(data: bytes, layout: _Layout, shown: str) -> NDArray[Any] | Non
             inflater = zlib.decompressobj()
             try:
                 strip = inflater.decompress(strip, expected)  # never more, whatever the stream holds
-                rest = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but the checksum is looked at
+                rest = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but its checksum is looked at
             except zlib.error as error:
                 raise BadPatchError(shown, "corrupt", f"strip {i} cannot be inflated: {error}") from error
             if len(strip) < expected:
                 raise _truncated(shown, f"strip {i} inflates to {len(strip)} bytes, its rows need {expected}")
-            if rest or not inflater.eof:
-                return None
+            if rest:  # GDAL may return uninitialised memory for such a file
+                raise BadPatchError(
+                    shown, "corrupt", f"strip {i} inflates to more than the {expected} bytes of its rows"
+                )
+            if not inflater.eof:
+                raise _truncated(shown, f"strip {i} ends before its checksum")
         parts.append(strip)
     pixels = np.frombuffer(b"".join(parts), layout.dtype).reshape(layout.shape)
     if layout.predictor == 2:  # each value is the difference to its left neighbour, modulo 2^bits

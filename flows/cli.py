@@ -1,0 +1,220 @@
+"""The command line. Exit codes: 0 done; 1 some shards failed; 2 usage, configuration or environment."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from infra.errors import PipelineError
+
+# Nothing is reported to the makers of the libraries, and a run's own words are not drowned in theirs.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+
+app = typer.Typer(
+    name="superscene",
+    help="Turns a satellite archive into tables: super-resolution, land cover, explanations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
+Store = Annotated[Path, typer.Argument(help="A store's folder.")]
+
+
+def main() -> None:
+    """Run the command line; the entry point of `superscene`."""
+    with plain_errors():
+        app()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn the project's errors into one sentence and an exit code, never a traceback."""
+    try:
+        yield
+    except PipelineError as error:
+        from flows.archive import IncompleteRunError
+
+        if isinstance(error, IncompleteRunError):
+            _say(str(error))
+            sys.exit(1)
+        _say(f"superscene: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("superscene: stopped; finished shards are kept, the same command goes on from here")
+        sys.exit(130)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(
+    run_yaml: Path, overrides: list[str] | None, until: Literal["ingest", "train", "predict", "evaluate", "report"]
+) -> None:
+    from flows.config import load_config
+
+    config = load_config(run_yaml, overrides)
+    from flows.archive import archive
+    from flows.progress import bars
+
+    with bars():
+        summary = archive(config, until)
+    Console().print(summary, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Run the whole archive flow; finished work is kept and skipped."""
+    _run(run_yaml, overrides, "report")
+
+
+@app.command()
+def ingest(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Read the archive into the store."""
+    _run(run_yaml, overrides, "ingest")
+
+
+@app.command()
+def train(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Train the classifiers, after what they need."""
+    _run(run_yaml, overrides, "train")
+
+
+@app.command()
+def predict(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Predict and explain every patch, after what that needs."""
+    _run(run_yaml, overrides, "predict")
+
+
+@app.command()
+def evaluate(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Score the predictions, after what that needs."""
+    _run(run_yaml, overrides, "evaluate")
+
+
+@app.command()
+def report(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Write the report anew from the tables, and nothing else."""
+    from flows.config import load_config
+    from infra.storage import StorePaths
+    from tasks.report import write_report
+
+    paths = StorePaths(load_config(run_yaml, overrides).store)
+    write_report(paths)
+    typer.echo(f"report: {paths.report}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the archive and the store go.")] = Path("demo"),
+    patches: Annotated[int, typer.Option(min=1, help="Patches of the synthetic archive.")] = 192,
+) -> None:
+    """Write a small synthetic archive, run the whole flow on it, and show where the report is."""
+    from flows.demo import demo_config, write_demo_archive
+    from flows.progress import bars
+
+    os.environ.setdefault("PREFECT_HOME", str((folder / "prefect").resolve()))
+    from flows.archive import archive
+
+    with bars():
+        write_demo_archive(folder, patches)
+        summary = archive(demo_config(folder))
+    Console().print(summary, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(help="Where the archive goes.")],
+    patches: Annotated[int, typer.Option(min=1, help="Patches to write.")] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Write a synthetic archive in BigEarthNet-v2 layout."""
+    from flows.demo import write_archive
+    from flows.progress import bars
+
+    with bars():
+        write_archive(folder, patches, seed)
+    typer.echo(f"{patches} patches in {folder}")
+
+
+@app.command()
+def plan(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Tell what a run would do: patches, shards and bytes, before anything runs."""
+    from flows.config import load_config
+    from flows.estimate import estimate
+
+    config = load_config(run_yaml, overrides)
+    table = Table("what", "how much", box=None)
+    for what, amount in estimate(config):
+        table.add_row(what, amount)
+    Console().print(table)
+
+
+@app.command()
+def status(store: Store) -> None:
+    """Show, per stage of the last run, the shards done, missing and failed, and the inputs in quarantine."""
+    from infra.storage import StorePaths
+    from tasks.status import store_status
+
+    found = store_status(StorePaths(store))
+    console = Console()
+    console.print(f"run {found.run_id}: {found.state}; {found.patches} patches, {found.quarantined} in quarantine")
+    table = Table("stage", "config", "done", "missing", "failed", box=None)
+    for stage in found.stages:
+        table.add_row(stage.title, stage.config, str(stage.done), str(stage.missing), str(len(stage.failures)))
+    console.print(table)
+    for stage in found.stages:
+        for shard, error in stage.failures.items():
+            console.print(f"{stage.title}: shard {shard} failed: {error}", markup=False, highlight=False)
+
+
+@app.command()
+def sql(
+    store: Store,
+    statement: Annotated[str, typer.Argument(help="One SELECT.")],
+    all_configs: Annotated[bool, typer.Option("--all-configs", help="Show rows of every run.")] = False,  # noqa: FBT002  # typer
+) -> None:
+    """Ask the tables in SQL; every table is a view, and nothing can be written."""
+    from infra.query import query
+    from infra.storage import StorePaths
+    from tasks.run_record import published_configs
+
+    paths = StorePaths(store)
+    runs = published_configs(paths)
+    relation = query(paths.tables, None if all_configs or not runs else runs[0], statement)
+    rows = relation.fetchall()
+    table = Table(*relation.columns, box=None)
+    for row in rows:
+        table.add_row(*("" if value is None else _cell(value) for value in row))
+    Console().print(table)
+    _say(f"{len(rows)} rows")
+
+
+@app.command()
+def doctor() -> None:
+    """Check the machine: what works, and what to do about what does not."""
+    from flows.doctor import checks
+
+    table = Table("check", "", "found", "what to do", box=None)
+    results = checks()
+    for check in results:
+        table.add_row(check.name, "ok" if check.ok else "no", check.found, check.advice)
+    Console().print(table)
+    if not all(check.ok for check in results):
+        raise typer.Exit(1)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,108 @@
+"""Where a run shows how far it is: bars in a terminal, progress artifacts in Prefect, both or neither."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from tasks.stage import Progress as StageProgress
+from tasks.stage import silent
+
+_ARTIFACT_SECONDS = 5.0
+"""Artifacts are calls to a server: this often at most."""
+
+_terminal: ContextVar[StageProgress] = ContextVar("terminal", default=silent)
+
+
+@contextmanager
+def bars() -> Iterator[None]:
+    """Show a bar for every stage on standard error while the block runs; plain lines where that is no terminal."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tell = _Bars(progress) if console.is_terminal else _lines
+    token = _terminal.set(tell)
+    try:
+        with progress:
+            yield
+    finally:
+        _terminal.reset(token)
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, tuple[TaskID, float]] = {}
+
+    def __call__(self, stage: str, done: int, total: int, patches: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = (self._progress.add_task(stage, total=total, rate=""), time.monotonic())
+        task, started = self._tasks[stage]
+        seconds = time.monotonic() - started
+        rate = f"{patches / seconds:8.1f} patches/s" if patches and seconds else ""
+        self._progress.update(task, completed=done, total=max(total, 1) if total else 1, rate=rate)
+        if not total:
+            self._progress.update(task, completed=1, rate="done before")
+
+
+def _lines(stage: str, done: int, total: int, patches: int) -> None:
+    if total and done in {0, total}:
+        what = f"{total} to do" if not done else f"{total} done, {patches} patches"
+        print(f"{stage}: {what}", file=sys.stderr, flush=True)  # noqa: T201  # the terminal is this function's purpose
+
+
+def terminal_progress() -> StageProgress:
+    """Return the terminal, if the CLI set one, for work outside the flow."""
+    return _terminal.get()
+
+
+def stage_progress() -> StageProgress:
+    """Return who is told: the terminal, if the CLI set one, and Prefect, inside a flow run."""
+    terminal = _terminal.get()
+    if FlowRunContext.get() is None:
+        return terminal
+    artifact = _Artifact()
+
+    def both(stage: str, done: int, total: int, patches: int) -> None:
+        terminal(stage, done, total, patches)
+        artifact(stage, done, total)
+
+    return both
+
+
+class _Artifact:
+    """A progress artifact a stage, updated now and then and at its end."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, UUID] = {}
+        self._last = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        percent = 100.0 * done / total if total else 100.0
+        if stage not in self._ids:
+            self._ids[stage] = _created(create_progress_artifact(progress=percent, description=stage))
+        elif done == total or time.monotonic() - self._last > _ARTIFACT_SECONDS:
+            update_progress_artifact(self._ids[stage], progress=percent)
+        else:
+            return
+        self._last = time.monotonic()
+
+
+def _created(artifact: object) -> UUID:
+    if not isinstance(artifact, UUID):
+        raise TypeError(f"Prefect returned {type(artifact).__name__}, not an artifact's id")
+    return artifact

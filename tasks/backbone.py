@@ -1,0 +1,40 @@
+"""Where a network's backbone starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import classifiers
+from classifiers import checkpoint
+from classifiers.network import Classifier
+from infra.fingerprint import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A backbone by name and file; cheap to pickle."""
+
+    classifier: str
+    """Network."""
+    kind: Literal["weights", "archive", "random"]
+    """A weight file, a checkpoint trained on this archive, or chance."""
+    file: Path | None = None
+    """The file; None for random."""
+
+    def identity(self) -> dict[str, Json]:
+        """Return what determines it."""
+        digest = None if self.file is None else checkpoint.sha256(self.file)
+        return {"classifier": self.classifier, "kind": self.kind, "sha256": digest}
+
+
+def load_network(backbone: Backbone, num_labels: int, head: str = "linear") -> Classifier:
+    """Return a network with this backbone and a new head, both from torch's seed where they are random.
+
+    Raises:
+        WeightsError: The file is missing or holds another network.
+    """
+    if backbone.kind == "archive" and backbone.file is not None:
+        network = classifiers.build(backbone.classifier, num_labels, head=head)
+        network.backbone.load_state_dict(checkpoint.load(backbone.file).network.backbone.state_dict())
+        return network
+    return classifiers.build(backbone.classifier, num_labels, head=head, weights=backbone.file)

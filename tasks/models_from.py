@@ -1,0 +1,28 @@
+"""Classifiers trained in another store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from classifiers import checkpoint
+from infra.errors import ConfigError
+from infra.storage import StorePaths
+from tasks.branch import Branch
+from tasks.run_record import published_configs
+
+
+def borrowed_checkpoints(source: StorePaths, branch: Branch, classifier: str) -> Mapping[int, Path]:
+    """Return the checkpoints, by seed, of the last run of another store that trained this classifier on this branch.
+
+    Raises:
+        ConfigError: There are none; the message says what the store has instead.
+    """
+    folders = {
+        path.name.rsplit("-", 1)[1]: path for path in (source.root / "checkpoints").glob(f"{branch.sr}-{classifier}-*")
+    }
+    for configs in published_configs(source):
+        for config in sorted(configs & folders.keys()):
+            files = sorted(folders[config].glob("seed-*.safetensors"))
+            return {checkpoint.load(path).seed: path for path in files}
+    there = sorted({path.name.rsplit("-", 1)[0] for path in (source.root / "checkpoints").glob("*")})
+    have = f"it has {', '.join(there)}" if there else "it has no trained classifier"
+    raise ConfigError(f"models_from: {source.root} has no {classifier} for the {branch.sr} branch; {have}")

@@ -1,0 +1,211 @@
+"""The plan: every patch gets its shard and row before a pixel is read, and keeps them for ever."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchInput, Scan
+from infra.bigearthnet.classes import NAMES
+from infra.errors import ArchiveError, BadPatchError, ConfigError
+from infra.parts import StageParts, stage_parts, write_parquet
+from infra.storage import StorePaths
+from infra.zarr_store import archive_arrays, create_store
+
+PLAN_SCHEMA = INPUT_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False)).append(
+    pa.field("row", pa.int32(), nullable=False)
+)
+"""An archive's input and its place."""
+
+ORDER_SEED = 0
+"""Seed of the order within a split."""
+
+_SPLIT_ORDER = ("train", "validation", "test", "all")
+_ROWS_PER_GROUP = 8192  # a worker reads its shard's rows, not the whole plan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All shards of a store."""
+
+    paths: StorePaths
+    parts: StageParts
+    """Parts of the ingest stage."""
+    shards: Mapping[int, str]
+    """Split of every planned shard."""
+    shard_size: int
+    scan: Scan | None
+    """What the archive held when the plan was made; None where the store alone was asked."""
+
+    def ingested(self, *splits: str) -> list[int]:
+        """Shards whose patches are stored, of the named splits or of all."""
+        done = self.parts.done()
+        return [shard for shard, split in self.shards.items() if shard in done and (not splits or split in splits)]
+
+
+def make_plan(archive: Archive | None, paths: StorePaths, layout: str, shard_size: int) -> Plan:
+    """Scan the archive, give new inputs their places, and make room for them in archive.zarr.
+
+    Inputs that an earlier plan holds keep their places; new ones start new shards, so nothing that was written is
+    written again. An input that was quarantined for its pixels gets a new place once it can be read.
+
+    Args:
+        archive: The archive; None: use what the store holds.
+        paths: The store.
+        layout: Name of the archive's layout.
+        shard_size: Patches in a shard.
+
+    Raises:
+        ArchiveError: The archive cannot be read as a whole, or holds no patch at all.
+        ConfigError: The store was made for another layout or shard size, or there is neither archive nor store.
+        StoreError: The store cannot be written.
+    """
+    parts = stage_parts(paths, "ingest", {"layout": layout, "labels": list(NAMES), "schema": 1})
+    _refuse_foreign_plans(parts)
+    shards = _planned_shards(parts)
+    if archive is None and not shards:
+        raise ConfigError(f"archive.root is not given, and {paths.root} holds no patches yet")
+    scan = None
+    if archive is not None:
+        scan = archive.scan()
+        if scan.total == scan.absent:
+            raise ArchiveError(f"the archive holds no patch: {scan.total} are named, {scan.absent} of them absent")
+        fresh = _without_place(scan, archive, parts)
+        if fresh.num_rows:
+            first = max(shards, default=-1) + 1
+            plan = assign(fresh, shard_size, first)
+            n_shards = 1 + pc.max(plan["shard"]).as_py()
+            create_store(paths.archive, archive_arrays(NAMES), shard_size, n_shards, {"layout": layout})
+            path = _plan_folder(parts) / f"plan-{len(_plan_files(parts)):04d}.parquet"
+            write_parquet(path, plan, row_group_size=_ROWS_PER_GROUP)
+            shards = _planned_shards(parts)
+    if shards:
+        create_store(paths.archive, archive_arrays(NAMES), shard_size, 0, {})  # refuses another shard_size
+    return Plan(paths, parts, shards, shard_size, scan)
+
+
+def assign(inputs: pa.Table, shard_size: int, first_shard: int) -> pa.Table:
+    """Give every input its shard and row: one split a shard, in the order of a hash of the patch id.
+
+    Args:
+        inputs: INPUT_SCHEMA, unique patch ids.
+        shard_size: Patches in a shard; the last shard of each split may be short.
+        first_shard: Number of the first shard.
+
+    Returns:
+        PLAN_SCHEMA, sorted by shard and row. Any whole shard is a random sample of its split.
+    """
+    ids = inputs["patch_id"].to_pylist()
+    keys = np.array([hashlib.sha256(f"{ORDER_SEED}:{i}".encode()).hexdigest()[:16] for i in ids])
+    splits = np.array(inputs["split"].to_pylist())
+    order, shards, rows = [], [], []
+    for split in sorted(set(splits.tolist()), key=_split_rank):
+        members = np.flatnonzero(splits == split)
+        members = members[np.argsort(keys[members], kind="stable")]
+        order.append(members)
+        shards.append(first_shard + np.arange(len(members)) // shard_size)
+        rows.append(np.arange(len(members)) % shard_size)
+        first_shard += -(-len(members) // shard_size)
+    table = inputs.take(pa.array(np.concatenate(order)))
+    table = table.append_column("shard", pa.array(np.concatenate(shards), pa.int32()))
+    return table.append_column("row", pa.array(np.concatenate(rows), pa.int32())).cast(PLAN_SCHEMA)
+
+
+def shard_inputs(parts: StageParts, shard: int) -> list[tuple[int, PatchInput]]:
+    """Return (row, input) of one shard from the plan that holds it."""
+    for path in _plan_files(parts):
+        rows = pq.read_table(path, filters=[("shard", "=", shard)], partitioning=None).to_pylist()
+        if rows:
+            return [_placed(row) for row in rows]
+    raise ConfigError(f"no plan in {_plan_folder(parts)} holds shard {shard}")
+
+
+def last_places(parts: StageParts, patch_ids: pa.Array) -> dict[str, int]:
+    """Return the shard where each of some patches was planned last; an input that was mended is planned twice."""
+    places: dict[str, int] = {}
+    for path in _plan_files(parts):
+        plan = pq.ParquetFile(path).read(columns=["patch_id", "shard"])
+        hit = plan.filter(pc.is_in(plan["patch_id"], value_set=patch_ids))
+        places.update(zip(hit["patch_id"].to_pylist(), hit["shard"].to_pylist(), strict=True))
+    return places
+
+
+def planned_patches(parts: StageParts) -> int:
+    """Return the number of different patches that have a place."""
+    ids = [pq.ParquetFile(path).read(columns=["patch_id"])["patch_id"] for path in _plan_files(parts)]
+    return len(pc.unique(pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())))
+
+
+def quarantined_pixels(parts: StageParts) -> pa.Table:
+    """Return the quarantine rows of all ingested shards, but for inputs that have been given a new place since."""
+    shards = sorted(parts.done())
+    tables = [parts.read_side("quarantine", shard) for shard in shards]
+    if not tables:
+        return PROBLEM_SCHEMA.empty_table()
+    rows = pa.concat_tables(tables)
+    places = last_places(parts, rows["patch_id"].combine_chunks())
+    origin = np.repeat(shards, [table.num_rows for table in tables]).tolist()
+    current = [places[patch] == shard for patch, shard in zip(rows["patch_id"].to_pylist(), origin, strict=True)]
+    return rows.filter(pa.array(current, pa.bool_()))
+
+
+def _without_place(scan: Scan, archive: Archive, parts: StageParts) -> pa.Table:
+    """Inputs that no plan holds, and those that were quarantined for their pixels and can be read now."""
+    planned = last_places(parts, scan.inputs["patch_id"].combine_chunks())
+    is_new = np.array([patch not in planned for patch in scan.inputs["patch_id"].to_pylist()], bool)
+    bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined_pixels(parts)["patch_id"].combine_chunks())
+    for i in np.flatnonzero(bad.to_numpy()).tolist():
+        is_new[i] = _can_be_read(archive, scan.inputs.slice(i, 1).to_pylist()[0])
+    return scan.inputs.filter(pa.array(is_new))
+
+
+def _can_be_read(archive: Archive, row: dict[str, Any]) -> bool:
+    try:
+        archive.read(patch_input(row))
+    except BadPatchError:
+        return False
+    return True
+
+
+def patch_input(row: dict[str, Any]) -> PatchInput:
+    """Return a row of INPUT_SCHEMA as an object."""
+    labels = row["labels"]
+    return PatchInput(**{**row, "labels": None if labels is None else tuple(labels)})
+
+
+def _placed(row: dict[str, Any]) -> tuple[int, PatchInput]:
+    place = row.pop("row")
+    del row["shard"]
+    return place, patch_input(row)
+
+
+def _plan_folder(parts: StageParts) -> Path:
+    return parts.paths.work / "plan" / parts.config
+
+
+def _plan_files(parts: StageParts) -> list[Path]:
+    return sorted(_plan_folder(parts).glob("plan-*.parquet"))
+
+
+def _refuse_foreign_plans(parts: StageParts) -> None:
+    for folder in (parts.paths.work / "plan").glob("*"):
+        if folder.name != parts.config:
+            raise ConfigError(f"{parts.paths.root} holds patches of another archive layout; choose another store")
+
+
+def _planned_shards(parts: StageParts) -> dict[int, str]:
+    shards: dict[int, str] = {}
+    for path in _plan_files(parts):
+        plan = pq.ParquetFile(path).read(columns=["shard", "split"])
+        shards.update(zip(plan["shard"].to_pylist(), plan["split"].to_pylist(), strict=True))
+    return shards
+
+
+def _split_rank(split: str) -> tuple[int, str]:
+    return (_SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER), split)

@@ -1,0 +1,64 @@
+"""Publish: parts of finished stages become the analysts' tables, each in one place."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from infra.bigearthnet.classes import NAMES
+from infra.parts import StageParts, read_parts, recorded_configs
+from infra.storage import StorePaths
+from infra.tables import CONFIGS, EXPLANATIONS, SR_QUALITY, TRAINING, hive_folder, predictions_schema, publish
+from tasks.branch import Branch
+from tasks.plan import Plan
+from tasks.score import ScoredClassifier
+from tasks.train import TrainJob
+
+
+def publish_scores(plan: Plan, branch: Branch, scored: ScoredClassifier) -> pa.Table:
+    """Write tables/predictions and tables/explanations of one classifier, and return the predictions.
+
+    A table that lacks a shard says so in its files' metadata.
+    """
+    paths, shards = plan.paths, sorted(plan.shards)
+    names = {"sr": branch.sr, "classifier": scored.classifier}
+    for method, parts in scored.explanations.items():
+        folder = hive_folder(paths.table("explanations"), **names, method=method, config=parts.config)
+        _publish(parts, shards, EXPLANATIONS, folder, ["patch_id", "map_label"])
+    parts = scored.predictions
+    folder = hive_folder(paths.table("predictions"), **names, config=parts.config)
+    return _publish(parts, shards, predictions_schema(len(NAMES)), folder, ["patch_id", "seed"])
+
+
+def publish_quality(plan: Plan, branch: Branch) -> None:
+    """Write one branch's rows of tables/sr_quality; a branch that does not enlarge has none."""
+    for parts in branch.quality_outputs:
+        folder, stem = plan.paths.table("sr_quality"), f"{branch.sr}-{branch.pixels.config}"
+        _publish(parts, sorted(plan.shards), SR_QUALITY, folder, ["patch_id"], stem)
+
+
+def publish_training(job: TrainJob, seeds: Sequence[int]) -> None:
+    """Write one job's curves to tables/training."""
+    folder = job.branch.paths.table("training")
+    _publish(job.parts, sorted(seeds), TRAINING, folder, ["seed", "epoch"], job.parts.config)
+
+
+def publish_configs(paths: StorePaths) -> None:
+    """Write tables/configs: what every config of the store stands for."""
+    rows = pa.Table.from_pylist(list(recorded_configs(paths)), schema=CONFIGS)
+    publish(paths.table("configs"), rows, CONFIGS, ["config"])
+
+
+def _publish(
+    parts: StageParts,
+    shards: Sequence[int],
+    schema: pa.Schema,
+    folder: Path,
+    sort_by: Sequence[str],
+    stem: str = "data",
+) -> pa.Table:
+    done = parts.done()
+    present = [shard for shard in shards if shard in done]
+    rows = read_parts(parts, present) if present else schema.empty_table()
+    publish(folder, rows, schema, sort_by, complete=len(present) == len(shards), file_stem=stem)
+    return rows

@@ -1,0 +1,130 @@
+"""The record of a run: what it was asked, what it did, how fast; one row of tables/runs."""
+
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import StorePaths, write_text
+from infra.tables import RUNS, publish
+from tasks.ingest import IngestCounts
+from tasks.stage import ShardFailure, StageReport
+
+_LIBRARIES = ("superscene", "torch", "ray", "prefect", "zarr", "pyarrow", "timm", "rasterio", "numpy")
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run as it goes; `status` reads its file while the run lives, analysts its row afterwards."""
+
+    paths: StorePaths
+    run_yaml: str
+    """The configuration, JSON."""
+    started: datetime
+    run_id: str = ""
+    startup_seconds: float = 0.0
+    """Seconds from the command to the first stage's actors."""
+    counts: IngestCounts = field(default_factory=lambda: IngestCounts(0, 0, 0, 0))
+    stages: list[StageReport] = field(default_factory=list)
+    configs: list[str] = field(default_factory=list)
+    """Configs of the tables that the run published."""
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    """Title, stage, config and wanted shards of every parts folder that the run fills, for `status`."""
+
+    def __post_init__(self) -> None:
+        self.run_id = self.run_id or self.started.strftime("%Y%m%dT%H%M%S%fZ")
+
+    @property
+    def failures(self) -> list[ShardFailure]:
+        """Shards that failed in any stage."""
+        return [failure for stage in self.stages for failure in stage.failures]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no shard failed."""
+        return not self.failures
+
+    def add(self, report: StageReport) -> None:
+        """Note a finished stage, and write the record down."""
+        self.stages.append(report)
+        self.save("running")
+
+    def save(self, status: Literal["running", "complete", "incomplete", "stopped"]) -> None:
+        """Write the live record."""
+        write_text(_live_path(self.paths), json.dumps({"status": status, **self._row(None)}, default=str))
+
+    def publish(self) -> None:
+        """Write the run's row to tables/runs."""
+        status: Literal["complete", "incomplete"] = "complete" if self.complete else "incomplete"
+        row = {**self._row(datetime.now(UTC)), "status": status}
+        row.pop("outputs")
+        rows = pa.Table.from_pylist([row], schema=RUNS)
+        publish(self.paths.table("runs"), rows, RUNS, ["run_id"], file_stem=f"run-{self.run_id}")
+        self.save(status)
+
+    def _row(self, ended: datetime | None) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "started": self.started,
+            "ended": ended,
+            "configs": self.configs,
+            "outputs": self.outputs,
+            "run_yaml": self.run_yaml,
+            "versions": json.dumps(
+                {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+            ),
+            "git_commit": git_commit(),
+            "startup_seconds": self.startup_seconds,
+            "inputs": self.counts.inputs,
+            "patches": self.counts.patches,
+            "quarantined": self.counts.quarantined,
+            "absent": self.counts.absent,
+            "stages": [
+                {
+                    "stage": s.stage,
+                    "done": s.done,
+                    "skipped": s.skipped,
+                    "failed": len(s.failures),
+                    "patches": s.patches,
+                    "seconds": s.seconds,
+                    "patches_per_second": s.patches_per_second,
+                }
+                for s in self.stages
+            ],
+        }
+
+
+def live_record(paths: StorePaths) -> dict[str, Any] | None:
+    """Return the record of the last run, finished or not; None where there was none."""
+    path = _live_path(paths)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def published_configs(paths: StorePaths) -> list[set[str]]:
+    """Return the configs that each run published, the last run first."""
+    files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
+    return [set(pq.ParquetFile(path).read(columns=["configs"])["configs"].to_pylist()[0]) for path in files]
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this code lies in, None outside one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    git = shutil.which("git")
+    if git is None:
+        return None
+    result = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)  # noqa: S603
+    return result.stdout.strip() or None
+
+
+def _live_path(paths: StorePaths) -> Path:
+    return paths.work / "run.json"

@@ -1,0 +1,274 @@
+"""Score: one pass over a shard gives predictions, activation maps and explanations of several classifiers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import classifiers
+from classifiers import checkpoint
+from classifiers.cam.grad_cam import grad_cam_from_features
+from classifiers.cam.summary import summarise
+from infra.bigearthnet.bands import S2_10M
+from infra.bigearthnet.classes import NAMES
+from infra.errors import ConfigError
+from infra.fingerprint import Json
+from infra.parts import StageParts, stage_parts
+from infra.tables import EXPLANATIONS, SR_QUALITY, predictions_schema
+from infra.zarr_store import ArraySpec, ShardedStore, create_store
+from sr_models.stretch import to_unit
+from tasks.branch import Batch, Branch, BranchReader, worker_device
+from tasks.labels import multi_hot
+from tasks.stage import ShardCount
+
+ExplainLabels = Literal["predicted", "true", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredClassifier:
+    """A classifier's checkpoints on one branch, and where its rows and maps go. Cheap to pickle."""
+
+    classifier: str
+    checkpoints: Mapping[int, Path]
+    """Checkpoint file by seed; maps are made of the first."""
+    predictions: StageParts
+    explanations: Mapping[str, StageParts]
+    """By method."""
+    explain_labels: ExplainLabels
+
+    @property
+    def outputs(self) -> list[StageParts]:
+        """All parts that a shard's call writes, the predictions last."""
+        return [*self.explanations.values(), self.predictions]
+
+
+def scored_classifier(
+    branch: Branch,
+    classifier: str,
+    checkpoints: Mapping[int, Path],
+    methods: Sequence[str],
+    explain_labels: ExplainLabels,
+) -> ScoredClassifier:
+    """Return a classifier's outputs under their configs, which its checkpoints' hashes determine.
+
+    Raises:
+        ConfigError: A checkpoint was trained on another branch, or on other labels.
+    """
+    digests: dict[str, Json] = {}
+    for seed, path in checkpoints.items():
+        trained = checkpoint.load(path)
+        if trained.labels != NAMES:
+            raise ConfigError(f"{path} has labels {', '.join(trained.labels)}; this archive has {', '.join(NAMES)}")
+        if dict(trained.sr) != dict(branch.identity):
+            raise ConfigError(
+                f"{path} was trained on {_words(trained.sr)}; "
+                f"this run's {branch.sr} branch is {_words(branch.identity)}"
+            )
+        digests[str(seed)] = checkpoint.sha256(path)
+    predictions = stage_parts(
+        branch.paths,
+        "predictions",
+        {
+            "classifier": classifier,
+            "checkpoints": digests,
+            "pixels": branch.pixels.config,
+            "labels": list(NAMES),
+            "schema": 1,
+        },
+    )
+    explanations = {
+        method: stage_parts(
+            branch.paths,
+            "explanations",
+            {"method": method, "labels": explain_labels, "predictions": predictions.config, "schema": 1},
+        )
+        for method in methods
+    }
+    return ScoredClassifier(classifier, checkpoints, predictions, explanations, explain_labels)
+
+
+def map_arrays(sr: str, classifier: str, method: str, height: int, width: int) -> tuple[ArraySpec, ...]:
+    """Return the arrays of a map store, (patch, label, h, w), NaN where there is no patch."""
+    attributes: dict[str, Json] = {
+        "long_name": f"{method} maps of {classifier} on the {sr} branch, raw, at the layer's resolution",
+        "units": "logit",
+    }
+    shape = (len(NAMES), height, width)
+    return (ArraySpec("maps", ("label", "y", "x"), shape, "float32", float("nan"), attributes, chunk=64, names=NAMES),)
+
+
+def create_map_stores(branch: Branch, scored: Sequence[ScoredClassifier], shard_size: int, n_shards: int) -> None:
+    """Make or grow the map stores of a branch's classifiers; for the driver alone."""
+    edge = S2_10M.size * branch.scale
+    for item in scored:
+        with torch.device("meta"):
+            network = classifiers.build(item.classifier, len(NAMES))
+            height, width = network.features(torch.empty(1, 3, edge, edge)).shape[2:]
+        for method, parts in item.explanations.items():
+            arrays = map_arrays(branch.sr, item.classifier, method, height, width)
+            create_store(branch.paths.maps(method, parts.config), arrays, shard_size, n_shards, {"method": method})
+
+
+class ShardScorer:
+    """All classifiers of one branch on one device. A rewrite stores the same rows, so a shard may run twice."""
+
+    def __init__(self, branch: Branch, scored: Sequence[ScoredClassifier]) -> None:
+        self._branch = branch
+        self._device = worker_device()
+        self._reader = BranchReader(branch, self._device)
+        self._networks = [_Network(branch, item, self._device) for item in scored]
+
+    def run(self, shard: int) -> ShardCount:
+        """Score one shard; outputs whose part exists are left alone."""
+        patches = self._branch.ingest.read(shard).sort_by("row")
+        networks = [n for n in self._networks if not all(parts.is_done(shard) for parts in n.scored.outputs)]
+        results = [_ShardResult(network, shard, patches) for network in networks]
+        quality: list[pa.Table] = []
+        start = 0
+        for batch in self._reader.batches(shard, patches):
+            rows = patches.slice(start, len(batch.rows))
+            start += len(batch.rows)
+            quality += [batch.quality] if batch.quality is not None else []
+            x = to_unit(batch.dn, self._branch.max_dn)
+            for result in results:
+                result.add(batch, x, rows)
+        for parts in self._branch.quality_outputs:
+            if not parts.is_done(shard):
+                parts.write(shard, _concatenated(quality, SR_QUALITY))
+        for result in results:
+            result.write()
+        return ShardCount(patches.num_rows)
+
+
+class _Network:
+    """One classifier's networks, one a seed, on the device."""
+
+    def __init__(self, branch: Branch, scored: ScoredClassifier, device: torch.device) -> None:
+        self.scored = scored
+        self.trained = {seed: checkpoint.load(path) for seed, path in scored.checkpoints.items()}
+        for trained in self.trained.values():
+            trained.network.eval().to(device).to(memory_format=torch.channels_last)
+        self.first_seed = next(iter(scored.checkpoints))
+        self.shard_size = ShardedStore(branch.paths.archive).shard_size
+
+    def __call__(self, seed: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities (N, L) and activations (N, K, h, w) of x (N, 3, H, W) in [0, 1]."""
+        trained = self.trained[seed]
+        with torch.inference_mode():
+            standardised = trained.standardiser(x).contiguous(memory_format=torch.channels_last)
+            logits, activations = trained.network.forward_with_features(standardised)
+            return torch.sigmoid(logits), activations
+
+
+class _ShardResult:
+    """What one classifier makes of one shard, gathered batch by batch."""
+
+    def __init__(self, network: _Network, shard: int, patches: pa.Table) -> None:
+        self._network, self._shard, self._patches = network, shard, patches
+        self._predictions: list[pa.Table] = []
+        self._explanations: dict[str, list[pa.Table]] = {method: [] for method in network.scored.explanations}
+        self._maps: dict[str, NDArray[np.float32]] = {}
+
+    def add(self, batch: Batch, x: Tensor, rows: pa.Table) -> None:
+        """Classify one batch, whose pixels in [0, 1] are x, and keep its rows."""
+        scored = self._network.scored
+        for seed, trained in self._network.trained.items():
+            probs, activations = self._network(seed, x)
+            table = _prediction_rows(rows, seed, probs.cpu().numpy(), np.array(trained.thresholds, np.float32))
+            self._predictions.append(table)
+            if seed != self._network.first_seed:
+                continue
+            for method in scored.explanations:
+                maps = grad_cam_from_features(activations, trained.network.head)
+                self._keep_maps(method, batch.rows, maps)
+                self._explanations[method].append(self._explanation_rows(method, batch, table, maps))
+
+    def write(self) -> None:
+        """Write maps, then explanations, then the predictions."""
+        scored, shard = self._network.scored, self._shard
+        for method, parts in scored.explanations.items():
+            if parts.is_done(shard):
+                continue
+            store = ShardedStore(parts.paths.maps(method, parts.config), writable=True)
+            maps = np.full((store.shard_size, *store.array("maps").shape[1:]), np.nan, np.float32)
+            valid = np.zeros(store.shard_size, np.bool_)
+            if method in self._maps:
+                rows = self._patches["row"].to_numpy()
+                maps[rows], valid[rows] = self._maps[method], True
+            store.write(shard, "maps", maps)
+            store.write(shard, "valid", valid)
+            parts.write(shard, _concatenated(self._explanations[method], EXPLANATIONS))
+        if not scored.predictions.is_done(shard):
+            scored.predictions.write(shard, _concatenated(self._predictions, predictions_schema(len(NAMES))))
+
+    def _keep_maps(self, method: str, rows: NDArray[np.int64], maps: Tensor) -> None:
+        values = maps.cpu().numpy()
+        kept = self._maps.get(method)
+        if kept is None:
+            kept = self._maps[method] = np.empty((self._patches.num_rows, *values.shape[1:]), np.float32)
+        first = int(np.searchsorted(self._patches["row"].to_numpy(), rows[0]))
+        kept[first : first + len(rows)] = values
+
+    def _explanation_rows(self, method: str, batch: Batch, predicted: pa.Table, maps: Tensor) -> pa.Table:
+        scored = self._network.scored
+        wanted = _wanted_labels(predicted, scored.explain_labels)
+        patch, label = np.nonzero(wanted)
+        summary = summarise(maps[torch.from_numpy(patch), torch.from_numpy(label)][:, None])
+        probs = predicted["probs"].combine_chunks().flatten().to_numpy().reshape(wanted.shape)
+        store = scored.explanations[method].paths.maps(method, scored.explanations[method].config)
+        index = self._shard * self._network.shard_size + batch.rows
+        return pa.table(
+            {
+                "patch_id": predicted["patch_id"].take(pa.array(patch)),
+                "label": [NAMES[i] for i in label],
+                "seed": pa.array(np.full(len(patch), self._network.first_seed), pa.int32()),
+                "prob": probs[patch, label],
+                **{
+                    name: pa.array(getattr(summary, name)[:, 0].cpu().numpy(), pa.float32(), from_pandas=True)
+                    for name in ("coverage", "entropy", "centroid_row", "centroid_col")
+                },
+                "map_store": [str(store.relative_to(scored.predictions.paths.root))] * len(patch),
+                "map_index": index[patch],
+                "map_label": pa.array(label, pa.int32()),
+            },
+            schema=EXPLANATIONS,
+        )
+
+
+def _prediction_rows(
+    rows: pa.Table, seed: int, probs: NDArray[np.float32], thresholds: NDArray[np.float32]
+) -> pa.Table:
+    names = np.array(NAMES, dtype=object)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), probs.shape[1])
+    return pa.table(
+        {
+            "patch_id": rows["patch_id"],
+            "split": rows["split"],
+            "seed": pa.array(np.full(len(probs), seed), pa.int32()),
+            "probs": values,
+            "predicted": [names[mask].tolist() for mask in probs >= thresholds],
+            "labels": rows["labels"],
+        },
+        schema=predictions_schema(len(NAMES)),
+    )
+
+
+def _wanted_labels(predicted: pa.Table, labels: ExplainLabels) -> NDArray[np.bool_]:
+    """Return which (patch, label) get a row, (N, L)."""
+    if labels == "all":
+        return np.ones((predicted.num_rows, len(NAMES)), np.bool_)
+    return multi_hot(predicted["predicted" if labels == "predicted" else "labels"].to_pylist())
+
+
+def _concatenated(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _words(identity: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(identity.items()))

@@ -1,0 +1,100 @@
+"""One stage over its missing shards: the pool does them, the parts say what is done, the report says how it went."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from infra.parts import StageParts
+from infra.ray_pool import Done, Resources, Worker, run_pool
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCount:
+    """What a worker returns for one shard."""
+
+    patches: int
+    """Patches processed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard that was given up."""
+
+    stage: str
+    shard: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """How a stage went. Done, skipped and failed shards are three outcomes, counted apart."""
+
+    stage: str
+    done: int = 0
+    skipped: int = 0
+    """Shards whose part was there before."""
+    patches: int = 0
+    seconds: float = 0.0
+    """Wall time, the start of the actors included."""
+    failures: tuple[ShardFailure, ...] = field(default=())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard of the stage has its part."""
+        return not self.failures
+
+    @property
+    def patches_per_second(self) -> float:
+        """Patches a second, 0 where nothing was done."""
+        return self.patches / self.seconds if self.seconds else 0.0
+
+
+class Progress(Protocol):
+    """Where a stage tells how far it is: a bar, an artifact, a log."""
+
+    def __call__(self, stage: str, done: int, total: int, patches: int) -> None:
+        """Shards done of total, and patches in them."""
+        ...
+
+
+def silent(stage: str, done: int, total: int, patches: int) -> None:
+    """Tell nobody."""
+
+
+def run_stage(
+    stage: str,
+    build: Callable[[], Worker[ShardCount]],
+    outputs: Sequence[StageParts],
+    shards: Sequence[int],
+    resources: Resources,
+    progress: Progress = silent,
+) -> StageReport:
+    """Run a stage's missing shards on the pool.
+
+    Args:
+        stage: Name for people.
+        build: Makes a worker, in every actor.
+        outputs: The parts that a shard's call writes; a shard is done when all of them exist.
+        shards: The stage's shards.
+        resources: What the pool may use.
+        progress: Told after every shard.
+
+    Raises:
+        WorkerStartError, StoreError, ConfigError: As `run_pool` does: nothing more can be done.
+    """
+    done_everywhere = set.intersection(*(parts.done() for parts in outputs))
+    missing = [shard for shard in shards if shard not in done_everywhere]
+    started, patches, done = time.monotonic(), 0, 0
+    failures: list[ShardFailure] = []
+    progress(stage, 0, len(missing), 0)
+    for outcome in run_pool(build, missing, resources):
+        if isinstance(outcome, Done):
+            done += 1
+            patches += outcome.result.patches
+        else:
+            failures.append(ShardFailure(stage, outcome.item, outcome.error))
+            outputs[-1].write_failure(outcome.item, outcome.attempts, outcome.error)
+        progress(stage, done + len(failures), len(missing), patches)
+    seconds = time.monotonic() - started if missing else 0.0
+    return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures))

@@ -1,0 +1,45 @@
+"""Super-resolve: the pixels of one shard, stored, and their quality."""
+
+import numpy as np
+import pyarrow as pa
+
+from infra.tables import SR_QUALITY
+from infra.zarr_store import ShardedStore
+from tasks.branch import Branch, BranchReader, worker_device
+from tasks.stage import ShardCount
+
+
+class ShardSuperResolver:
+    """Stores one branch's pixels, block by block, so that memory stays small whatever the shard's size."""
+
+    def __init__(self, branch: Branch) -> None:
+        self._branch = branch
+        self._reader = BranchReader(branch, worker_device())
+        self._store = ShardedStore(branch.store, writable=True)
+
+    def run(self, shard: int) -> ShardCount:
+        """Super-resolve and store one shard; its quality rows come before its own part."""
+        branch, store = self._branch, self._store
+        patches = branch.ingest.read(shard).sort_by("row")
+        rows = patches["row"].to_numpy()
+        ids = patches["patch_id"].to_pylist()
+        rgb = self._reader.rgb(shard)
+        quality: list[pa.Table] = []
+        block = store.block("sr")
+        for first in range(0, store.shard_size, block):
+            pixels = np.zeros((block, *store.array("sr").shape[1:]), np.uint16)
+            begin, end = np.searchsorted(rows, [first, first + block])
+            for start in range(begin, end, branch.batch_size):
+                stop = min(start + branch.batch_size, end)
+                chosen = rows[start:stop]
+                dn, measured = self._reader.super_resolve(rgb[chosen], ids[start:stop])
+                pixels[chosen - first] = dn.cpu().numpy()
+                quality += [measured] if measured is not None else []
+            store.write(shard, "sr", pixels, first)
+        valid = np.zeros(store.shard_size, np.bool_)
+        valid[rows] = True
+        store.write(shard, "valid", valid)
+        measured_rows = pa.concat_tables(quality) if quality else SR_QUALITY.empty_table()
+        branch.quality.write(shard, measured_rows)
+        branch.pixels.write(shard, patches.select(["patch_id", "row"]))
+        return ShardCount(len(rows))

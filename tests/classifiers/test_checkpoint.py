@@ -1,0 +1,130 @@
+"""Oracles: round trips, hashlib, and files broken on purpose."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from classifiers.checkpoint import TrainedClassifier, load, sha256
+from classifiers.registry import build
+from infra.errors import ShapeError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainedClassifier:
+    torch.manual_seed(0)
+    network = build("resnet18", 3, in_channels=2)
+    return TrainedClassifier(
+        name="resnet18",
+        head="linear",
+        labels=("Pastures", "Wälder, gemischt", "Inland waters"),
+        bands=("B04", "B03"),
+        mean=(0.1, 0.2),
+        std=(0.3, 0.4),
+        seed=7,
+        network=network.to(memory_format=torch.channels_last),
+        sr={"model": "bicubic", "config": "01234567"},
+        thresholds=(0.5, 0.4, 1 / 3),
+    )
+
+
+def test_round_trip_keeps_everything_and_the_callers_seed(trained: TrainedClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "c.safetensors"
+    trained.save(path)
+    torch.manual_seed(11)
+    found = load(path)
+    drawn = torch.rand(1)
+    torch.manual_seed(11)
+    assert torch.equal(drawn, torch.rand(1))
+    assert replace(found, network=trained.network) == trained
+    assert not found.network.training
+    x = torch.randn(2, 2, 32, 32)
+    trained.network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found.network(x), trained.network(x))
+    assert all(torch.equal(v, trained.network.state_dict()[k]) for k, v in found.network.state_dict().items())
+    assert [p.name for p in path.parent.iterdir()] == ["c.safetensors"]  # no temporary file stays
+
+
+def test_equal_classifiers_give_equal_bytes(trained: TrainedClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    trained.save(path)
+    assert load(path).to_bytes() == path.read_bytes() == trained.to_bytes()
+    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert replace(trained, seed=8).to_bytes() != trained.to_bytes()
+
+
+def test_thresholds_default_to_a_half(trained: TrainedClassifier) -> None:
+    assert replace(trained, thresholds=()).thresholds == (0.5, 0.5, 0.5)
+    assert trained.standardiser.mean == (0.1, 0.2)
+
+
+def test_failed_save_leaves_the_old_file_and_nothing_else(
+    trained: TrainedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"old")
+
+    def fail(_handle: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trained.save(path)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_refuses_fields_that_contradict_each_other(trained: TrainedClassifier) -> None:
+    with pytest.raises(ShapeError, match="each once"):
+        replace(trained, labels=("a", "a", "b"))
+    with pytest.raises(ShapeError, match="thresholds"):
+        replace(trained, thresholds=(0.5,))
+    with pytest.raises(ShapeError, match="one mean"):
+        replace(trained, mean=(0.5,))
+
+
+def rewrite(path: Path, target: Path, changes: dict[str, object], drop: str | None = None) -> Path:
+    """Write a copy of a checkpoint with other metadata, or without one of its tensors or metadata."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["superscene"])
+    tensors = {key: value for key, value in safetensors.torch.load_file(path).items() if key != drop}
+    merged = {key: value for key, value in (metadata | changes).items() if key != drop}
+    safetensors.torch.save_file(tensors, target, {"superscene": json.dumps(merged)})
+    return target
+
+
+def test_refuses_broken_files(trained: TrainedClassifier, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    trained.save(good)
+    assert load(rewrite(good, bad, {})).labels == trained.labels  # the helper itself does no harm
+    with pytest.raises(WeightsError, match="no checkpoint at"):
+        load(tmp_path / "none")
+    bad.write_bytes(good.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="cannot be read as a safetensors file"):
+        load(bad)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, bad)
+    with pytest.raises(WeightsError, match="no 'superscene' metadata"):
+        load(bad)
+    with pytest.raises(WeightsError, match="no 'bands' in its metadata"):
+        load(rewrite(good, bad, {}, drop="bands"))
+    with pytest.raises(WeightsError, match=r"does not hold resnet18 with 2 labels and 2 bands: head\.weight is"):
+        load(rewrite(good, bad, {"labels": ["a", "b"], "thresholds": [0.5, 0.5]}))
+    with pytest.raises(WeightsError, match="3 labels but 2 thresholds"):
+        load(rewrite(good, bad, {"thresholds": [0.5, 0.5]}))
+    with pytest.raises(WeightsError, match=r"1 tensors missing \(head.bias\)"):
+        load(rewrite(good, bad, {}, drop="head.bias"))
+    with pytest.raises(WeightsError, match="no classifier 'vgg'"):
+        load(rewrite(good, bad, {"name": "vgg"}))
+    with pytest.raises(WeightsError, match="format is 9"):
+        load(rewrite(good, bad, {"format": 9}))
+    with pytest.raises(WeightsError, match="deviations > 0"):
+        load(rewrite(good, bad, {"std": [0.0, 1.0]}))
+    with pytest.raises(WeightsError, match="cannot be used"):
+        load(rewrite(good, bad, {"mean": None}))
