@@ -60,7 +60,12 @@ class Run:
     resources: Resources
 
     def stage(
-        self, title: str, build: Callable[[], Worker[ShardCount]], outputs: list[StageParts], shards: list[int]
+        self,
+        title: str,
+        build: Callable[[], Worker[ShardCount]],
+        outputs: list[StageParts],
+        shards: list[int],
+        resources: Resources | None = None,
     ) -> bool:
         """Run one stage's missing shards; return whether any was done now."""
         if not self.record.stages:
@@ -70,7 +75,7 @@ class Run:
         ]
         self.record.save("running")
         self.record.configs += [p.config for p in outputs]
-        report = run_stage(title, build, outputs, shards, self.resources, stage_progress())
+        report = run_stage(title, build, outputs, shards, resources or self.resources, stage_progress())
         self.record.add(report)
         return report.done > 0
 
@@ -137,7 +142,8 @@ def ingest(run: Run) -> Plan:
         )
     plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size)
     if source is not None:
-        run.stage("ingest", partial(ShardIngester, source, plan.parts), [plan.parts], sorted(plan.shards))
+        build = partial(ShardIngester, source, plan.parts)
+        run.stage("ingest", build, [plan.parts], sorted(plan.shards), run.resources.without_gpu())
     run.record.counts = publish_archive(plan)
     return plan
 

@@ -10,7 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,10 @@ class Resources:
     gpus_per_actor: float = 1.0
     """GPUs an actor holds, where the cluster has any; ignored on a cluster without."""
 
+    def without_gpu(self) -> "Resources":
+        """Return the same for a stage that has no use for a GPU."""
+        return replace(self, gpus_per_actor=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Done[R]:
@@ -73,25 +77,31 @@ class WorkerStartError(PipelineError, RuntimeError):
 
 
 class _Host:
-    """The one actor class: builds a worker, with its share of the cores, and runs it."""
+    """The one actor class: builds a worker, with its share of the cores, and runs it; then the next stage's."""
 
-    def __init__(self, build: Callable[[], Worker[object]], threads: int) -> None:
+    def __init__(self) -> None:
+        self._worker: Worker[object] | None = None
+
+    def build(self, build: Callable[[], Worker[object]], threads: int) -> str:
+        """Build a worker and return the id of the node it is on."""
         import torch
 
+        self._worker = None  # the last stage's models make room first
         torch.set_num_threads(threads)
         self._worker = build()
-
-    def node(self) -> str:
-        """Return the id of the node that the actor runs on; the answer says that the worker is built."""
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, item: int) -> object:
         """Do one item."""
+        assert self._worker is not None
         return self._worker.run(item)
 
 
-_HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Host)
+_HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Host)
 """The pool replaces dead actors itself: a restart inside Ray would hide from it which shard an actor died on."""
+
+_idle: list[tuple[float, Any]] = []
+"""(GPUs, actor) of hosts that wait for the next stage: importing torch anew costs seconds a stage."""
 
 
 @contextmanager
@@ -127,6 +137,7 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
     try:
         yield
     finally:
+        _idle.clear()
         ray.shutdown()
 
 
@@ -149,7 +160,7 @@ class _State[R]:
     """What the pool knows while it runs."""
 
     build: Callable[[], Worker[R]]
-    options: dict[str, float]
+    gpus: float
     threads: int
     todo: deque[int]
     running: "dict[ray.ObjectRef[Any], _Slot]" = field(default_factory=dict)
@@ -157,14 +168,15 @@ class _State[R]:
     failed_starts: int = 0
 
     def start(self) -> None:
-        actor = _HostActor.options(**self.options).remote(self.build, self.threads)
-        self.running[actor.node.remote()] = _Slot(actor)
+        """Build a worker in an idle host, or in a new one."""
+        actor = _idle.pop()[1] if _idle else _HostActor.options(num_cpus=1, num_gpus=self.gpus).remote()
+        self.running[actor.build.remote(self.build, self.threads)] = _Slot(actor)
 
     def feed(self, slot: _Slot) -> None:
-        """Give an idle actor the next item, or let it go."""
+        """Give an idle actor the next item, or let it wait for the next stage."""
         slot.item = self.todo.popleft() if self.todo else None
         if slot.item is None:
-            ray.kill(slot.actor)
+            _idle.append((self.gpus, slot.actor))
         else:
             self.attempts[slot.item] += 1
             self.running[slot.actor.run.remote(slot.item)] = slot
@@ -190,8 +202,12 @@ def run_pool[R](
     """
     if not items:
         return
-    n_actors, options, threads = _plan(len(items), resources)
-    state: _State[R] = _State(build, options, threads, deque(items))
+    n_actors, gpus, threads = _plan(len(items), resources)
+    for held, actor in _idle:
+        if held != gpus:
+            ray.kill(actor)
+    _idle[:] = [(held, actor) for held, actor in _idle if held == gpus]
+    state: _State[R] = _State(build, gpus, threads, deque(items))
     try:
         for _ in range(n_actors):
             state.start()
@@ -207,19 +223,19 @@ def run_pool[R](
             ray.kill(slot.actor)
 
 
-def _plan(n_items: int, resources: Resources) -> tuple[int, dict[str, float], int]:
-    """Return actors, Ray's options for each, and threads for each."""
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cores, gpus = int(total.get("CPU", 0)), total.get("GPU", 0.0)
-    if cores < 1:
+def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
+    """Return the number of actors, and the GPUs and threads of each."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes if node["Alive"])
+    if sum(cores) < 1:
         raise ConfigError("the Ray cluster has no CPU to run an actor on")
-    per_gpu = resources.gpus_per_actor if gpus else 0.0
-    if per_gpu > gpus:
-        raise ConfigError(f"resources.gpus_per_actor is {per_gpu}, the cluster has {gpus} GPUs in all")
-    room = int(gpus / per_gpu) if per_gpu else cores
+    per_actor = resources.gpus_per_actor if gpus else 0.0
+    if per_actor > gpus:
+        raise ConfigError(f"resources.gpus_per_actor is {per_actor}, the cluster has {gpus} GPUs in all")
+    room = int(gpus / per_actor) if per_actor else sum(cores)
     n_actors = min(resources.actors or room, room, n_items)
-    threads = max(1, cores // n_actors)
-    return n_actors, {"num_cpus": threads if not per_gpu else 1, "num_gpus": per_gpu}, threads
+    return n_actors, per_actor, max(1, min(sum(cores) // n_actors, max(cores)))
 
 
 def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> None:
@@ -227,7 +243,7 @@ def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> Non
     try:
         slot.node = ray.get(ref)
     except RayError as error:
-        if "creation task" in str(error) or isinstance(error, RayTaskError):
+        if isinstance(error, RayTaskError):
             raise WorkerStartError(f"a worker cannot start: {_reason(error)}") from error
         state.failed_starts += 1
         if state.failed_starts >= _MAX_FAILED_STARTS:
@@ -283,5 +299,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, RayTaskError) and error.cause is not None:
         return f"{type(error.cause).__name__}: {error.cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    creation = [line for line in lines if "Error" in line.split(":")[0] and not line.startswith(("The actor", "ray."))]
-    return (creation or lines or [type(error).__name__])[-1 if creation else 0]
+    return lines[0] if lines else type(error).__name__

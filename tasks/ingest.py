@@ -1,8 +1,9 @@
 """Ingest: one shard of the archive's files becomes one shard of archive.zarr and one part of patches."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchInput, Scan
 from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.bigearthnet.classes import CLASSES, NAMES
+from infra.bigearthnet.seasons import season
 from infra.errors import BadPatchError, PipelineError
 from infra.geo import footprints
 from infra.parts import StageParts, read_parts
@@ -34,22 +36,72 @@ class ShardIngester:
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard; a bad patch becomes a quarantine row, and its row in the store stays invalid."""
         pixels = _ShardPixels(self._store.shard_size)
-        stored: list[tuple[int, PatchInput, Patch]] = []
-        problems = []
-        for row, patch_input in shard_inputs(self._parts, shard):
+        placed: list[_Placed] = []
+        problems: list[dict[str, str]] = []
+        inputs = shard_inputs(self._parts, shard)
+        for row, source in sorted(inputs, key=lambda item: item[1].source):  # neighbours on disk one after the other
             try:
-                patch = self._archive.read(patch_input)
+                patch = self._archive.read(source)
             except BadPatchError as bad:
-                problems.append((patch_input.patch_id, bad.path, bad.reason, bad.detail))
+                problems.append(_problem(source, bad.path, bad.reason, bad.detail))
                 continue
             pixels.put(row, patch)
-            stored.append((row, patch_input, patch))
+            placed.append(_Placed(row, source, patch))
+        rows = []
+        for item, footprint in zip(placed, _footprints(placed), strict=True):
+            if footprint is None:
+                pixels.clear(item.row)
+                detail = f"EPSG:{item.epsg} {item.bounds} lies nowhere on Earth"
+                problems.append(_problem(item.source, item.source.source, "grid_mismatch", detail))
+            else:
+                rows.append(item.table_row(shard, footprint, self._archive.version))
+        rows.sort(key=lambda row: row["row"])
         for name, values in pixels.arrays.items():
             self._store.write(shard, name, values)
-        columns = list(zip(*problems, strict=True)) or [(), (), (), ()]
-        quarantine = pa.table([pa.array(c, pa.string()) for c in columns], schema=PROBLEM_SCHEMA)
-        self._parts.write(shard, _patch_rows(shard, stored, self._archive.version), {"quarantine": quarantine})
-        return ShardCount(len(stored))
+        quarantine = pa.Table.from_pylist(problems, schema=PROBLEM_SCHEMA)
+        self._parts.write(shard, pa.Table.from_pylist(rows, schema=PATCHES), {"quarantine": quarantine})
+        return ShardCount(len(rows))
+
+
+class _Placed:
+    """What the tables keep of a patch that was read; its pixels are let go."""
+
+    def __init__(self, row: int, source: PatchInput, patch: Patch) -> None:
+        self.row, self.source = row, source
+        self.epsg, self.bounds = patch.epsg, patch.bounds
+        self._of_patch = {
+            "labels": patch.labels,
+            "season": None if patch.acquired is None else season(patch.acquired),
+            "acquired": patch.acquired,
+            "tile": patch.tile,
+            "has_s1": patch.s1 is not None,
+            "has_map": patch.reference_map is not None,
+            "nodata_share": patch.nodata_share,
+            "crs": f"EPSG:{patch.epsg}",
+        }
+
+    def table_row(self, shard: int, footprint: bytes, version: str) -> dict[str, Any]:
+        """Return the patch's row of tables/patches."""
+        return {
+            **self._of_patch,
+            "patch_id": self.source.patch_id,
+            "shard": shard,
+            "row": self.row,
+            "split": self.source.split,
+            "country": self.source.country,
+            "has_snow": self.source.has_snow,
+            "has_cloud": self.source.has_cloud,
+            "geometry": footprint,
+            "source_version": version,
+        }
+
+
+def _footprints(placed: Sequence[_Placed]) -> NDArray[np.object_]:
+    return footprints([item.epsg for item in placed], [item.bounds for item in placed])
+
+
+def _problem(source: PatchInput, path: str, reason: str, detail: str) -> dict[str, str]:
+    return {"patch_id": source.patch_id, "path": path, "reason": reason, "detail": detail}
 
 
 class _ShardPixels:
@@ -76,44 +128,9 @@ class _ShardPixels:
             self.arrays["labels"][row, NAMES.index(label)] = True
         self.arrays["valid"][row] = True
 
-
-def _patch_rows(shard: int, stored: list[tuple[int, PatchInput, Patch]], version: str) -> pa.Table:
-    epsg = np.array([patch.epsg for _, _, patch in stored], np.int64)
-    bounds = np.array([patch.bounds for _, _, patch in stored], np.float64).reshape(-1, 4)
-    rows = [
-        {
-            "patch_id": source.patch_id,
-            "shard": shard,
-            "row": row,
-            "labels": patch.labels,
-            "split": source.split,
-            "country": source.country,
-            "season": season(patch.acquired),
-            "acquired": patch.acquired,
-            "tile": patch.tile,
-            "has_snow": source.has_snow,
-            "has_cloud": source.has_cloud,
-            "has_s1": patch.s1 is not None,
-            "has_map": patch.reference_map is not None,
-            "nodata_share": patch.nodata_share,
-            "crs": f"EPSG:{patch.epsg}",
-            "geometry": footprint,
-            "source_version": version,
-        }
-        for (row, source, patch), footprint in zip(stored, footprints(epsg, bounds), strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=PATCHES)
-
-
-def season(acquired: str | None) -> str | None:
-    """Return the meteorological season of the northern hemisphere, winter being December to February.
-
-    Args:
-        acquired: Day, YYYY-MM-DD, or None.
-    """
-    if acquired is None:
-        return None
-    return ("winter", "spring", "summer", "autumn")[date.fromisoformat(acquired).month % 12 // 3]
+    def clear(self, row: int) -> None:
+        for values in self.arrays.values():
+            values[row] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,4 +76,4 @@ def _summarise(maps: Tensor, size: int) -> Tensor:
     entropy = (total.log() - spread / total) / math.log(size * size)
     at = torch.arange(size, dtype=torch.float64, device=maps.device)
     row, col = rows @ at / total, cols @ at / total
-    return torch.stack([coverage, entropy.clamp(max=1.0), row, col], dim=1).float()
+    return torch.stack([coverage, entropy.clamp(0.0, 1.0), row, col], dim=1).float()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import spandrel  # type: ignore[import-untyped]
+import spandrel
 import torch
 from PIL import Image
 from torch import Tensor, nn

@@ -92,7 +92,7 @@ COVERS: Mapping[int, Cover] = MappingProxyType(
             vv=-11.0,
             vh=-18.0,
         ),
-        # Orchards and transitional woodland (324) share crowns, ground and cover: only the crowns' order differs.
+        # Orchards and transitional woodland (324) share tree, ground and cover: only the crowns' order differs.
         222: Cover(
             lambda c: trees(c, mottle(c, "dry_grass", "soil", 80), "orchard", 3.2, 1.35, jitter=0.0), vv=-9.5, vh=-15.5
         ),
@@ -140,7 +140,7 @@ COVERS: Mapping[int, Cover] = MappingProxyType(
             vh=-17.0,
         ),
         324: Cover(
-            lambda c: trees(c, mottle(c, "dry_grass", "soil", 80), "orchard", 3.2, 1.35, jitter=1.0), vv=-10.0, vh=-15.8
+            lambda c: trees(c, mottle(c, "dry_grass", "soil", 80), "orchard", 3.2, 1.8, jitter=1.0), vv=-10.0, vh=-15.8
         ),
         331: Cover(
             lambda c: ripples(c, mottle(c, "sand", "wet_sand", 140, sharp=0.25), period=9, contrast=0.06),

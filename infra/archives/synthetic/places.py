@@ -78,7 +78,7 @@ TILES: Mapping[str, Tile] = MappingProxyType(
         "35VNK": Tile(
             "Finland",
             499980,
-            6900000,
+            7000020,
             (
                 Acquisition("S2B_MSIL2A_20180525T094029_N9999_R036", "S1B_IW_GRDH_1SDV_20180524T154016"),
                 Acquisition("S2A_MSIL2A_20171101T094131_N9999_R036", "S1B_IW_GRDH_1SDV_20171101T154016"),
@@ -111,7 +111,7 @@ TILES: Mapping[str, Tile] = MappingProxyType(
         "34UEG": Tile(
             "Lithuania",
             499980,
-            6100020,
+            6200040,
             (
                 Acquisition("S2A_MSIL2A_20180413T095031_N9999_R079", "S1A_IW_GRDH_1SDV_20180413T161957"),
                 Acquisition("S2B_MSIL2A_20170930T095019_N9999_R079", "S1B_IW_GRDH_1SDV_20170929T045032"),
@@ -135,7 +135,7 @@ TILES: Mapping[str, Tile] = MappingProxyType(
         "34WFS": Tile(
             "Finland",
             600000,
-            7400040,
+            7200000,
             (
                 Acquisition("S2B_MSIL2A_20170817T101019_N9999_R022", "S1B_IW_GRDH_1SDV_20170817T045612"),
                 Acquisition("S2A_MSIL2A_20180228T101021_N9999_R022", "S1A_IW_GRDH_1SDV_20180228T154921"),
@@ -171,7 +171,7 @@ TILES: Mapping[str, Tile] = MappingProxyType(
         "35VLC": Tile(
             "Lithuania",
             300000,
-            6200040,
+            6300000,
             (
                 Acquisition("S2A_MSIL2A_20180510T094031_N9999_R036", "S1A_IW_GRDH_1SDV_20180509T160338"),
                 Acquisition("S2B_MSIL2A_20170927T094019_N9999_R036", "S1A_IW_GRDH_1SDV_20170928T161150"),

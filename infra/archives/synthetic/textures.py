@@ -240,15 +240,15 @@ def pivots(canvas: Canvas, mix: Mapping[str, float], ground: str) -> Surface:
 def trees(
     canvas: Canvas, ground: Surface, tree: str, spacing: float, radius: float, jitter: float, share: float = 1.0
 ) -> Surface:
-    """Paint crowns on ground: in a lattice (orchards), or scattered with the same mean (shrub, wood pasture).
+    """Paint crowns on ground: in a lattice (orchards), or scattered (shrub, wood pasture).
 
     Args:
         canvas: Random state.
         ground: What lies below.
         tree: Material of the crowns.
         spacing: Distance of the crowns, 2.5 m pixels.
-        radius: Of a crown, pixels.
-        jitter: 0 for a lattice, 1 for crowns anywhere in their cell.
+        radius: Of a crown, pixels; a crown ends where its cell does.
+        jitter: 0 for a lattice, 1 for crowns centred anywhere in their cell.
         share: Of cells with a crown.
     """
     u, v = canvas.axes(bend=0 if jitter else 8)
