@@ -108,8 +108,13 @@ def _existing_rows(root: Path, patches: int, seed: int) -> dict[str, _Row]:
         )
     rows: dict[str, _Row] = {}
     for name in (CLEAN_TABLE, FLAGGED_TABLE):
-        if (root / name).exists():
-            rows |= {row["patch_id"]: row for row in pq.read_table(root / name).to_pylist()}
+        if not (root / name).exists():
+            continue
+        try:
+            table = pq.read_table(root / name, schema=METADATA_SCHEMA)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{root / name} cannot be read: delete {root} or choose another folder") from error
+        rows |= {row["patch_id"]: row for row in table.to_pylist()}
     if len(rows) > patches:
         raise ConfigError(f"{root} already holds {len(rows)} patches, asked for {patches}: it can only grow")
     return rows

@@ -390,6 +390,9 @@ def test_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     (tmp_path / "broken" / "synthetic.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         write_synthetic_archive(tmp_path / "broken", 2, seed=1)
+    (tmp_path / "empty" / CLEAN).write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=f"{CLEAN} cannot be read"):
+        write_synthetic_archive(tmp_path / "empty", 2, seed=1)
 
 
 def test_majority_map_equals_brute_force() -> None:

@@ -1,0 +1,47 @@
+"""Fail if the demo's tables are wrong or empty. Usage: check_demo.py STORE."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+store = Path(sys.argv[1])
+tables = store / "tables"
+
+patches = pd.read_parquet(tables / "patches")
+quarantine = pd.read_parquet(tables / "quarantine")
+run = pd.read_parquet(tables / "runs").iloc[-1]
+assert run["status"] == "complete", run["status"]
+assert run["inputs"] == len(patches) + len(quarantine) + run["absent"], run
+assert len(patches) == run["patches"] > 40
+assert patches["patch_id"].is_unique
+assert set(patches["split"]) == {"train", "validation", "test"}
+
+predictions = pd.read_parquet(tables / "predictions")
+assert set(predictions["sr"]) == {"none", "bicubic"}
+for sr, rows in predictions.groupby("sr", observed=True):
+    assert set(rows["patch_id"]) == set(patches["patch_id"]), f"{sr}: not every patch is predicted once"
+    probs = np.stack(rows["probs"].to_list())
+    assert probs.shape == (len(patches), 19)
+    assert np.isfinite(probs).all()
+    assert probs.min() >= 0
+    assert probs.max() <= 1
+    assert probs.std(axis=0).min() > 0, f"{sr}: a label has the same probability everywhere"
+
+metrics = pd.read_parquet(tables / "metrics")
+above = metrics.query("split == 'test' and metric == 'ap_macro_above_prevalence'")
+assert len(above) == 2
+assert (above["value"] > 0.1).all(), above[["sr", "value", "low", "high"]]
+
+explanations = pd.read_parquet(tables / "explanations")
+assert len(explanations) > 0
+assert explanations["coverage"].dropna().between(0, 1).all()
+assert len(pd.read_parquet(tables / "sr_quality")) == len(patches)
+assert len(pd.read_parquet(tables / "training")) > 0
+assert len(pd.read_parquet(tables / "classes")) == 19
+
+page = (store / "report" / "index.html").read_text(encoding="utf-8")
+assert "data:image/" in page
+assert "<table" in page
+print(f"the demo's tables are right: {len(patches)} patches, macro AP above prevalence", above["value"].round(3).to_list())

@@ -1,0 +1,62 @@
+# Two commands are enough: `make demo` and `make test`. Everything stays inside this folder (.tools, .venv).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# A uv that really runs (a shim that only says "not found for this Python" does not count), else one of our own.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
+BIN := .venv/bin
+PATCHES ?= 192
+
+export UV_PROJECT_ENVIRONMENT := .venv
+export RAY_USAGE_STATS_ENABLED := 0
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test lint types contracts unit slow bench lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.tools/bin/uv:
+	python3 -m venv .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.ready: requirements.lock pyproject.toml .python-version | $(filter .tools/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing .venv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --quiet requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --no-deps --editable .
+	@touch $@
+
+setup: .venv/.ready  ## Install everything into .venv
+
+demo: setup  ## A synthetic archive through the whole flow; PATCHES=192
+	$(BIN)/superscene demo demo --patches $(PATCHES)
+
+test: setup lint types contracts unit  ## Lint, types, import contracts and tests: what CI runs
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: setup
+	$(BIN)/mypy
+
+contracts: setup
+	$(BIN)/lint-imports --no-cache
+
+unit: setup
+	$(BIN)/pytest -n 2 --dist loadfile
+
+slow: setup  ## The tests that take minutes
+	$(BIN)/pytest -m slow
+
+bench: setup  ## Every benchmark, results to benchmarks/results
+	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file --out benchmarks/results/$$(basename $$file .py).json; done
+
+lock: | $(filter .tools/bin/uv,$(UV))  ## Resolve requirements.lock anew
+	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade --python-version 3.12 \
+	  pyproject.toml --group dev --output-file requirements.lock
+
+clean:  ## Remove the demo's output
+	rm -rf demo
