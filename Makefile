@@ -23,7 +23,7 @@ help:  ## List the targets
 
 .venv/.ready: requirements.lock pyproject.toml .python-version | $(filter .tools/bin/uv,$(UV))
 	$(UV) venv --quiet --allow-existing .venv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --quiet requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --quiet --compile-bytecode requirements.lock
 	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +93,8 @@ def build(
             f"{name} needs at least one label and one input channel, got {num_labels} label(s) and "
             f"{in_channels} channel(s)"
         )
+    import timm  # 2 s that the driver and half of the workers need not spend
+
     backbone: nn.Module = timm.create_model(
         entry.timm_name, pretrained=False, in_chans=in_channels, num_classes=0, global_pool=""
     )
@@ -114,7 +115,9 @@ def _load_backbone(backbone: nn.Module, path: Path, name: str, entry: Classifier
                 f"{path}: {entry.first_conv} sees {first.shape[1]} bands, {name} is built for {in_channels}: only "
                 "three channels can be adapted to another number"
             )
-        state[entry.first_conv] = timm.models.adapt_input_conv(in_channels, first)
+        from timm.models import adapt_input_conv
+
+        state[entry.first_conv] = adapt_input_conv(in_channels, first)
     expected = backbone.state_dict()
     if state and not any(key.endswith("num_batches_tracked") for key in state):
         # Older files lack this counter, which only a BatchNorm without momentum reads.

@@ -9,7 +9,15 @@ type Json = str | int | float | bool | list[Json] | Mapping[str, Json] | None
 
 def canonical_json(value: Json) -> str:
     """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain_mapping
+    )
+
+
+def _plain_mapping(value: object) -> dict[str, Json]:
+    if isinstance(value, Mapping):  # a read-only view of a dict, for one
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no place in a config: {value!r}")
 
 
 def fingerprint(value: Json) -> str:

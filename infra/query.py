@@ -1,9 +1,13 @@
-"""SQL over a store's tables: DuckDB in memory, one view a table, read-only and fenced in."""
+"""SQL over a store's tables: DuckDB in memory, one view a table, and no way to a file."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from infra.errors import ConfigError, StoreError
 
@@ -11,49 +15,69 @@ _CONFIG_TABLES = ("predictions", "explanations", "reliability", "metrics", "sr_q
 
 
 def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyConnection:
-    """Return a connection that sees the tables and nothing else: no file outside, no write, no change of settings.
+    """Return a connection that sees the tables and nothing else: no file to read or write, no change of settings.
+
+    DuckDB is not let near the files, pyarrow reads them: of a folder that it may read, DuckDB says that it may write
+    there too, and a SELECT can hold a COPY (`WITH x AS (COPY … TO …) SELECT …`).
 
     Args:
         tables: The store's `tables` folder.
         configs: Configs of the rows to show, in tables that have a config; None shows all.
 
     Raises:
-        StoreError: There are no tables.
+        StoreError: There are no tables, or one cannot be read.
     """
-    names = sorted(path.name for path in tables.glob("*") if any(path.rglob("*.parquet")))
-    if not names:
+    found = {folder.name: sorted(folder.rglob("*.parquet")) for folder in sorted(tables.glob("*"))}
+    found = {name: files for name, files in found.items() if files}
+    if not found:
         raise StoreError(f"there are no tables in {tables}: run the flow first")
     connection = duckdb.connect(":memory:")
-    for name in names:
-        files = f"{tables / name}/**/*.parquet".replace("'", "''")
-        where = ""
+    for name, files in found.items():
+        try:
+            dataset = _dataset(tables / name, files)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"the table {tables / name} cannot be read: {error}") from error
         if configs is not None and name in _CONFIG_TABLES:
-            allowed = ", ".join(f"'{config}'" for config in sorted(configs))
-            where = f" WHERE config IN ({allowed or 'NULL'})"
-        connection.execute(
-            f'CREATE VIEW "{name}" AS SELECT * FROM '  # noqa: S608  # names are folders of our own
-            f"read_parquet('{files}', hive_partitioning=true, hive_types_autocast=0, union_by_name=true){where}"
-        )
-    # A list parameter cannot be bound in SET, so the path is quoted by hand.
-    folder = str(tables.resolve()).replace("'", "''")
-    connection.execute(f"SET allowed_directories = ['{folder}/']")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
+            dataset = dataset.filter(pc.field("config").isin(pa.array(sorted(configs), pa.string())))
+        connection.register(name, dataset)
+    for setting in (
+        "python_enable_replacements = false",  # a variable of ours is no table
+        "temp_directory = ''",  # else a folder .tmp of the working directory may be read and written
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"SET {setting}")
     return connection
 
 
+def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
+    """Return a table's files, columns united by name; folders `key=value` give further columns, of strings."""
+    keys = dict.fromkeys(
+        part.partition("=")[0] for file in files for part in file.relative_to(folder).parent.parts if "=" in part
+    )
+    hive = pa.schema([(key, pa.string()) for key in keys])
+    schema = pa.unify_schemas([*(pq.read_schema(file) for file in files), hive], promote_options="default")
+    return ds.dataset(
+        [str(file) for file in files],
+        schema=schema.remove_metadata(),
+        format="parquet",
+        partitioning=ds.partitioning(hive, flavor="hive"),
+        partition_base_dir=str(folder),
+    )
+
+
 def query(tables: Path, configs: Collection[str] | None, sql: str) -> duckdb.DuckDBPyRelation:
-    """Return the rows of one SELECT.
+    """Return the rows of one SELECT, already computed.
 
     Raises:
         ConfigError: The statement is not a SELECT, or DuckDB refuses it; its message says why.
-        StoreError: There are no tables.
+        StoreError: There are no tables, or one cannot be read.
     """
     connection = connect(tables, configs)
     try:
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise ConfigError("sql takes one SELECT statement: the tables are read-only")
-        return connection.sql(sql)
+        return connection.sql(sql).materialize()
     except duckdb.Error as error:
         raise ConfigError(f"sql: {error}") from error

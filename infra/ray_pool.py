@@ -7,6 +7,8 @@ killing its process is reported and the rest goes on, and a worker that cannot b
 
 import logging
 import os
+import re
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+
+# Ray tells of each dead worker on stdout in 1,200 characters; the pool tells of it in one line. Read at Ray's import.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed while executing a task")
+
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
@@ -28,6 +34,13 @@ _MAX_FAILED_STARTS = 3
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Ray moves no pixels here, so a local cluster needs little shared memory."""
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
+
+_NODE_DIED = "node has died"
+_EXIT_DETAIL = re.compile(r"Worker exit detail: (.+?)\.?(?= Some common causes|\n|$)")
+"""What Ray says of a death; its first lines are the same for all."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +89,21 @@ class WorkerStartError(PipelineError, RuntimeError):
     """The workers cannot be built; nothing was run."""
 
 
+class _WorkerError(Exception):
+    """An error of a worker as text: not every exception survives pickling, and one that does not would stop the run."""
+
+
+@contextmanager
+def _as_text() -> Iterator[None]:
+    """Let our own errors pass, the pool tells them apart; make text of all others."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise _WorkerError(f"{type(error).__name__}: {error}") from error
+
+
 class _Host:
     """The one actor class: builds a worker, with its share of the cores, and runs it; then the next stage's."""
 
@@ -84,17 +112,18 @@ class _Host:
 
     def build(self, build: Callable[[], Worker[object]], threads: int) -> str:
         """Build a worker and return the id of the node it is on."""
-        import torch
-
         self._worker = None  # the last stage's models make room first
-        torch.set_num_threads(threads)
-        self._worker = build()
+        with _as_text():
+            self._worker = build()
+        if torch := sys.modules.get("torch"):  # not every worker needs it
+            torch.set_num_threads(threads)
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, item: int) -> object:
         """Do one item."""
         assert self._worker is not None
-        return self._worker.run(item)
+        with _as_text():
+            return self._worker.run(item)
 
 
 _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Host)
@@ -142,8 +171,15 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use, in a container too."""
-    return len(psutil.Process().cpu_affinity() or [0])
+    """Return the cores that this process may use, in a container with a quota too."""
+    process = psutil.Process()
+    affinity = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None  # macOS has none
+    cores = len(affinity or []) or os.cpu_count() or 1
+    if _CPU_QUOTA.is_file():
+        work, period = _CPU_QUOTA.read_text().split()
+        if work != "max":
+            cores = min(cores, max(1, int(work) // int(period)))
+    return cores
 
 
 @dataclass(slots=True)
@@ -151,6 +187,8 @@ class _Slot:
     """One actor, and the item it works on (None: it is starting)."""
 
     actor: Any  # Ray types actor handles as Any
+    reused: bool
+    """Whether it served a stage before."""
     item: int | None = None
     node: str | None = None
 
@@ -169,8 +207,13 @@ class _State[R]:
 
     def start(self) -> None:
         """Build a worker in an idle host, or in a new one."""
-        actor = _idle.pop()[1] if _idle else _HostActor.options(num_cpus=1, num_gpus=self.gpus).remote()
-        self.running[actor.build.remote(self.build, self.threads)] = _Slot(actor)
+        reused = bool(_idle)
+        actor = _idle.pop()[1] if reused else _HostActor.options(num_cpus=1, num_gpus=self.gpus).remote()
+        self.running[actor.build.remote(self.build, self.threads)] = _Slot(actor, reused)
+
+    def unfinished(self) -> bool:
+        """Whether there is work left; an actor that is still starting, or waits for a free GPU, holds nobody up."""
+        return bool(self.todo) or any(slot.item is not None for slot in self.running.values())
 
     def feed(self, slot: _Slot) -> None:
         """Give an idle actor the next item, or let it wait for the next stage."""
@@ -211,13 +254,15 @@ def run_pool[R](
     try:
         for _ in range(n_actors):
             state.start()
-        while state.running:
+        while state.unfinished():
             (ref,), _ = ray.wait(list(state.running), num_returns=1)
             slot = state.running.pop(ref)
             if slot.item is None:
                 _started(state, slot, ref)
             elif (outcome := _worked(state, slot, slot.item, ref)) is not None:
                 yield outcome
+        _idle.extend((gpus, slot.actor) for slot in state.running.values())  # those still starting
+        state.running.clear()
     finally:
         for slot in state.running.values():
             ray.kill(slot.actor)
@@ -226,14 +271,17 @@ def run_pool[R](
 def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
     """Return the number of actors, and the GPUs and threads of each."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes if node["Alive"])
+    nodes = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [float(node.get("GPU", 0)) for node in nodes]
     if sum(cores) < 1:
         raise ConfigError("the Ray cluster has no CPU to run an actor on")
-    per_actor = resources.gpus_per_actor if gpus else 0.0
-    if per_actor > gpus:
-        raise ConfigError(f"resources.gpus_per_actor is {per_actor}, the cluster has {gpus} GPUs in all")
-    room = int(gpus / per_actor) if per_actor else sum(cores)
+    per_actor = resources.gpus_per_actor if sum(gpus) else 0.0
+    room = sum(min(c, int(g / per_actor)) if per_actor else c for c, g in zip(cores, gpus, strict=True))
+    if room < 1:
+        raise ConfigError(
+            f"resources.gpus_per_actor is {per_actor:g}, no node of the cluster has more than {max(gpus):g} GPUs"
+        )
     n_actors = min(resources.actors or room, room, n_items)
     return n_actors, per_actor, max(1, min(sum(cores) // n_actors, max(cores)))
 
@@ -245,7 +293,8 @@ def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> Non
     except RayError as error:
         if isinstance(error, RayTaskError):
             raise WorkerStartError(f"a worker cannot start: {_reason(error)}") from error
-        state.failed_starts += 1
+        if not (slot.reused or _NODE_DIED in str(error)):
+            state.failed_starts += 1
         if state.failed_starts >= _MAX_FAILED_STARTS:
             raise WorkerStartError(f"{state.failed_starts} workers died while starting: {_reason(error)}") from error
         state.start()
@@ -288,7 +337,7 @@ def _again[R](state: _State[R], item: int, error: str) -> Failed | None:
 
 
 def _node_was_lost(node: str | None, error: BaseException) -> bool:
-    if "node has died" in str(error):
+    if _NODE_DIED in str(error):
         return True
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return not any(n["NodeID"] == node and n["Alive"] for n in nodes)
@@ -297,6 +346,9 @@ def _node_was_lost(node: str | None, error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """Return the line of a Ray error that names the cause."""
     if isinstance(error, RayTaskError) and error.cause is not None:
-        return f"{type(error.cause).__name__}: {error.cause}"
+        own = "" if isinstance(error.cause, _WorkerError) else f"{type(error.cause).__name__}: "
+        return f"{own}{error.cause}"
+    if exit_detail := _EXIT_DETAIL.search(str(error)):
+        return exit_detail[1]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[-1] if lines else type(error).__name__

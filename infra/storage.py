@@ -5,7 +5,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ _FULL_OR_CLOSED = {
     errno.EACCES: "permission denied",
     errno.EPERM: "operation not permitted",
     errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a file lies where a folder is needed",
+    errno.EISDIR: "a folder lies where a file is needed",
     errno.EFBIG: "the file would pass the size limit",
 }
 
@@ -132,13 +134,12 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
         ConfigError: Another run holds the store.
     """
     lock_path = paths.work / "lock"
-    with writing(paths.root):
-        paths.work.mkdir(parents=True, exist_ok=True)
-        lock = lock_path.open("w")
-        lock.write(f"{os.getpid()}\n" + " " * 4096)  # more than an inode holds, so a full disk shows here
-        lock.flush()
-        os.fsync(lock.fileno())
-    with lock:
+    with ExitStack() as stack:
+        with writing(paths.root):
+            paths.work.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(lock_path.open("wb", buffering=0))  # no buffer left to write when it is closed
+            lock.write(f"{os.getpid()}\n".encode() + b" " * 4096)  # more than an inode holds: a full disk shows here
+            os.fsync(lock.fileno())
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

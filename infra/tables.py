@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 import pyarrow as pa
@@ -246,7 +247,7 @@ def publish(
     names = [f"{file_stem}-{i:05d}.parquet" for i in range(n_files)]
     for i, name in enumerate(names):
         write_parquet(folder / name, rows.slice(i * ROWS_PER_FILE, ROWS_PER_FILE))
-    for path in folder.glob(f"{file_stem}-*.parquet"):
+    for path in folder.glob(f"{escape(file_stem)}-{'[0-9]' * 5}.parquet"):  # not those of a longer stem
         if path.name not in names:
             path.unlink()
 

@@ -81,6 +81,9 @@ def archive_arrays(labels: Sequence[str]) -> tuple[ArraySpec, ...]:
 VALID = ArraySpec("valid", (), (), "bool", 0, {"long_name": "row holds a patch"}, chunk=4096)
 """Every store has it."""
 
+_HALF_MADE = "superscene.half_made"
+"""Attribute of a group whose arrays are still being made."""
+
 
 class ShardedStore:
     """A Zarr group of arrays that share the patch axis and its shards."""
@@ -95,7 +98,7 @@ class ShardedStore:
         try:
             self.group = zarr.open_group(path, mode="r+" if writable else "r")
             self.shard_size = int(str(self.group.attrs["shard_size"]))
-        except (FileNotFoundError, KeyError) as error:
+        except (FileNotFoundError, KeyError, ValueError) as error:  # ValueError: an array, or metadata that is not JSON
             raise StoreError(f"{path} is not a store of this project: no shard_size in its attributes") from error
 
     @property
@@ -105,9 +108,9 @@ class ShardedStore:
 
     def array(self, name: str) -> zarr.Array:  # type: ignore[type-arg]  # zarr's parameter is its metadata version
         """Return one array."""
-        array = self.group[name]
+        array = self.group.get(name)
         if not isinstance(array, zarr.Array):
-            raise StoreError(f"{self.path}/{name} is not an array")
+            raise StoreError(f"{self.path} has no array {name}")
         return array
 
     def write(self, shard: int, name: str, values: NDArray[np.generic], first_row: int = 0) -> None:
@@ -125,13 +128,14 @@ class ShardedStore:
         """
         array = self.array(name)
         unit = (array.shards or array.chunks)[0]
-        whole = values.shape[0] % unit == 0 and first_row % unit == 0 and first_row + len(values) <= self.shard_size
+        whole = len(values) % unit == 0 and first_row % unit == 0 and 0 <= first_row < self.shard_size
+        whole = whole and 0 < len(values) <= self.shard_size - first_row
         if not whole or values.shape[1:] != array.shape[1:] or values.dtype != array.dtype:
             raise MisalignedWriteError(
                 f"rows {first_row} on of shard {shard} of {self.path}/{name}: {values.dtype} {values.shape}, the array "
                 f"holds {array.dtype} {array.shape[1:]} in Zarr shards of {unit}: write whole Zarr shards"
             )
-        if shard >= self.n_shards:
+        if not 0 <= shard < self.n_shards:
             raise StoreError(
                 f"{self.path} has {self.n_shards} shards, none numbered {shard}: the driver grows it first"
             )
@@ -169,7 +173,7 @@ def create_store(
         StoreError: It cannot be written.
     """
     arrays = (*arrays, VALID)
-    if not (path / "zarr.json").exists():
+    if _is_absent_or_half_made(path):
         _create(path, arrays, shard_size, attributes)
     store = ShardedStore(path, writable=True)
     if store.shard_size != shard_size:
@@ -185,10 +189,10 @@ def create_store(
 
 
 def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes: Mapping[str, Json]) -> None:
-    """Make the arrays; the group's attributes come last, so that a half-made store has none and is made again."""
+    """Make the arrays; the group bears a mark until all of them are there."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        group = zarr.open_group(path, mode="w")
+        group = zarr.open_group(path, mode="w", attributes={_HALF_MADE: True})
         for spec in arrays:
             zarr_shard = divisor(shard_size, spec.zarr_shard or shard_size)
             group.create_array(
@@ -207,7 +211,17 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
                     spec.dims[0], shape=(len(spec.names),), dtype=str, dimension_names=(spec.dims[0],)
                 )
                 names[:] = np.array(spec.names, dtype=object)
-        group.attrs.update({**attributes, "shard_size": shard_size})
+        group.attrs.put({**attributes, "shard_size": shard_size})  # in the mark's place
+
+
+def _is_absent_or_half_made(path: Path) -> bool:
+    """Tell whether a store is to be made: there is none, or its making was cut short; a foreign one is left alone."""
+    if not (path / "zarr.json").exists():
+        return True
+    try:
+        return _HALF_MADE in zarr.open_group(path, mode="r").attrs
+    except ValueError:  # an array, or not Zarr's: opening it says so
+        return False
 
 
 def divisor(whole: int, at_most: int) -> int:

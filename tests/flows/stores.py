@@ -1,0 +1,167 @@
+"""Runs of the flow for tests, each a process of its own, and what their stores hold, ready to compare."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+import zarr
+
+import classifiers
+from infra.archives.synthetic import write_synthetic_archive
+
+PROJECT = Path(__file__).resolve().parents[2]
+PATCHES = 48
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every run of these tests shares: an archive, and a backbone of random numbers."""
+
+    folder: Path
+
+    @property
+    def archive(self) -> Path:
+        return self.folder / "archive"
+
+    @property
+    def backbone(self) -> Path:
+        return self.folder / "resnet18.pth"
+
+    @property
+    def reference(self) -> Path:
+        """Store of the run that the others are compared with."""
+        return self.folder / "reference"
+
+    def config(self, store: Path, path: Path | None = None, **changes: object) -> Path:
+        """Write a RUN.yaml for a store, beside it unless told where, and return where."""
+        settings: dict[str, object] = {
+            "archive": {"layout": "bigearthnet-v2", "root": str(self.archive)},
+            "store": str(store),
+            "shard_size": 8,
+            "sr": ["none", "bicubic"],
+            "classifiers": ["resnet18"],
+            "weights": {"resnet18": str(self.backbone)},
+            "train": {"freeze_backbone": True, "epochs": 4, "batch_size": 8},
+            "resources": {"batch_size": 8},
+            **changes,
+        }
+        path = path or store.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return path
+
+
+def shared_inputs(folder: Path) -> Inputs:
+    """Make the inputs and the reference store once for all test processes of a session."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = Inputs(folder)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            write_synthetic_archive(inputs.archive, PATCHES)
+            torch.manual_seed(0)
+            torch.save(classifiers.build("resnet18", 1).backbone.state_dict(), inputs.backbone)
+            result = superscene("run", inputs.config(inputs.reference))
+            assert result.returncode == 0, result.stderr
+            (folder / "made").touch()
+    return inputs
+
+
+def superscene(*arguments: str | Path, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+    """Run the command line to its end."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("superscene")), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment(),
+        cwd=PROJECT,
+    )
+
+
+def run_flows(configs: Sequence[Path], timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+    """Run several configurations one after the other in one process, which saves their start-up."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.flows.driver", *map(str, configs)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment(),
+        cwd=PROJECT,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return an environment with a Prefect of its own and the project on the path."""
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    home = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    return {
+        **os.environ,
+        **quiet,
+        "PREFECT_HOME": f"{os.environ.get('TMPDIR', '/tmp')}/superscene-test-prefect-{os.getuid()}-{home}",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PYTHONPATH": str(PROJECT),
+    }
+
+
+_TABLES = ("patches", "quarantine", "classes", "predictions", "explanations", "metrics", "sr_quality", "training")
+_KEYS = ("sr", "classifier", "seed", "split", "metric", "label", "epoch", "patch_id", "path", "fitted")
+_PLACEMENT = ("shard", "row", "map_index", "seconds")
+
+
+def tables(store: Path) -> dict[str, pd.DataFrame]:
+    """Return every table by name, without placement and times, in the order of its keys."""
+    found = {}
+    for name in _TABLES:
+        table = pd.read_parquet(store / "tables" / name)
+        table = table.drop(columns=[column for column in _PLACEMENT if column in table])
+        table = table.astype(dict.fromkeys(table.select_dtypes("category").columns, str))
+        keys = [key for key in _KEYS if key in table] or list(table.columns[:1])
+        found[name] = table.sort_values(keys, ignore_index=True)
+    return found
+
+
+def assert_same_tables(store: Path, reference: Path, tolerance: float = 1e-5) -> None:
+    """Compare two stores: the same rows, floats within the tolerance, decisions alike but where a probability is 0.5."""
+    ours, theirs = tables(store), tables(reference)
+    probs = {name: np.stack(t["predictions"]["probs"].to_list()) for name, t in (("ours", ours), ("theirs", theirs))}
+    assert np.abs(probs["ours"] - probs["theirs"]).max() <= tolerance
+    doubtful = (np.abs(probs["theirs"] - 0.5) < tolerance).any(axis=1)
+    decided = [t["predictions"]["predicted"][~doubtful].map(tuple).to_list() for t in (ours, theirs)]
+    assert decided[0] == decided[1]
+    for name, table in ours.items():
+        left, right = table, theirs[name]
+        if name in {"explanations", "metrics"} and doubtful.any():
+            continue  # their rows follow from decisions that may differ
+        if name == "predictions":
+            left, right = (t.drop(columns=["probs", "predicted", "config"]) for t in (left, right))
+        # Configs follow from the checkpoint's bytes, which rounding changes.
+        left, right = (t.drop(columns=[c for c in ("config", "map_store") if c in t]) for t in (left, right))
+        pd.testing.assert_frame_equal(left, right, check_exact=False, rtol=0, atol=tolerance, check_dtype=True)
+
+
+def maps_by_patch(store: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Return the activation maps of every patch and SR model."""
+    patches = pd.read_parquet(store / "tables" / "patches").set_index("patch_id")
+    found = {}
+    explanations = pd.read_parquet(store / "tables" / "explanations")
+    for (sr, map_store), _ in explanations.groupby(["sr", "map_store"], observed=True):
+        array = zarr.open_group(store / str(map_store), mode="r")
+        values, size = np.asarray(array["maps"]), int(str(array.attrs["shard_size"]))
+        for patch_id, patch in patches.iterrows():
+            found[str(patch_id), str(sr)] = values[patch["shard"] * size + patch["row"]]
+    return found
+
+
+def part_states(store: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return every finished part with its time of writing and its bytes."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (store / "work").rglob("part-*.parquet")}
