@@ -131,7 +131,7 @@ def tables(store: Path) -> dict[str, pd.DataFrame]:
 
 
 def assert_same_tables(store: Path, reference: Path, tolerance: float = 1e-5) -> None:
-    """Compare two stores: the same rows, floats within the tolerance, decisions alike but where a probability is 0.5."""
+    """Compare two stores: the same rows, floats within tolerance, decisions alike but where a probability is 0.5."""
     ours, theirs = tables(store), tables(reference)
     probs = {name: np.stack(t["predictions"]["probs"].to_list()) for name, t in (("ours", ours), ("theirs", theirs))}
     assert np.abs(probs["ours"] - probs["theirs"]).max() <= tolerance

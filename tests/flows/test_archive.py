@@ -26,7 +26,7 @@ def variants(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "one-worker": {"shard_size": 48, "resources": {"actors": 1, "batch_size": 5}},
         "stored": {"shard_size": 7, "keep_sr": "always", "resources": {"actors": 2, "batch_size": 16}},
     }
-    configs = [inputs.config(folder / name, **change) for name, change in changes.items()]
+    configs = [inputs.config(folder / name, None, **change) for name, change in changes.items()]
     result = run_flows(configs)
     assert result.returncode == 0, result.stderr
     return {name: folder / name for name in changes}

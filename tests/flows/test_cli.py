@@ -1,0 +1,83 @@
+"""The command line as a user meets it: exit codes, sentences, tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tests.flows.stores import PATCHES, Inputs, superscene
+
+STORED = PATCHES - PATCHES // 24
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"archive": {"layout": "bigearthnet-v2", "root": "/nowhere/BigEarthNet"}}, "/nowhere/BigEarthNet"),
+        ({"sr": ["magic"]}, "no SR model called 'magic'"),
+        ({"store": "/proc/superscene"}, "cannot write /proc/superscene"),
+    ],
+    ids=["missing archive", "wrong RUN.yaml", "a store that cannot be written"],
+)
+def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(
+    inputs: Inputs, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    config = inputs.config(tmp_path / "store", None, **change)
+    result = superscene("run", config)
+    assert result.returncode == 2, result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.strip()]
+    assert words in sentence
+    assert sentence.startswith("superscene: ")
+
+
+def test_usage_errors_have_exit_code_2() -> None:
+    assert superscene("run").returncode == 2
+    assert superscene("fly").returncode == 2
+
+
+def test_status_shows_every_stage_done(inputs: Inputs) -> None:
+    result = superscene("status", inputs.reference)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert "complete" in lines[0]
+    assert f"{STORED} patches, 0 in quarantine" in lines[0]
+    ingest = next(line.split() for line in lines if line.strip().startswith("ingest"))
+    assert ingest[2:] == ["7", "0", "0"]  # 24 train, 12 and 12 of 8 a shard, the two flagged left out
+
+
+def test_status_of_an_empty_folder_says_how_to_start(tmp_path: Path) -> None:
+    result = superscene("status", tmp_path)
+    assert result.returncode == 2
+    assert "superscene run RUN.yaml" in result.stderr
+
+
+def test_sql_answers_and_refuses(inputs: Inputs) -> None:
+    answer = superscene("sql", inputs.reference, "SELECT count(*) AS n FROM predictions WHERE sr = 'bicubic'")
+    assert answer.returncode == 0
+    assert str(STORED) in answer.stdout
+    refused = superscene("sql", inputs.reference, "COPY patches TO '/tmp/stolen.csv'")
+    assert refused.returncode == 2
+    assert "SELECT" in refused.stderr
+
+
+def test_plan_counts_before_anything_runs(inputs: Inputs, tmp_path: Path) -> None:
+    result = superscene("plan", inputs.config(tmp_path / "store"))
+    assert result.returncode == 0, result.stderr
+    assert f"{STORED}" in result.stdout
+    assert "7 of 8" in result.stdout
+    assert not (tmp_path / "store").exists()
+
+
+def test_synth_writes_an_archive(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["synth", str(tmp_path / "archive"), "--patches", "2"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "archive" / "synthetic.json").read_text())["patches"] == 2
+    assert len(list((tmp_path / "archive" / "BigEarthNet-S2").glob("*/*"))) == 2
+
+
+def test_doctor_finds_nothing_wrong_here() -> None:
+    result = superscene("doctor")
+    assert result.returncode == 0, result.stdout
+    assert all(name in result.stdout for name in ("Python", "Ray", "Prefect", "disk", "GPU"))
