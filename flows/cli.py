@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done; 1 some shards failed; 2 usage, configuration or environment."""
 
+import csv
 import os
 import sys
 from collections.abc import Iterator
@@ -194,12 +195,18 @@ def sql(
     paths = StorePaths(store)
     runs = published_configs(paths)
     relation = query(paths.tables, None if all_configs or not runs else runs[0], statement)
-    rows = relation.fetchall()
-    table = Table(*relation.columns, box=None)
-    for row in rows:
-        table.add_row(*("" if value is None else _cell(value) for value in row))
-    Console().print(table)
-    _say(f"{len(rows)} rows")
+    rows = [["" if value is None else _cell(value) for value in row] for row in relation.fetchall()]
+    console = Console()
+    if console.is_terminal:
+        table = Table(box=None)
+        for column in relation.columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        _say(f"{len(rows)} rows")
+    else:  # for other programs: tab-separated, nothing cut
+        csv.writer(sys.stdout, dialect="excel-tab").writerows([relation.columns, *rows])
 
 
 @app.command()

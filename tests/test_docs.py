@@ -1,0 +1,77 @@
+"""What the documentation says: the tables' page equals the schemas, and the README's examples run."""
+
+import re
+import runpy
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+import xarray as xr
+import yaml
+
+from flows.config import RunConfig
+from infra.query import query
+from tests.flows.stores import PROJECT, Inputs, shared_inputs
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Inputs:
+    base = tmp_path_factory.getbasetemp()
+    return shared_inputs((base if worker_id == "master" else base.parent) / "flow-inputs")
+
+
+def test_the_page_of_tables_is_made_from_the_schemas() -> None:
+    made = runpy.run_path(str(PROJECT / "docs" / "make_tables.py"))["tables_page"]()
+    assert (PROJECT / "docs" / "tables.md").read_text(encoding="utf-8") == made, "run python docs/make_tables.py"
+
+
+def test_the_reference_of_run_yaml_is_complete_and_true() -> None:
+    (text,) = blocks((PROJECT / "docs" / "run-yaml.md").read_text(encoding="utf-8"), "yaml")
+    told = yaml.safe_load(text)
+    config = RunConfig.model_validate({**told, "train": {**told["train"], "backbone": "random"}})
+    defaults = RunConfig.model_validate(
+        {
+            "archive": {"layout": "bigearthnet-v2", "root": "/data/BigEarthNet"},
+            "store": "/data/superscene",
+            "train": {"backbone": "random"},
+        }
+    )
+    assert config == defaults
+    assert set(told) == set(RunConfig.model_fields)
+    for section in ("archive", "train", "explain", "resources"):
+        assert set(told[section]) == set(type(getattr(config, section)).model_fields)
+
+
+@pytest.mark.parametrize("statement", blocks(README, "sql"))
+def test_the_sql_examples_answer(inputs: Inputs, statement: str) -> None:
+    rows = query(inputs.reference / "tables", None, statement).fetchall()
+    assert rows
+
+
+def test_the_gain_example_is_what_pandas_finds(inputs: Inputs) -> None:
+    statement = next(s for s in blocks(README, "sql") if "AS gain" in s)
+    answer = query(inputs.reference / "tables", None, statement).df().set_index("label")["gain"]
+    metrics = pd.read_parquet(inputs.reference / "tables" / "metrics")
+    f2 = metrics.query("metric == 'f2' and split == 'test' and label.notna()")
+    by_sr = f2.pivot_table(index="label", columns="sr", values="value")
+    expected = by_sr["bicubic"] - by_sr["none"]
+    pd.testing.assert_series_equal(answer.sort_index(), expected.sort_index(), check_names=False)
+
+
+@pytest.mark.parametrize("example", blocks(README, "python"))
+def test_the_python_examples_run(
+    inputs: Inputs, example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "store").symlink_to(inputs.reference)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+    assert {duckdb.__name__, xr.__name__} == {"duckdb", "xarray"}
