@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -25,22 +26,20 @@ from tests.flows.stores import (
 )
 
 
-def start(config: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [str(Path(sys.executable).with_name("superscene")), "run", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-        cwd=PROJECT,
-    )
+@contextmanager
+def started(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a run whose output goes to a file beside its configuration."""
+    with config.with_suffix(".log").open("ab") as log:
+        command = [str(Path(sys.executable).with_name("superscene")), "run", str(config)]
+        with subprocess.Popen(command, stdout=log, stderr=log, env=environment(), cwd=PROJECT) as run:
+            yield run
 
 
 def n_parts(store: Path) -> int:
     return len(list((store / "work").rglob("part-*.parquet")))
 
 
-def wait_until(condition: Callable[[], bool], run: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], run: "subprocess.Popen[bytes]", seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -61,12 +60,11 @@ def test_a_driver_killed_at_random_moments(inputs: Inputs, tmp_path: Path) -> No
     moments = sorted(random.Random(seed).sample(range(1, n_parts(inputs.reference)), 2))
     finished: dict[Path, tuple[int, bytes]] = {}
     for moment in moments:
-        run = start(config)
-        wait_until(lambda moment=moment: n_parts(store) >= moment, run)  # type: ignore[misc]  # default binds it
-        assert run.poll() is None, run.communicate()[0]
-        children = psutil.Process(run.pid).children(recursive=True)
-        run.kill()
-        run.wait()
+        with started(config) as run:
+            wait_until(lambda moment=moment: n_parts(store) >= moment, run)  # type: ignore[misc]  # default binds it
+            assert run.poll() is None, config.with_suffix(".log").read_text()
+            children = psutil.Process(run.pid).children(recursive=True)
+            run.kill()
         psutil.wait_procs(children, timeout=30)
         assert_nothing_half_done(store)
         now = part_states(store)
@@ -85,17 +83,18 @@ def test_actors_killed_at_random_moments(inputs: Inputs, tmp_path: Path) -> None
     print("seed", seed)
     chance = random.Random(seed)
     moments = sorted(chance.sample(range(1, n_parts(inputs.reference)), 2))
-    run = start(inputs.config(store))
+    config = inputs.config(store)
     killed = 0
-    for moment in moments:
-        wait_until(lambda moment=moment: n_parts(store) >= moment, run)  # type: ignore[misc]  # default binds it
-        time.sleep(chance.random() * 0.5)
-        actors = [p for p in psutil.Process(run.pid).children(recursive=True) if _is_actor(p)]
-        if actors:
-            chance.choice(actors).send_signal(signal.SIGKILL)
-            killed += 1
-    output, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, output
+    with started(config) as run:
+        for moment in moments:
+            wait_until(lambda moment=moment: n_parts(store) >= moment, run)  # type: ignore[misc]  # default binds it
+            time.sleep(chance.random() * 0.5)
+            actors = [p for p in psutil.Process(run.pid).children(recursive=True) if _is_actor(p)]
+            if actors:
+                chance.choice(actors).send_signal(signal.SIGKILL)
+                killed += 1
+        code = run.wait(timeout=240)
+    assert code == 0, config.with_suffix(".log").read_text()
     assert killed
     assert_same_tables(store, inputs.reference)
 

@@ -1,0 +1,247 @@
+import os
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import ConfigError, StoreError
+from infra.query import connect, query
+
+
+def write(path: Path, **columns: list[object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    folder = tmp_path / "store" / "tables"
+    for sr, config, value in (("none", "12345678", 1.5), ("hat", "abcdef01", 2.5), ("hat", "00000001", 3.5)):
+        write(folder / "predictions" / f"sr={sr}" / f"config={config}" / "data-00000.parquet", value=[value])
+    write(folder / "metrics" / "data-00000.parquet", config=["12345678", "abcdef01"], n=[1, 2])
+    write(folder / "patches" / "data-00000.parquet", patch_id=["a", "b"])
+    write(folder / "patches" / "data-00001.parquet", patch_id=["c"])
+    (folder / "empty").mkdir()
+    write(tmp_path / "outside.parquet", secret=[42])
+    (tmp_path / "outside.csv").write_text("secret\n42\n")
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_table_is_a_view_over_all_its_files(tables: Path) -> None:
+    assert query(tables, None, "SHOW TABLES").fetchall() == [("metrics",), ("patches",), ("predictions",)]
+    assert query(tables, None, "SELECT * FROM patches ORDER BY 1").fetchall() == [("a",), ("b",), ("c",)]
+    joined = query(tables, None, "SELECT n, value FROM metrics JOIN predictions USING (config) ORDER BY n")
+    assert joined.columns == ["n", "value"]
+    assert joined.fetchall() == [(1, 1.5), (2, 2.5)]
+    assert joined.fetchall() == [(1, 1.5), (2, 2.5)], "the rows stay"
+
+
+def test_folders_give_columns_and_a_config_of_digits_is_a_string(tables: Path) -> None:
+    rows = query(tables, None, "SELECT value, sr, config, typeof(config) FROM predictions ORDER BY value").fetchall()
+    assert rows == [
+        (1.5, "none", "12345678", "VARCHAR"),
+        (2.5, "hat", "abcdef01", "VARCHAR"),
+        (3.5, "hat", "00000001", "VARCHAR"),
+    ]
+
+
+def test_the_views_equal_duckdb_s_own_reading(tables: Path) -> None:
+    source = f"read_parquet('{tables}/predictions/**/*.parquet', hive_partitioning=true, hive_types_autocast=0)"
+    own = duckdb.sql(f"SELECT value, sr, config FROM {source} ORDER BY 1")
+    ours = query(tables, None, "SELECT value, sr, config FROM predictions ORDER BY 1")
+    assert (ours.columns, ours.types, ours.fetchall()) == (own.columns, own.types, own.fetchall())
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (None, [1.5, 2.5, 3.5]),
+        (["12345678"], [1.5]),
+        ({"abcdef01", "00000001"}, [2.5, 3.5]),
+        (["99999999"], []),
+        ([], []),
+        (["x') OR ('1' = '1"], []),
+    ],
+)
+def test_configs_are_filtered(tables: Path, configs: list[str] | None, expected: list[float]) -> None:
+    rows = query(tables, configs, "SELECT value FROM predictions ORDER BY value").fetchall()
+    assert [value for (value,) in rows] == expected
+    filtered = query(tables, configs, "SELECT count(*), max(value) FROM predictions WHERE value > 2").fetchall()
+    kept = [value for value in expected if value > 2]
+    assert filtered == [(len(kept), max(kept, default=None))]
+    assert query(tables, configs, "SELECT count(*) FROM patches").fetchall() == [(3,)], "patches have no config"
+    n_metrics = sum(configs is None or config in configs for config in ("12345678", "abcdef01"))
+    assert query(tables, configs, "SELECT count(*) FROM metrics").fetchall() == [(n_metrics,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO '{tables}/new.csv'",
+        "COPY (SELECT 1) TO '{outside}/new.csv'",
+        "COPY patches TO '{tables}/patches/data-00000.parquet'",
+        "WITH x AS (COPY (SELECT 1) TO '{tables}/new.csv') SELECT * FROM x",
+        "WITH x AS (COPY (SELECT 1 AS patch_id) TO '{tables}/patches/data-00000.parquet') SELECT * FROM x",
+        "WITH x AS (COPY (SELECT 1) TO '{outside}/new.csv') SELECT * FROM x",
+        "WITH x AS (INSERT INTO patches VALUES ('d') RETURNING *) SELECT * FROM x",
+        "EXPORT DATABASE '{tables}/dump'",
+        "ATTACH '{tables}/a.db'",
+        "ATTACH '{outside}/a.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET threads = 1",
+        "RESET lock_configuration",
+        "PRAGMA enable_profiling",
+        "CREATE TABLE a AS SELECT 1",
+        "CREATE OR REPLACE VIEW patches AS SELECT 1",
+        "CREATE MACRO f(x) AS x",
+        "INSERT INTO patches VALUES ('d')",
+        "DELETE FROM patches",
+        "DROP VIEW patches",
+        "CHECKPOINT",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; COPY (SELECT 1) TO '{tables}/new.csv'",
+        "",
+        ";",
+        "SELEC 1",
+        "SELECT * FROM nowhere",
+        "SELECT 'a'::INT",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM '{outside}/outside.parquet'",
+        "SELECT * FROM read_parquet('{outside}/outside.parquet')",
+        "SELECT * FROM read_csv('{tables}/../../outside.csv')",
+        "SELECT * FROM read_parquet(['{outside}/outside.parquet'])",
+        "SELECT * FROM read_csv('outside.csv')",
+        "SELECT * FROM glob('{outside}/*')",
+        "SELECT * FROM read_blob('/proc/self/environ')",
+        "SELECT * FROM read_parquet('https://example.com/a.parquet')",
+        "SELECT * FROM query('SELECT * FROM read_csv(''/etc/passwd'')')",
+        "SELECT * FROM duckdb_secrets()",
+        "SELECT getenv('HOME')",
+        "SELECT * FROM relation_of_the_caller",
+    ],
+)
+def test_nothing_is_written_and_nothing_outside_is_read(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relation_of_the_caller = pa.table({"a": [1]})
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="^sql"):
+        query(tables, None, statement.format(tables=tables, outside=tmp_path))
+    assert files(tmp_path) == before
+    assert {*os.listdir(tmp_path)} == {"store", "outside.parquet", "outside.csv"}
+    assert relation_of_the_caller.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT count(*) FROM predictions",
+        "WITH x AS (SELECT 3) SELECT * FROM x",
+        "FROM predictions SELECT count(*)",
+        "VALUES (3)",
+        "SELECT 3 -- ; COPY",
+        "SELECT 3;",
+    ],
+)
+def test_every_kind_of_select_is_answered(tables: Path, statement: str) -> None:
+    assert query(tables, None, statement).fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO '{tables}/new.csv'",
+        "ATTACH '{tables}/a.db'",
+        "EXPORT DATABASE '{tables}/dump'",
+        "SELECT * FROM '{tables}/patches/data-00000.parquet'",
+        "SET allowed_directories = ['/']",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "SET temp_directory = '{tables}'",
+        "LOAD httpfs",
+    ],
+)
+def test_the_fence_holds_without_the_check_of_statements(tables: Path, statement: str) -> None:
+    connection = connect(tables, None)
+    before = files(tables)
+    with pytest.raises(duckdb.Error):
+        connection.execute(statement.format(tables=tables))
+    assert connection.execute("SELECT current_setting('allowed_directories')").fetchall() == [([],)]
+    assert files(tables) == before
+    assert connection.execute("SELECT count(*) FROM patches").fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x\" AS SELECT 1; CREATE VIEW hacked AS SELECT 'yes'; --",
+        "x'; COPY (SELECT 1) TO 'hacked.csv'; --",
+        "a b",
+        "a.b",
+        "sélect",
+        "select",
+        "Patches2",
+        "a[1]*?",
+    ],
+)
+def test_a_folder_s_name_is_never_run(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {*os.listdir(tmp_path)}
+    write(tables / name / "it's" / "data-00000.parquet", a=[5])
+    names = {row[0] for row in query(tables, None, "SHOW TABLES").fetchall()}
+    assert names == {"metrics", "patches", "predictions", name}
+    quoted = name.replace('"', '""')
+    assert query(tables, None, f'SELECT a FROM "{quoted}"').fetchall() == [(5,)]
+    assert {*os.listdir(tmp_path)} == before
+
+
+@pytest.mark.parametrize("root", ["it's", "run[1]", "ru*n", "sr=hat/config=abcdef01", "naïve ☃", 'double"quote'])
+def test_a_store_may_lie_in_any_folder(tables: Path, tmp_path: Path, root: str) -> None:
+    moved = tmp_path / root / "tables"
+    moved.parent.mkdir(parents=True)
+    tables.rename(moved)
+    rows = query(moved, ["12345678"], "SELECT * FROM predictions").fetchall()
+    assert rows == [(1.5, "none", "12345678")]
+
+
+def test_a_relative_path_and_a_link_lead_to_the_tables(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tables.parent)
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("store/tables"), Path("link/tables"), tmp_path / "link" / "tables"):
+        assert query(path, None, "SELECT count(*) FROM patches").fetchall() == [(3,)]
+
+
+def test_columns_of_an_older_schema_are_united_by_name(tables: Path) -> None:
+    folder = tables / "runs"
+    write(folder / "a.parquet", run=["1"], stages=[["x"]])
+    write(folder / "b.parquet", stages=[["y", "z"]], run=["2"], inputs=[7])
+    write(folder / "c.parquet", run=["3"], inputs=[None])
+    rows = query(tables, None, "SELECT run, stages, inputs FROM runs ORDER BY run").fetchall()
+    assert rows == [("1", ["x"], None), ("2", ["y", "z"], 7), ("3", None, None)]
+
+
+def test_a_partial_file_is_no_row(tables: Path) -> None:
+    (tables / "patches" / ".data-00000.parquet.0a1b2c3d.partial").write_bytes(b"PAR1")
+    assert query(tables, None, "SELECT count(*) FROM patches").fetchall() == [(3,)]
+
+
+def test_no_tables_and_damaged_ones_are_told(tables: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "none", tables / "empty"):
+        with pytest.raises(StoreError, match=f"no tables in {folder}"):
+            query(folder, None, "SELECT 1")
+    (tables / "metrics" / "data-00001.parquet").write_bytes(b"nonsense")
+    with pytest.raises(StoreError, match="the table .*metrics cannot be read"):
+        query(tables, None, "SELECT 1")

@@ -1,0 +1,247 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.errors import ConfigError, StoreError
+from infra.parts import write_parquet
+from infra.storage import StorePaths, locked_store, store_error, sweep_partials, write_atomically, write_text, writing
+from infra.zarr_store import ArraySpec, ShardedStore, create_store
+
+ROOT = Path(__file__).parents[2]
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A small file system of its own, where mounting one is permitted."""
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False, capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted here: {mount.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """64 KiB and not a byte more."""
+    with mounted(tmp_path / "disk", "size=64k") as disk:
+        yield disk
+
+
+def run_and_wait(code: str, *args: Path) -> int:
+    """Run Python code in a process of its own and return its exit status."""
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, check=False).returncode
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start Python code in a process of its own, and wait for its first line."""
+    running = []
+
+    def run(code: str, *args: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_a_file_is_written_whole_into_new_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c.txt"
+    write_text(path, "naïve\n")
+    assert path.read_bytes() == b"na\xc3\xafve\n"
+    write_text(path, "2")
+    assert path.read_bytes() == b"2"
+    assert files_below(tmp_path) == ["a/b/c.txt"]
+
+
+def test_a_writer_that_raises_leaves_neither_name_and_the_old_file(tmp_path: Path) -> None:
+    def half(path: Path) -> None:
+        path.write_text("half")
+        raise KeyError("the rest")
+
+    with pytest.raises(KeyError):
+        write_atomically(tmp_path / "new", half)
+    assert files_below(tmp_path) == []
+    write_text(tmp_path / "old", "whole")
+    with pytest.raises(KeyError):
+        write_atomically(tmp_path / "old", half)
+    assert (tmp_path / "old").read_text() == "whole"
+    assert files_below(tmp_path) == ["old"]
+
+
+def test_a_killed_writer_leaves_no_file_and_the_sweep_removes_its_partial(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from infra.storage import write_atomically
+def write(path):
+    path.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path(sys.argv[1]) / "part.parquet", write)
+"""
+    assert run_and_wait(code, tmp_path / "work" / "stage") == -signal.SIGKILL
+    (left,) = files_below(tmp_path)
+    assert left.endswith(".partial")
+    (tmp_path / "work" / "kept.parquet").touch()
+    (tmp_path / "folder.partial").mkdir()
+    assert sweep_partials(tmp_path) == 1
+    assert files_below(tmp_path) == ["work/kept.parquet"]
+    assert sweep_partials(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "permission denied"),
+    ],
+)
+def test_the_sentence_names_path_and_reason(tmp_path: Path, code: int, why: str) -> None:
+    path = tmp_path / "part-00001.parquet"
+
+    def refuse(temporary: Path) -> None:
+        temporary.write_text("x")
+        raise OSError(code, os.strerror(code), str(temporary))
+
+    with pytest.raises(StoreError) as caught:
+        write_atomically(path, refuse)
+    assert str(caught.value) == f"cannot write {path}: {why}"
+    assert isinstance(caught.value.__cause__, OSError)
+    assert files_below(tmp_path) == []
+
+
+def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+    timeout = TimeoutError(errno.ETIMEDOUT, "slow disk")
+    assert store_error(timeout, tmp_path) is timeout
+    no_code = OSError("no number")
+    with pytest.raises(OSError, match="no number") as caught, writing(tmp_path):
+        raise no_code
+    assert caught.value is no_code
+    of_ours = StoreError("cannot write the first one")
+    with pytest.raises(StoreError) as kept, writing(tmp_path):
+        raise of_ours
+    assert kept.value is of_ours
+
+
+def test_a_file_in_the_way_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    for path in (tmp_path / "file" / "a", tmp_path / "file" / "b" / "a", tmp_path / "folder"):
+        with pytest.raises(StoreError, match=f"cannot write {path}: a (file|folder|part of the path) "):
+            write_text(path, "x")
+    assert files_below(tmp_path) == ["file"]
+
+
+def test_a_full_disk_stops_every_kind_of_write_and_leaves_no_rest(tiny_disk: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 2**16, (16, 8000), dtype=np.uint16)  # 256 kB that zstd cannot shrink
+    store = tiny_disk / "a.zarr"
+    create_store(store, [ArraySpec("a", ("x",), (8000,), "uint16", 0, {})], 16, 1, {})
+    before = files_below(tiny_disk)
+    with pytest.raises(StoreError, match="cannot write .*part.parquet: the disk is full"):
+        write_parquet(tiny_disk / "part.parquet", pa.table({"a": noise.ravel()}))
+    with pytest.raises(StoreError, match="cannot write .*text: the disk is full"):
+        write_text(tiny_disk / "text", "x" * 2**17)
+    with pytest.raises(StoreError, match="cannot write .*a.zarr: the disk is full"):
+        ShardedStore(store, writable=True).write(0, "a", noise)
+    assert files_below(tiny_disk) == before
+    np.testing.assert_array_equal(ShardedStore(store).read(0, "a"), 0)
+
+
+def test_a_full_disk_shows_when_the_store_is_locked(tiny_disk: Path) -> None:
+    (tiny_disk / "work").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        (tiny_disk / "filler").write_bytes(b"x" * 2**17)
+    with (
+        pytest.raises(StoreError, match=f"cannot write {tiny_disk}: the disk is full"),
+        locked_store(StorePaths(tiny_disk)),
+    ):
+        pytest.fail("the store was locked")
+
+
+def test_a_read_only_disk_is_told(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=1m,ro") as disk:
+        with pytest.raises(StoreError, match=f"cannot write {disk}/a: the file system is read-only"):
+            write_text(disk / "a", "x")
+        with pytest.raises(StoreError, match="read-only"), locked_store(StorePaths(disk)):
+            pytest.fail("the store was locked")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from infra.storage import StorePaths, locked_store
+with locked_store(StorePaths(Path(sys.argv[1]))):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_driver_at_a_time_even_after_a_killed_one(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    first = start(HOLDER, tmp_path)
+    (tmp_path / "work" / ".part.parquet.0.partial").touch()
+    with pytest.raises(ConfigError, match=f"another run is writing to {tmp_path}"), locked_store(StorePaths(tmp_path)):
+        pytest.fail("two drivers hold the store")
+    assert ".part.parquet.0.partial" in os.listdir(tmp_path / "work"), "the first one's file was swept away"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    with locked_store(StorePaths(tmp_path)):
+        assert files_below(tmp_path) == ["work/lock"]
+
+
+def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyError), locked_store(StorePaths(tmp_path)):
+            raise KeyError
+    with locked_store(StorePaths(tmp_path / "of")), locked_store(StorePaths(tmp_path / "two")):
+        pass
+
+
+def test_every_place_lies_in_the_store(tmp_path: Path) -> None:
+    paths = StorePaths(tmp_path)
+    assert {
+        str(path.relative_to(tmp_path))
+        for path in (
+            paths.archive,
+            paths.table("metrics"),
+            paths.report,
+            paths.super_resolved("hat", "abcdef01"),
+            paths.maps("grad_cam", "abcdef01"),
+            paths.checkpoint("hat", "resnet50", "abcdef01", 3),
+        )
+    } == {
+        "archive.zarr",
+        "tables/metrics",
+        "report/index.html",
+        "sr/hat-abcdef01.zarr",
+        "maps/grad_cam-abcdef01.zarr",
+        "checkpoints/hat-resnet50-abcdef01/seed-3.safetensors",
+    }

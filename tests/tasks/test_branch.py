@@ -1,0 +1,131 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import rasterio
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from infra.errors import WeightsError
+from infra.parts import StageParts
+from infra.storage import StorePaths
+from infra.zarr_store import ShardedStore
+from tasks import branch as branch_module
+from tasks.branch import Branch, BranchReader, make_branch
+from tasks.plan import Plan
+from tests.tasks.small_store import MAX_DN, band_file, branch_of
+
+CPU = torch.device("cpu")
+
+
+def streamed(branch: Branch, shard: int) -> tuple[np.ndarray[Any, Any], list[int], list[pa.Table]]:
+    """Pixels, rows and quality of one shard, and a check of the size of its batches."""
+    patches = branch.ingest.read(shard)
+    pixels, rows, quality = [], [], []
+    for batch in BranchReader(branch, CPU).batches(shard, patches):
+        assert len(batch.rows) == len(batch.dn) <= branch.batch_size
+        pixels.append(batch.dn.numpy())
+        rows += batch.rows.tolist()
+        quality += [batch.quality] if batch.quality is not None else []
+    return np.concatenate(pixels), rows, quality
+
+
+def files_of(plan: Plan, shard: int) -> np.ndarray[Any, Any]:
+    """B04, B03, B02 of a shard's patches in the order of their rows, as rasterio reads the archive."""
+    root = plan.paths.root.parent / "archive"
+    patches = []
+    for name in plan.parts.read(shard).sort_by("row")["patch_id"].to_pylist():
+        bands = []
+        for band in ("B04", "B03", "B02"):
+            with rasterio.open(band_file(root, name, band)) as source:
+                bands.append(source.read(1))
+        patches.append(np.stack(bands))
+    return np.stack(patches)
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2, 3])
+def test_none_shows_the_clipped_patches_in_the_order_of_their_rows(store: Plan, shard: int) -> None:
+    pixels, rows, quality = streamed(branch_of(store), shard)
+    assert rows == sorted(store.parts.read(shard)["row"].to_pylist())
+    np.testing.assert_array_equal(pixels, np.minimum(files_of(store, shard), MAX_DN))
+    assert not quality
+
+
+def test_the_store_has_holes(store: Plan) -> None:
+    """What the other tests rely on."""
+    assert store.parts.read(0)["row"].to_pylist() != list(range(store.parts.read(0).num_rows))
+    assert store.parts.read(0).num_rows == 6
+
+
+def test_bicubic_is_torch_s_on_the_unit_interval_rounded_to_dn(store: Plan) -> None:
+    pixels, _, quality = streamed(branch_of(store, "bicubic"), 0)
+    x = torch.from_numpy(files_of(store, 0).astype(np.float32)).clamp(max=MAX_DN) / MAX_DN
+    y = F.interpolate(x, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1) * MAX_DN
+    difference = np.abs(pixels.astype(int) - y.numpy())
+    assert difference.max() <= 0.5 + 1e-3
+    assert pa.concat_tables(quality)["patch_id"].to_pylist() == (
+        store.parts.read(0).sort_by("row")["patch_id"].to_pylist()
+    )
+
+
+@pytest.mark.parametrize("sr", ["none", "bicubic"])
+def test_batch_size_changes_no_pixel(store: Plan, sr: str) -> None:
+    (one, rows, some), (five, same_rows, others) = (
+        streamed(branch_of(store, sr, batch_size=size), 0) for size in (1, 5)
+    )
+    np.testing.assert_array_equal(one, five)
+    assert rows == same_rows
+    if sr == "bicubic":
+        a, b = pa.concat_tables(some), pa.concat_tables(others)
+        assert a.select(["patch_id", "sr", "config"]).equals(b.select(["patch_id", "sr", "config"]))
+        for name in a.schema.names[3:]:
+            np.testing.assert_allclose(a[name].to_numpy(), b[name].to_numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_selection_of_patches_in_any_order(store: Plan) -> None:
+    branch = branch_of(store, batch_size=2)
+    patches = store.parts.read(0)
+    chosen = patches.take([4, 1, 2])
+    found = [batch.rows.tolist() for batch in BranchReader(branch, CPU).batches(0, chosen)]
+    in_order = sorted(chosen["row"].to_pylist())
+    assert found == [in_order[:2], in_order[2:]]
+
+
+def test_a_shard_without_patches_has_no_batch(store: Plan) -> None:
+    assert not list(BranchReader(branch_of(store), CPU).batches(0, store.parts.read(0).slice(0, 0)))
+
+
+def test_config_is_that_of_what_determines_the_pixels(tmp_path: Path) -> None:
+    def config(weights: bytes | None, max_dn: int = 3000, batch_size: int = 16, ingest: str = "a1b2c3d4") -> str:
+        parts = StageParts(StorePaths(tmp_path), "ingest", ingest)
+        if weights is None:
+            return make_branch(parts, "bicubic", None, max_dn, batch_size).pixels.config
+        file = tmp_path / f"weights-{batch_size}"
+        file.write_bytes(weights)
+        return make_branch(parts, "realesrgan", file, max_dn, batch_size).pixels.config
+
+    assert config(b"one") == config(b"one", batch_size=1)  # another path too
+    others = [config(None), config(None, 3001), config(None, ingest="b1b2c3d4"), config(b"one"), config(b"other")]
+    assert len(set(others)) == 5
+    with pytest.raises(WeightsError, match="realesrgan needs weights"):
+        make_branch(StageParts(StorePaths(tmp_path), "ingest", "a1b2c3d4"), "realesrgan", tmp_path / "none", 3000, 1)
+
+
+def test_arrays_say_what_they_hold(store: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    bicubic, none = branch_of(store, "bicubic"), branch_of(store)
+    (array,) = bicubic.arrays()
+    assert (array.shape, array.names, array.attributes["gsd_m"]) == ((3, 480, 480), ("B04", "B03", "B02"), 2.5)
+    assert (bicubic.scale, none.scale) == (4, 1)
+    assert bicubic.quality_outputs == [bicubic.quality]
+    assert not none.quality_outputs
+    assert bicubic.store == store.paths.root / "sr" / f"bicubic-{bicubic.pixels.config}.zarr"
+    monkeypatch.setattr(branch_module, "_STORED_BLOCK", 4)
+    assert bicubic.arrays()[0].zarr_shard == 4
+
+
+def test_rgb_of_a_shard_is_in_the_order_of_its_bands(store: Plan) -> None:
+    rgb = BranchReader(branch_of(store), CPU).rgb(0)
+    s2 = ShardedStore(store.paths.archive).read(0, "s2_10m")  # B02, B03, B04, B08
+    np.testing.assert_array_equal(rgb, np.stack([s2[:, 2], s2[:, 1], s2[:, 0]], axis=1))
