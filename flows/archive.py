@@ -37,10 +37,10 @@ from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import ShardCount, run_stage
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
-from tasks.train import Fitted, Trainer, TrainingSet, train_job, training_set
+from tasks.train import Fitted, Trainer, train_job, training_set
 
 Stage = Literal["ingest", "train", "predict", "evaluate", "report"]
-STAGES: tuple[Stage, ...] = ("ingest", "train", "predict", "evaluate", "report")
+"""What a run may end with."""
 
 Checkpoints = Mapping[int, Path]
 """Checkpoint file by seed."""
@@ -101,13 +101,14 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         run = _start(config, paths)
         plan = ingest(run)
         if until != "ingest":
+            backbones = (
+                {} if config.models_from else {name: fit_backbone(run, plan, name) for name in config.classifiers}
+            )
             for sr in config.sr:
-                branch = make_branch(
-                    plan.parts, sr, config.weights.get(sr), config.sr_input_max_dn, config.resources.batch_size
-                )
+                branch = _branch(run, plan, sr)
                 if _store_pixels(config, branch):
                     super_resolve(run, plan, branch)
-                models = {name: train(run, plan, branch, name) for name in config.classifiers}
+                models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
                     predict(run, plan, branch, models, until)
         return finish(run, until)
@@ -118,6 +119,11 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
     record = RunRecord(paths, config.model_dump_json(), started)
     actors = None if config.resources.actors == "auto" else config.resources.actors
     return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor))
+
+
+def _branch(run: Run, plan: Plan, sr: str) -> Branch:
+    config = run.config
+    return make_branch(plan.parts, sr, config.weights.get(sr), config.sr_input_max_dn, config.resources.batch_size)
 
 
 def _store_pixels(config: RunConfig, branch: Branch) -> bool:
@@ -157,44 +163,53 @@ def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
 
 
 @_stage_task
-def train(run: Run, plan: Plan, branch: Branch, classifier: str) -> Checkpoints:
-    """Train one classifier on one branch, every seed, or borrow it from another store."""
-    config = run.config
-    if config.models_from is not None:
-        return borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier)
-    data = training_set(plan.parts, plan.ingested("train"), plan.ingested("validation"))
-    backbone = _backbone(run, plan, classifier, data)
-    if not config.train.freeze_backbone:
-        return _fit(run, branch, backbone, "network", data, config.train.seeds, None)
-    features = features_parts(branch, backbone)
-    build = partial(ShardFeatures, branch, backbone, features)
-    run.stage(f"features {branch.sr} {classifier}", build, [features], [*data.train, *data.validation])
-    return _fit(run, branch, backbone, "head", data, config.train.seeds, features)
+def fit_backbone(run: Run, plan: Plan, classifier: str) -> Backbone | None:
+    """Return where a classifier's backbone starts; one from this archive is trained on the patches as they are.
 
-
-def _backbone(run: Run, plan: Plan, classifier: str, data: TrainingSet) -> Backbone:
-    """Return where the backbone starts; one from this archive is trained on the patches as they are, once."""
+    None: that training failed, and so will whatever needs it.
+    """
     config = run.config
     if config.train.backbone == "random":
         return Backbone(classifier, "random")
     if config.train.backbone == "weights":
         return Backbone(classifier, "weights", config.weights[classifier])
-    none = make_branch(plan.parts, "none", None, config.sr_input_max_dn, config.resources.batch_size)
     seed = config.train.seeds[0]
-    fitted = _fit(run, none, Backbone(classifier, "random"), "backbone", data, (seed,), None)
-    return Backbone(classifier, "archive", fitted[seed])
+    fitted = _fit(run, plan, _branch(run, plan, "none"), Backbone(classifier, "random"), "backbone", (seed,), None)
+    return Backbone(classifier, "archive", fitted[seed]) if seed in fitted else None
+
+
+@_stage_task
+def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backbone | None) -> Checkpoints:
+    """Train one classifier on one branch, every seed, or borrow it from another store."""
+    config = run.config
+    if config.models_from is not None:
+        return borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier)
+    if backbone is None:
+        return {}
+    if not config.train.freeze_backbone:
+        return _fit(run, plan, branch, backbone, "network", config.train.seeds, None)
+    features = features_parts(branch, backbone)
+    build = partial(ShardFeatures, branch, backbone, features)
+    shards = plan.ingested("train", "validation")
+    run.stage(f"features {branch.sr} {classifier}", build, [features], shards)
+    return _fit(run, plan, branch, backbone, "head", config.train.seeds, features)
 
 
 def _fit(
     run: Run,
+    plan: Plan,
     branch: Branch,
     backbone: Backbone,
     fitted: Fitted,
-    data: TrainingSet,
     seeds: tuple[int, ...],
     features: StageParts | None,
 ) -> Checkpoints:
     chosen = run.config.train
+    done = features.done() if features is not None else set(plan.ingested())
+    train_shards, validation_shards = (
+        [s for s in plan.ingested(name) if s in done] for name in ("train", "validation")
+    )
+    data = training_set(plan.parts, train_shards, validation_shards)
     settings = TrainSettings(chosen.epochs, chosen.batch_size, chosen.lr, chosen.weight_decay, chosen.optimizer)
     job = train_job(branch, backbone, fitted, chosen.head, settings, data, features)
     of = "backbone" if fitted == "backbone" else branch.sr
@@ -217,6 +232,7 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Checkpoin
     create_map_stores(branch, scored, plan.shard_size, max(plan.shards) + 1)
     outputs = [*branch.quality_outputs, *(parts for item in scored for parts in item.outputs)]
     fresh = run.stage(f"predict {branch.sr}", partial(ShardScorer, branch, scored), outputs, plan.ingested())
+    run.record.configs.append(branch.pixels.config)
     publish_quality(plan, branch)
     for item in scored:
         predictions = publish_scores(plan, branch, item)

@@ -1,6 +1,7 @@
 """A store made of numbers that a test can foresee: tables and Zarr stores without a run behind them."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -48,7 +49,7 @@ AP = {
 HL = {sr: 0.3 - 0.1 * i for i, sr in enumerate(SR)}
 ACC = {"none": 0.41, "bicubic": 0.4438, "srresnet": 0.4451}
 F2 = {"none": 0.25, "bicubic": 0.75, "srresnet": 0.5}
-LABELS = (["Urban fabric", "Pastures"], ["Urban fabric"], ["Inland waters", "Marine waters"], [])
+LABELS: tuple[list[str], ...] = (["Urban fabric", "Pastures"], ["Urban fabric"], ["Inland waters", "Marine waters"], [])
 """True labels of the patches."""
 
 
@@ -67,7 +68,8 @@ def make_store(root: Path, *, labelled: bool = True, n: int = len(PATCH_IDS)) ->
     """Write a store of one shard: n test patches, three SR models, two classifiers, one seed."""
     paths = StorePaths(root)
     rng = np.random.default_rng(0)
-    dn = rng.integers(0, 4000, (len(PATCH_IDS), 4, 120, 120)).astype(np.uint16)
+    blocks = rng.integers(0, 4000, (len(PATCH_IDS), 4, 6, 6)).astype(np.uint16)
+    dn = np.kron(blocks, np.ones((1, 1, 20, 20), np.uint16))  # noise in every pixel would take long to compress
     create_store(paths.archive, archive_arrays(NAMES), 4, 1, {})
     ShardedStore(paths.archive, writable=True).write(0, S2_10M.array, dn)
     configs, predictions = [], {}
@@ -146,9 +148,7 @@ def _explanations(paths: StorePaths, sr: str, classifier: str, config: str, n: i
         for i, patch_id in enumerate(PATCH_IDS[:n])
         for label in ("Urban fabric", "Arable land")
     ]
-    folder = hive_folder(
-        paths.table("explanations"), sr=sr, classifier=classifier, method="grad_cam", config=config
-    )
+    folder = hive_folder(paths.table("explanations"), sr=sr, classifier=classifier, method="grad_cam", config=config)
     publish(folder, pa.Table.from_pylist(rows, EXPLANATIONS), EXPLANATIONS, ["patch_id", "map_label"])
 
 
@@ -274,6 +274,25 @@ def _run(paths: StorePaths, configs: list[str], n: int) -> None:
     publish(paths.table("runs"), pa.Table.from_pylist([row], RUNS), RUNS, ["run_id"], file_stem=f"run-{row['run_id']}")
 
 
+class TableCell:
+    """One cell."""
+
+    def __init__(self, attributes: dict[str, str]) -> None:
+        self.attributes = attributes
+        self.texts: list[str] = []
+        self.bold = False
+
+    @property
+    def text(self) -> str:
+        """Its text, white space as one blank."""
+        return " ".join("".join(self.texts).split())
+
+    @property
+    def value(self) -> float | None:
+        """The number behind the text."""
+        return float(self.attributes["data-v"]) if "data-v" in self.attributes else None
+
+
 class Page(HTMLParser):
     """A page as a browser would read it: elements, texts, and the cells of tables."""
 
@@ -282,7 +301,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.texts: list[str] = []
         """Text outside scripts and style sheets."""
-        self.tables: dict[str, list[list["TableCell"]]] = {}
+        self.tables: dict[str, list[list[TableCell]]] = {}
         """Rows of cells by the table's id, or its number."""
         self._path: list[str] = []
         self.feed(text)
@@ -291,7 +310,7 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         """All text, white space as one blank."""
-        return " ".join(" ".join(self.texts).split())
+        return re.sub(r"[ \n]+", " ", " ".join(self.texts))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
@@ -317,24 +336,5 @@ class Page(HTMLParser):
             self._rows[-1][-1].texts.append(data)
 
     @property
-    def _rows(self) -> list[list["TableCell"]]:
+    def _rows(self) -> list[list[TableCell]]:
         return list(self.tables.values())[-1]
-
-
-class TableCell:
-    """One cell."""
-
-    def __init__(self, attributes: dict[str, str]) -> None:
-        self.attributes = attributes
-        self.texts: list[str] = []
-        self.bold = False
-
-    @property
-    def text(self) -> str:
-        """Its text, white space as one blank."""
-        return " ".join("".join(self.texts).split())
-
-    @property
-    def value(self) -> float | None:
-        """The number behind the text."""
-        return float(self.attributes["data-v"]) if "data-v" in self.attributes else None

@@ -1,0 +1,310 @@
+"""The report's gallery: a few patches as each branch sees them, with the maps and labels that came of it."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+import sr_models
+from infra.bigearthnet.bands import RGB, S2_10M
+from infra.bigearthnet.classes import CLASSES, NAMES
+from infra.errors import StoreError
+from infra.parts import StageParts
+from infra.zarr_store import ShardedStore
+from tasks.labels import is_clean
+from tasks.pictures import Picture, encode, overlay, to_rgb8
+from tasks.report_numbers import SPLITS, HiveFolder, Numbers
+
+PATCHES = 6
+"""Patches in the gallery, at most."""
+
+MAPS = 3
+"""Labels whose maps are shown for a patch, at most."""
+
+_BUDGET_BYTES = 4_000_000
+"""Text of all pictures together; no patch is added beyond it, so that the page stays below 5 MB."""
+
+_CLASS_COLOUR = {c.name: c.colour for c in CLASSES}
+_RGB_INDEX = [S2_10M.bands.index(band) for band in RGB]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of one patch on one branch."""
+
+    name: str
+    prob: float
+    verdict: str
+    """right, wrong, missed, absent (rightly not predicted) or unknown (nobody labelled the patch)."""
+    colour: str
+    """Of the class, as in the legend of CORINE."""
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the classifier gave it."""
+        return self.verdict in {"right", "wrong", "unknown"}
+
+
+@dataclass(frozen=True, slots=True)
+class MapCell:
+    """The place of one label's map."""
+
+    label: Label
+    picture: Picture | None
+    why_not: str
+    """Why there is no picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRow:
+    """One patch on one branch."""
+
+    sr: str
+    picture: Picture | None
+    why_not: str
+    maps: Sequence[MapCell]
+    labels: Sequence[Label]
+    """What was predicted, and what was missed; the most probable first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchCard:
+    """One patch."""
+
+    patch_id: str
+    place: str
+    """Country, season, day."""
+    truth: Sequence[tuple[str, str]] | None
+    """Names and colours of the true labels; None where unknown."""
+    rows: Sequence[BranchRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The cards, and what their maps are of."""
+
+    classifier: str
+    method: str
+    seed: int
+    split: str
+    cards: Sequence[PatchCard]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Rows of the chosen patches on one branch."""
+
+    sr: str
+    config: str
+    predictions: Mapping[str, Mapping[str, Any]]
+    """By patch_id."""
+    maps: Mapping[tuple[str, str], Mapping[str, Any]]
+    """Rows of tables/explanations by patch_id and label."""
+
+
+def make_gallery(numbers: Numbers) -> Gallery | None:
+    """Return the gallery of the run's first classifier and method; None where there are no predictions or pixels."""
+    folders = numbers.hive("predictions")
+    if not folders or not numbers.patches.num_rows:
+        return None
+    classifier = folders[0].keys["classifier"]
+    folders = [folder for folder in folders if folder.keys["classifier"] == classifier]
+    method = next(iter(numbers.run.settings.get("explain", {}).get("methods", ())), "grad_cam")
+    table = _read(folders[0], columns=["patch_id", "split", "seed", "predicted", "labels"])
+    scored = numbers.patches.filter(is_clean(numbers.patches))["patch_id"].combine_chunks()
+    clean = table.filter(pc.is_in(table["patch_id"], value_set=scored))
+    rows = (clean if clean.num_rows else table).sort_by("patch_id").to_pylist()
+    if not rows:
+        return None
+    seed = _explained_seed(numbers, classifier, method, default=min(row["seed"] for row in rows))
+    splits = {row["split"] for row in rows}
+    split = next(name for name in (*SPLITS, *sorted(splits)) if name in splits)
+    rows = [row for row in rows if row["split"] == split and row["seed"] == seed]
+    chosen = choose([row["patch_id"] for row in rows], [row["labels"] or row["predicted"] for row in rows], PATCHES)
+    shown = [_shown(numbers, folder, method, seed, chosen) for folder in folders]
+    try:
+        cards = _cards(numbers, shown, chosen)
+    except StoreError:  # no archive.zarr: the tables were copied without the pixels
+        return None
+    return Gallery(classifier, method, seed, split, cards)
+
+
+def choose(ids: Sequence[str], label_sets: Sequence[Sequence[str]], count: int) -> list[str]:
+    """Return patches that together show many labels: each adds the most, a label shown k times before counting 4^-k.
+
+    Args:
+        ids: Names of the patches, sorted; the first wins a tie.
+        label_sets: Labels of each.
+        count: Patches to return, at most.
+    """
+    shown: Counter[str] = Counter()
+    left = dict(zip(ids, label_sets, strict=True))
+    chosen: list[str] = []
+    while left and len(chosen) < count:
+        best = max(left, key=lambda patch: sum(0.25 ** shown[label] for label in left[patch]))
+        shown.update(left.pop(best))
+        chosen.append(best)
+    return chosen
+
+
+def _dataset(folder: HiveFolder) -> ds.Dataset:
+    """Return a folder's files as one table; names of folders are no columns."""
+    files = [str(path) for path in sorted(folder.path.glob("*.parquet"))]
+    return ds.dataset(files, format="parquet", partitioning=None)
+
+
+def _read(folder: HiveFolder, columns: list[str] | None = None, ids: Sequence[str] | None = None) -> pa.Table:
+    """Return columns of the rows of some patches, or of all."""
+    chosen = None if ids is None else ds.field("patch_id").isin(list(ids))
+    return _dataset(folder).to_table(columns=columns, filter=chosen)
+
+
+def _explained_seed(numbers: Numbers, classifier: str, method: str, default: int) -> int:
+    """Return the seed of the network that the maps are of."""
+    wanted = {"classifier": classifier, "method": method}
+    for folder in numbers.hive("explanations"):
+        if wanted.items() <= folder.keys.items():
+            for row in _dataset(folder).head(1, columns=["seed"]).to_pylist():
+                return int(row["seed"])
+    return default
+
+
+def _shown(numbers: Numbers, folder: HiveFolder, method: str, seed: int, ids: Sequence[str]) -> _Shown:
+    predictions = [row for row in _read(folder, ids=ids).to_pylist() if row["seed"] == seed]
+    names = {**{key: folder.keys[key] for key in ("sr", "classifier")}, "method": method}
+    maps = {
+        (row["patch_id"], row["label"]): row
+        for found in numbers.hive("explanations")
+        if names.items() <= found.keys.items()
+        for row in _read(found, ids=ids).to_pylist()
+        if row["seed"] == seed
+    }
+    by_patch = {row["patch_id"]: row for row in predictions}
+    return _Shown(folder.keys["sr"], folder.keys["config"], by_patch, maps)
+
+
+def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str]) -> list[PatchCard]:
+    pixels = _Pixels(numbers)
+    of_chosen = numbers.patches.filter(pc.is_in(numbers.patches["patch_id"], value_set=pa.array(chosen)))
+    patches = {row["patch_id"]: row for row in of_chosen.to_pylist()}
+    cards: list[PatchCard] = []
+    spent = 0
+    for patch_id in chosen:
+        patch = patches[patch_id]
+        card = _card(patch, shown, pixels)
+        pictures = [p for row in card.rows for p in (row.picture, *(cell.picture for cell in row.maps)) if p]
+        spent += sum(len(picture.uri) for picture in pictures)
+        if cards and spent > _BUDGET_BYTES:
+            break
+        cards.append(card)
+    return cards
+
+
+def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels") -> PatchCard:
+    truth = patch["labels"]
+    there = [branch for branch in shown if patch["patch_id"] in branch.predictions]
+    labels = {branch.sr: _labels(branch.predictions[patch["patch_id"]], truth) for branch in there}
+    columns = _columns(list(labels.values()))
+    rows = []
+    for branch in there:
+        dn, why_not = pixels.read(patch, branch.sr, branch.config)
+        rgb = None if dn is None else to_rgb8(dn, pixels.max_dn)
+        name = f"{patch['patch_id']}, {branch.sr}"
+        picture = None if rgb is None else encode(rgb, f"{name}: true colour", lossless=branch.sr == "none")
+        base = rgb if rgb is not None else to_rgb8(pixels.archive_rgb(patch), pixels.max_dn)
+        by_name = {label.name: label for label in labels[branch.sr]}
+        maps = [
+            _map_cell(by_name[label], branch.maps.get((patch["patch_id"], label)), base, name, pixels)
+            for label in columns
+        ]
+        listed = sorted(by_name.values(), key=lambda label: -label.prob)
+        rows.append(BranchRow(branch.sr, picture, why_not, maps, [x for x in listed if x.verdict != "absent"]))
+    place = ", ".join(str(patch[key]) for key in ("country", "season", "acquired") if patch[key])
+    colours = None if truth is None else [(name, _CLASS_COLOUR.get(name, "#888888")) for name in truth]
+    return PatchCard(patch["patch_id"], place, colours, rows)
+
+
+def _labels(row: Mapping[str, Any], truth: Sequence[str] | None) -> list[Label]:
+    """Return every label of a patch on a branch with its verdict."""
+    given = set(row["predicted"])
+    labels = []
+    for name, prob in zip(NAMES, row["probs"], strict=True):
+        if truth is None:
+            verdict = "unknown" if name in given else "absent"
+        else:
+            verdict = {(True, True): "right", (True, False): "wrong", (False, True): "missed"}.get(
+                (name in given, name in truth), "absent"
+            )
+        labels.append(Label(name, prob, verdict, _CLASS_COLOUR[name]))
+    return labels
+
+
+def _columns(branches: Sequence[Sequence[Label]]) -> list[str]:
+    """Return the labels whose maps are shown: those that most branches predict, then the most probable."""
+    votes: Counter[str] = Counter()
+    probs: Counter[str] = Counter()
+    for labels in branches:
+        votes.update(label.name for label in labels if label.predicted)
+        probs.update({label.name: label.prob for label in labels})
+    return sorted(votes, key=lambda name: (-votes[name], -probs[name], name))[:MAPS]
+
+
+def _map_cell(
+    label: Label, row: Mapping[str, Any] | None, base: NDArray[np.uint8], name: str, pixels: "_Pixels"
+) -> MapCell:
+    if row is None:
+        return MapCell(label, None, "no map stored" if label.predicted else "not predicted")
+    cam = pixels.map(row)
+    if cam is None:
+        return MapCell(label, None, "its map is missing")
+    if not np.nanmax(cam, initial=0.0) > 0:
+        return MapCell(label, None, "nowhere above 0")
+    return MapCell(label, encode(overlay(base, cam), f"{name}: activation map of {label.name}"), "")
+
+
+class _Pixels:
+    """Where the gallery's pixels and maps come from."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self._numbers = numbers
+        self.max_dn = numbers.run.max_dn
+        self._archive = ShardedStore(numbers.paths.archive)
+        self._open: Callable[[Path], ShardedStore] = cache(ShardedStore)
+        self._resolver: Callable[[str], sr_models.SuperResolver] = cache(sr_models.load)
+
+    def archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
+        """Return B04, B03, B02 of a patch as DN, (3, 120, 120)."""
+        row = self._archive.read(patch["shard"], S2_10M.array, patch["row"], 1)
+        return row[0, _RGB_INDEX].astype(np.uint16, copy=False)
+
+    def read(self, patch: Mapping[str, Any], sr: str, predictions: str) -> tuple[NDArray[np.uint16] | None, str]:
+        """Return a branch's pixels as DN, (3, H, W), stored or computed, or None and why there are none."""
+        if sr == "none":
+            return self.archive_rgb(patch), ""
+        config = self._numbers.pixels(predictions)
+        if config is not None:
+            path = self._numbers.paths.super_resolved(sr, config)
+            done = StageParts(self._numbers.paths, "super_resolve", config).is_done(patch["shard"])
+            if done and (path / "zarr.json").exists():
+                return self._open(path).read(patch["shard"], "sr", patch["row"], 1)[0].astype(np.uint16), ""
+        spec = sr_models.SR_MODELS.get(sr)
+        if spec is None or spec.needs_weights or not spec.recompute_is_cheap:
+            return None, "pixels not stored; keep_sr: always keeps them"
+        x = sr_models.to_unit(self.archive_rgb(patch)[None], self.max_dn)
+        return sr_models.to_dn(self._resolver(sr)(x), self.max_dn)[0].numpy(), ""
+
+    def map(self, row: Mapping[str, Any]) -> NDArray[np.float32] | None:
+        """Return a raw activation map, (h, w), or None where its store is gone."""
+        try:
+            array = self._open(self._numbers.paths.root / row["map_store"]).array("maps")
+        except StoreError:
+            return None
+        return np.asarray(array[row["map_index"], row["map_label"]], np.float32)

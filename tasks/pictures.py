@@ -1,0 +1,75 @@
+"""Pictures for a page: pixels and activation maps as images inside the text."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from infra.bigearthnet.bands import S2_10M
+
+GAMMA = 1.5
+"""Pictures are (DN / max_dn) ** (1 / GAMMA): land is dark on a linear scale, and 2.2 would wash it out."""
+
+COLOURS = "viridis"
+"""matplotlib's colour map of the activation maps; perceptually even."""
+
+_PICTURE_SIZE = 480
+_OVERLAY_SIZE = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image inside the page."""
+
+    uri: str
+    size: int
+    """Edge, pixels."""
+    alt: str
+
+
+def to_rgb8(dn: NDArray[np.uint16], max_dn: int) -> NDArray[np.uint8]:
+    """Return a picture, (H, W, 3) uint8, of B04, B03, B02 as DN (3, H, W): 0..max_dn with a gamma of 1 / GAMMA."""
+    x = np.minimum(dn, max_dn).astype(np.float64) / max_dn
+    return np.asarray(np.rint(255 * x ** (1 / GAMMA)).transpose(1, 2, 0), np.uint8)
+
+
+def overlay(rgb: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a map laid over a picture in grey, (240, 240, 3) uint8.
+
+    Args:
+        rgb: (H, W, 3).
+        cam: (h, w), >= 0, with a positive value; drawn from 0 to its own maximum, enlarged bilinearly.
+    """
+    size = (_OVERLAY_SIZE, _OVERLAY_SIZE)
+    grey = np.asarray(Image.fromarray(rgb).convert("L").resize(size, Image.Resampling.LANCZOS), np.float64) / 255
+    heat = np.asarray(Image.fromarray(cam / cam.max()).resize(size, Image.Resampling.BILINEAR), np.float64)
+    colour = colormaps[COLOURS](np.clip(heat, 0, 1))[..., :3]
+    return np.asarray(np.rint(255 * (0.45 * grey[..., None] + 0.55 * colour)), np.uint8)
+
+
+def colour_stops(count: int = 9) -> list[str]:
+    """Return the colours of the maps from 0 to the maximum, CSS."""
+    return [
+        "#" + "".join(f"{round(255 * part):02x}" for part in colormaps[COLOURS](i / (count - 1))[:3])
+        for i in range(count)
+    ]
+
+
+def encode(rgb: NDArray[np.uint8], alt: str, *, lossless: bool = False) -> Picture:
+    """Return an image for the page, WebP.
+
+    Args:
+        rgb: (H, H, 3); a patch at 10 m is enlarged to 480 by nearest neighbour.
+        alt: What it shows, for those who cannot see it.
+        lossless: Whether every pixel is kept.
+    """
+    image = Image.fromarray(rgb)
+    if image.width == S2_10M.size:
+        image = image.resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.NEAREST)
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=lossless, quality=50 if lossless else 86)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", image.width, alt)
