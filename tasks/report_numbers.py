@@ -157,6 +157,11 @@ class Numbers:
         return str(values["pixels"]) if "pixels" in values else None
 
     @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Archives that the patches came from, with their versions."""
+        return tuple(sorted(set(self.patches["source_version"].to_pylist()))) if self.patches.num_rows else ()
+
+    @cached_property
     def patches(self) -> pa.Table:
         """Columns of tables/patches, without the footprints."""
         table = read_table(self.paths.table("patches"))

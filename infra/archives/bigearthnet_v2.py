@@ -10,7 +10,6 @@ Source: Clasen et al. 2024, arXiv:2407.03653.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +28,7 @@ S2_FOLDER = "BigEarthNet-S2"
 S1_FOLDER = "BigEarthNet-S1"
 MAP_FOLDER = "Reference_Maps"
 METADATA = "metadata.parquet"
+PROVENANCE = "synthetic.json"  # what `superscene synth` leaves in the archives it writes
 FLAGGED_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
 
 # Column of the metadata: column of the inputs and its type; any but patch_id may be missing.
@@ -54,7 +54,10 @@ class BigEarthNetV2:
     subset: Subset = "all"
     """What a patch is that the metadata names and the disk lacks: a problem, or only counted."""
 
-    version: ClassVar[str] = "bigearthnet-v2"
+    @property
+    def version(self) -> str:
+        """Source version; a synthetic archive says so, in every row that comes of it."""
+        return "bigearthnet-v2-synthetic" if self._path(PROVENANCE).exists() else "bigearthnet-v2"
 
     def scan(self) -> Scan:
         """Return every input of both metadata tables.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
+from infra.archives.bigearthnet_v2 import PROVENANCE
 from infra.archives.synthetic.places import CAPACITY, Place, plan
 from infra.archives.synthetic.render import SyntheticPatch, render
 from infra.bigearthnet.bands import PATCH_METRES, RGB
@@ -20,9 +21,6 @@ from infra.errors import ConfigError
 
 VERSION = 1
 """Version of the synthetic pixels: raised whenever the same seed gives other bytes."""
-
-PROVENANCE = "synthetic.json"
-"""File in the root that says that the archive is synthetic, and how it was made."""
 
 CLEAN_TABLE = "metadata.parquet"
 FLAGGED_TABLE = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
