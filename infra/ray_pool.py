@@ -22,7 +22,7 @@ import psutil
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed while executing a task")
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from infra.errors import ConfigError, PipelineError, StoreError, TransientError
 
@@ -145,6 +145,8 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         ConfigError: The cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray tells after one second that an actor is gone, but after fifteen that its whole node is: wait for that.
+    os.environ.setdefault("RAY_timeout_ms_task_wait_for_death_info", "60000")
     address = address or os.environ.get("RAY_ADDRESS") or None
     local: dict[str, Any] = {
         "include_dashboard": False,
@@ -261,7 +263,8 @@ def run_pool[R](
                 _started(state, slot, ref)
             elif (outcome := _worked(state, slot, slot.item, ref)) is not None:
                 yield outcome
-        _idle.extend((gpus, slot.actor) for slot in state.running.values())  # those still starting
+        # Those still starting wait too, to be taken last: a lost node's may never find room beside the others.
+        _idle[:0] = [(gpus, slot.actor) for slot in state.running.values()]
         state.running.clear()
     finally:
         for slot in state.running.values():
@@ -308,10 +311,11 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]"
     try:
         result = ray.get(ref)
     except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
-        if _node_was_lost(slot.node, error):
+        lost = _node_was_lost(slot.node, error)
+        if lost:
             state.attempts[item] -= 1
         ray.kill(slot.actor)
-        failed = _again(state, item, f"the process died: {_reason(error)}")
+        failed = _again(state, item, f"the {'node was lost' if lost else 'process died'}: {_reason(error)}")
         if state.todo:
             state.start()
         return failed
@@ -331,7 +335,7 @@ def _again[R](state: _State[R], item: int, error: str) -> Failed | None:
     """Put an item back, or give it up once its attempts are spent."""
     if state.attempts[item] >= MAX_ATTEMPTS:
         return Failed(item, state.attempts[item], error)
-    logger.warning("shard %d, attempt %d of %d: %s", item, state.attempts[item], MAX_ATTEMPTS, error)
+    logger.warning("shard %d, %d of %d attempts used: %s", item, state.attempts[item], MAX_ATTEMPTS, error)
     state.todo.append(item)
     return None
 
@@ -351,4 +355,6 @@ def _reason(error: BaseException) -> str:
     if exit_detail := _EXIT_DETAIL.search(str(error)):
         return exit_detail[1]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if isinstance(error, ActorDiedError) else 0]

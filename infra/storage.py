@@ -84,12 +84,13 @@ def writing(path: Path) -> Iterator[None]:
         raise store_error(error, path) from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = True) -> None:
     """Write a file under a temporary name and rename it into place, so that path is whole or absent.
 
     Args:
         path: The final name; its folder is made.
         write: Writes the content to the path it is given.
+        sync: Wait until the disk holds the content; without it a power cut may leave an empty file.
 
     Raises:
         StoreError: The disk is full, read-only or not ours; nothing is left behind under either name.
@@ -99,8 +100,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ so every write here covers whole shards, and empty chunks are written.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from zarr.codecs import BloscCodec
 from infra.bigearthnet.bands import S1, S2_GROUPS, BandGroup
 from infra.errors import ConfigError, MisalignedWriteError, StoreError
 from infra.fingerprint import Json
-from infra.storage import writing
+from infra.storage import write_atomically, writing
+from infra.zarr_shard import chunk_codec, write_shard
 
 LAYOUT_VERSION = 1
 """Raised when the arrays of archive.zarr change."""
@@ -124,8 +126,11 @@ class ShardedStore:
 
         Raises:
             MisalignedWriteError: values have another shape or dtype, or would cover a Zarr shard in part.
-            StoreError: The disk is full or read-only, or the shard lies past the arrays' end.
+            StoreError: The disk is full or read-only, the shard lies past the arrays' end, or the store was opened for
+                reading.
         """
+        if self.group.read_only:
+            raise StoreError(f"{self.path} was opened for reading")
         array = self.array(name)
         unit = (array.shards or array.chunks)[0]
         whole = len(values) % unit == 0 and first_row % unit == 0 and 0 <= first_row < self.shard_size
@@ -140,9 +145,16 @@ class ShardedStore:
                 f"{self.path} has {self.n_shards} shards, none numbered {shard}: the driver grows it first"
             )
         start = shard * self.shard_size + first_row
+        codec = chunk_codec(array)
         with writing(self.path):
-            with_empty = array.with_config({"write_empty_chunks": True})
-            with_empty[start : start + len(values)] = values
+            if codec is None:
+                with_empty = array.with_config({"write_empty_chunks": True})
+                with_empty[start : start + len(values)] = values
+                return
+            for row in range(0, len(values), unit):
+                key = array.metadata.encode_chunk_key(((start + row) // unit, *(0,) * (array.ndim - 1)))
+                write = partial(write_shard, values=values[row : row + unit], chunk=array.chunks[0], codec=codec)
+                write_atomically(self.path / name / key, write, sync=False)  # as zarr-python writes local files
 
     def read(self, shard: int, name: str, first_row: int = 0, rows: int | None = None) -> NDArray[np.generic]:
         """Return rows of one shard of one array, all of them by default."""
@@ -202,7 +214,7 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
                 chunks=(divisor(zarr_shard, spec.chunk), *spec.shape),
                 dtype=spec.dtype,
                 fill_value=spec.fill,
-                compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+                compressors=_compressor(spec.dtype),
                 dimension_names=("patch", *spec.dims),
                 attributes=dict(spec.attributes),
             )
@@ -212,6 +224,11 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
                 )
                 names[:] = np.array(spec.names, dtype=object)
         group.attrs.put({**attributes, "shard_size": shard_size})  # in the mark's place
+
+
+def _compressor(dtype: str) -> BloscCodec:
+    """Bits rather than bytes are sorted in DN: that is faster and 9 % smaller; floats get no smaller and slower."""
+    return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle" if dtype == "uint16" else "shuffle")
 
 
 def _is_absent_or_half_made(path: Path) -> bool:

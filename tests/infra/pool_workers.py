@@ -9,7 +9,7 @@ from uuid import uuid4
 from infra.errors import BadPatchError, StoreError, TransientError
 
 
-class Odd(Exception):
+class OddError(Exception):
     """Cannot be unpickled: its constructor takes other arguments than it passes on."""
 
     def __init__(self, one: str, two: str) -> None:
@@ -32,7 +32,7 @@ def end(how: str) -> None:
         os._exit(3)
     errors: dict[str, Exception] = {
         "error": ValueError("line one\nline two"),
-        "odd": Odd("cannot be ", "unpickled"),
+        "odd": OddError("cannot be ", "unpickled"),
         "bad patch": BadPatchError("S2A/x_B02.tif", "unreadable", "the file is cut short"),
         "transient": TransientError("the request timed out"),
         "full": StoreError("cannot write /store: the disk is full"),
@@ -94,7 +94,7 @@ class Unbuildable:
 
 
 class Slow:
-    """Waits for a file before it ends an item, so that a test can do something meanwhile."""
+    """Ends no item before there is a file with its node's name, so that a test can do something meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,6 +106,6 @@ class Slow:
 
         node = str(ray.get_runtime_context().get_node_id())
         (self.folder / f"begun-{item}-{node}").touch()
-        while not (self.folder / "go").exists():
+        while not (self.folder / f"go-{node}").exists():
             time.sleep(0.05)
         return node

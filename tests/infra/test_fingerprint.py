@@ -87,7 +87,7 @@ def test_readers_of_hive_paths_take_it_for_a_string(tmp_path: Path) -> None:
     for i, config in enumerate(configs):
         (tmp_path / f"config={config}").mkdir()
         pq.write_table(pa.table({"a": [i]}), tmp_path / f"config={config}" / "data.parquet")
-    rows = duckdb.sql(f"SELECT a, config FROM '{tmp_path}/*/*.parquet' ORDER BY a").fetchall()
+    rows = duckdb.execute(f"SELECT a, config FROM '{tmp_path}/*/*.parquet' ORDER BY a").fetchall()
     assert rows == list(enumerate(configs))
     with_pandas = pd.read_parquet(tmp_path).sort_values("a")
     assert with_pandas["config"].astype(object).tolist() == configs

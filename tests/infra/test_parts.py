@@ -92,7 +92,7 @@ def test_the_part_is_the_last_to_appear(parts: StageParts, monkeypatch: pytest.M
 
 def test_the_same_rows_give_the_same_bytes(parts: StageParts, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    table = pa.table({"a": random.random(10_000), "b": random.integers(0, 9, 10_000).astype(str)})
+    table = pa.table({"a": pa.array(random.random(10_000)), "b": random.integers(0, 9, 10_000).astype(str).tolist()})
     parts.write(0, table)
     first = parts.path(0).read_bytes()
     parts.write(0, table)
@@ -105,7 +105,7 @@ def test_the_same_rows_give_the_same_bytes(parts: StageParts, tmp_path: Path) ->
 def test_files_are_zstd_with_checksums_that_find_damage(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     values = np.random.default_rng(0).random(1000)
-    write_parquet(path, pa.table({"a": values}), row_group_size=400)
+    write_parquet(path, pa.table({"a": pa.array(values)}), row_group_size=400)
     metadata = pq.ParquetFile(path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [400, 400, 200]
     assert metadata.row_group(0).column(0).compression == "ZSTD"
@@ -133,7 +133,7 @@ def test_a_config_is_written_down_once(tmp_path: Path) -> None:
     paths = StorePaths(tmp_path)
     determines: dict[str, Json] = {"weights": "ab", "labels": ["b", "a"]}
     parts = stage_parts(paths, "predict", determines)
-    whole = {"stage": "predict", "weights": "ab", "labels": ["b", "a"]}
+    whole: dict[str, Json] = {"stage": "predict", "weights": "ab", "labels": ["b", "a"]}
     assert parts == StageParts(paths, "predict", fingerprint(whole))
     stamp = (tmp_path / "work" / "configs" / f"{parts.config}.json").stat().st_mtime_ns
     assert stage_parts(paths, "predict", dict(reversed(determines.items()))) == parts

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import duckdb
@@ -29,6 +28,10 @@ def tables(tmp_path: Path) -> Path:
     return folder
 
 
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -55,6 +58,7 @@ def test_the_views_equal_duckdb_s_own_reading(tables: Path) -> None:
     source = f"read_parquet('{tables}/predictions/**/*.parquet', hive_partitioning=true, hive_types_autocast=0)"
     own = duckdb.sql(f"SELECT value, sr, config FROM {source} ORDER BY 1")
     ours = query(tables, None, "SELECT value, sr, config FROM predictions ORDER BY 1")
+    assert own is not None
     assert (ours.columns, ours.types, ours.fetchall()) == (own.columns, own.types, own.fetchall())
 
 
@@ -136,10 +140,10 @@ def test_nothing_is_written_and_nothing_outside_is_read(
     monkeypatch.chdir(tmp_path)
     relation_of_the_caller = pa.table({"a": [1]})
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match="^sql"):
+    with pytest.raises(ConfigError, match=r"^sql"):
         query(tables, None, statement.format(tables=tables, outside=tmp_path))
     assert files(tmp_path) == before
-    assert {*os.listdir(tmp_path)} == {"store", "outside.parquet", "outside.csv"}
+    assert names_in(tmp_path) == {"store", "outside.parquet", "outside.csv"}
     assert relation_of_the_caller.num_rows == 1
 
 
@@ -197,13 +201,13 @@ def test_the_fence_holds_without_the_check_of_statements(tables: Path, statement
 )
 def test_a_folder_s_name_is_never_run(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    before = {*os.listdir(tmp_path)}
+    before = names_in(tmp_path)
     write(tables / name / "it's" / "data-00000.parquet", a=[5])
     names = {row[0] for row in query(tables, None, "SHOW TABLES").fetchall()}
     assert names == {"metrics", "patches", "predictions", name}
     quoted = name.replace('"', '""')
     assert query(tables, None, f'SELECT a FROM "{quoted}"').fetchall() == [(5,)]
-    assert {*os.listdir(tmp_path)} == before
+    assert names_in(tmp_path) == before
 
 
 @pytest.mark.parametrize("root", ["it's", "run[1]", "ru*n", "sr=hat/config=abcdef01", "naïve ☃", 'double"quote'])
@@ -243,5 +247,5 @@ def test_no_tables_and_damaged_ones_are_told(tables: Path, tmp_path: Path) -> No
         with pytest.raises(StoreError, match=f"no tables in {folder}"):
             query(folder, None, "SELECT 1")
     (tables / "metrics" / "data-00001.parquet").write_bytes(b"nonsense")
-    with pytest.raises(StoreError, match="the table .*metrics cannot be read"):
+    with pytest.raises(StoreError, match=r"the table .*metrics cannot be read"):
         query(tables, None, "SELECT 1")

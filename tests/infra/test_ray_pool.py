@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -96,7 +97,7 @@ def test_a_last_item_that_dies_is_tried_again_in_another_host(tmp_path: Path) ->
     ("how", "error"),
     [
         ("error", "ValueError: line one\nline two"),
-        ("odd", "Odd: cannot be unpickled"),
+        ("odd", "OddError: cannot be unpickled"),
         ("bad patch", "BadPatchError: S2A/x_B02.tif: unreadable: the file is cut short"),
     ],
 )
@@ -116,8 +117,8 @@ def test_a_transient_error_is_tried_again_but_not_for_ever(tmp_path: Path) -> No
 
 
 def test_a_full_store_stops_the_run(tmp_path: Path) -> None:
-    done = []
-    with pytest.raises(StoreError, match="^cannot write /store: the disk is full$"):
+    done: list[Done[int] | Failed] = []
+    with pytest.raises(StoreError, match=r"^cannot write /store: the disk is full$"):
         done.extend(run_pool(partial(Scripted, tmp_path, {1: ["full"]}), range(1000), Resources(actors=1)))
     assert [attempts(tmp_path, item) for item in range(3)] == [1, 1, 0]
     assert outcomes(partial(Scripted, tmp_path), [7]) == squares([7]), "the next stage finds a pool that works"
@@ -135,7 +136,7 @@ def test_a_consumer_may_stop_early(tmp_path: Path) -> None:
     ("how", "text"),
     [
         ("error", "ValueError: line one"),
-        ("odd", "Odd: cannot be unpickled"),
+        ("odd", "OddError: cannot be unpickled"),
         ("full", "StoreError: cannot write /store"),
     ],
 )
@@ -187,7 +188,8 @@ def test_actors_share_the_cores(actors: int, threads: int) -> None:
 
 def test_an_actor_that_waits_for_a_core_holds_nobody_up(tmp_path: Path) -> None:
     release_hosts()
-    other_job = ray.remote(num_cpus=1)(Remembering).remote("of somebody else")
+    other_job: Any = ray.remote(num_cpus=1)(Remembering)
+    other_job = other_job.remote("of somebody else")
     ray.get(other_job.run.remote(0))
     for _ in range(2):  # the host that still waits must not be taken for an idle one
         assert outcomes(partial(Scripted, tmp_path), [1, 2, 3], actors=2) == squares([1, 2, 3])
@@ -254,7 +256,7 @@ def test_a_container_s_quota_counts(
         def cpu_affinity(self) -> list[int]:
             return list(range(8))
 
-    monkeypatch.setattr(ray_pool.psutil, "Process", Process)
+    monkeypatch.setattr(psutil, "Process", Process)
     monkeypatch.setattr(ray_pool, "_CPU_QUOTA", tmp_path / "cpu.max")
     if quota:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
@@ -265,6 +267,6 @@ def test_a_system_without_affinity_has_all_its_cores(tmp_path: Path, monkeypatch
     class Process:
         pass
 
-    monkeypatch.setattr(ray_pool.psutil, "Process", Process)
+    monkeypatch.setattr(psutil, "Process", Process)
     monkeypatch.setattr(ray_pool, "_CPU_QUOTA", tmp_path / "none")
     assert available_cores() == os.cpu_count()

@@ -1,5 +1,7 @@
 import logging
 import re
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,52 +24,49 @@ def two_nodes() -> Iterator[Any]:
     """A head and a second node of one core each; a node is called lost after 4 seconds of silence."""
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     health = {
         "health_check_initial_delay_ms": 0,
         "health_check_period_ms": 1000,
         "health_check_failure_threshold": 4,
     }
     head = {**options, "include_dashboard": False, "_system_config": health}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
+    nodes: Any = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield nodes, nodes.add_node(**options)
     finally:
         nodes.shutdown()
 
 
+def nodes_at_work(folder: Path) -> set[str]:
+    return {path.name.split("-")[2] for path in folder.glob("begun-*")}
+
+
 def test_a_lost_node_costs_no_item_and_no_attempt(
     two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes, second = two_nodes
-    (tmp_path / "go").touch()
+    other_stage = tmp_path / "other"
+    other_stage.mkdir()
     monkeypatch.setattr(ray_pool, "MAX_ATTEMPTS", 1)  # one counted loss would make an item fail
-    with cluster(address=nodes.address), caplog.at_level(logging.WARNING, "infra.ray_pool"):
-        pool = run_pool(partial(Slow, tmp_path), range(10), Resources())
-        found = [next(pool), next(pool)]
-        while len({outcome.result for outcome in found if isinstance(outcome, Done)}) < 2:
-            found.append(next(pool))
-        (tmp_path / "go").unlink()
-        wait_for_both(tmp_path, len(found))
+
+    def kill_the_second_node_while_both_work() -> None:
+        while len(nodes_at_work(tmp_path)) < 2:
+            time.sleep(0.05)
         nodes.remove_node(second, allow_graceful=False)
-        (tmp_path / "go").touch()
-        found.extend(pool)
-        assert sorted(outcome.item for outcome in found) == list(range(10))
-        assert all(isinstance(outcome, Done) for outcome in found)
+        (tmp_path / f"go-{nodes.head_node.node_id}").touch()  # a process may outlive its node by a second
+
+    with cluster(address=nodes.address), caplog.at_level(logging.WARNING, "infra.ray_pool"):
+        killer = threading.Thread(target=kill_the_second_node_while_both_work, daemon=True)
+        killer.start()
+        found = list(run_pool(partial(Slow, tmp_path), range(6), Resources()))
+        killer.join()
         # The next stage has room for one actor: it must not wait for the one that had no room in this.
-        after = list(run_pool(partial(Scripted, tmp_path), [3], Resources()))
+        after = list(run_pool(partial(Scripted, other_stage), [3], Resources()))
+    assert sorted(outcome.item for outcome in found) == list(range(6))
+    assert len({outcome.result for outcome in found if isinstance(outcome, Done)}) == 1, "the first node did them all"
+    assert all(isinstance(outcome, Done) for outcome in found)
+    assert len(list(tmp_path.glob("begun-*"))) == 7, "one item was begun on both nodes"
     assert after == [Done(3, 9)]
     (warning,) = [record.getMessage() for record in caplog.records]
     assert re.match(r"shard \d, 0 of 1 attempts used: the node was lost: ", warning)
-    begun = [path.name.split("-")[1] for path in tmp_path.glob("begun-*") if len(path.name) > 50]
-    assert len(begun) == 11, "one item was begun on both nodes"
-
-
-def wait_for_both(folder: Path, done: int) -> None:
-    """Wait until both nodes work on an item that is not done yet."""
-    import time
-
-    deadline = time.monotonic() + 30
-    while len(list(folder.glob("begun-*"))) < done + 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -164,11 +164,11 @@ def test_a_full_disk_stops_every_kind_of_write_and_leaves_no_rest(tiny_disk: Pat
     store = tiny_disk / "a.zarr"
     create_store(store, [ArraySpec("a", ("x",), (8000,), "uint16", 0, {})], 16, 1, {})
     before = files_below(tiny_disk)
-    with pytest.raises(StoreError, match="cannot write .*part.parquet: the disk is full"):
-        write_parquet(tiny_disk / "part.parquet", pa.table({"a": noise.ravel()}))
-    with pytest.raises(StoreError, match="cannot write .*text: the disk is full"):
+    with pytest.raises(StoreError, match=r"cannot write .*part\.parquet: the disk is full"):
+        write_parquet(tiny_disk / "part.parquet", pa.table({"a": pa.array(noise.ravel())}))
+    with pytest.raises(StoreError, match=r"cannot write .*text: the disk is full"):
         write_text(tiny_disk / "text", "x" * 2**17)
-    with pytest.raises(StoreError, match="cannot write .*a.zarr: the disk is full"):
+    with pytest.raises(StoreError, match=r"cannot write .*a\.zarr.*: the disk is full"):
         ShardedStore(store, writable=True).write(0, "a", noise)
     assert files_below(tiny_disk) == before
     np.testing.assert_array_equal(ShardedStore(store).read(0, "a"), 0)
@@ -210,7 +210,7 @@ def test_one_driver_at_a_time_even_after_a_killed_one(
     (tmp_path / "work" / ".part.parquet.0.partial").touch()
     with pytest.raises(ConfigError, match=f"another run is writing to {tmp_path}"), locked_store(StorePaths(tmp_path)):
         pytest.fail("two drivers hold the store")
-    assert ".part.parquet.0.partial" in os.listdir(tmp_path / "work"), "the first one's file was swept away"
+    assert (tmp_path / "work" / ".part.parquet.0.partial").exists(), "the first one's file was swept away"
     first.send_signal(signal.SIGKILL)
     first.wait()
     with locked_store(StorePaths(tmp_path)):

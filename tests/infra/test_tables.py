@@ -17,8 +17,8 @@ from infra.tables import METRICS, PATCHES, SCHEMAS, hive_folder, predictions_sch
 
 SMALL = pa.schema(
     [
-        pa.field("name", pa.string(), nullable=False, metadata={"description": "Name"}),
-        pa.field("value", pa.float32(), metadata={"description": "Value"}),
+        tables._required("name", pa.string(), "Name"),
+        tables._field("value", pa.float32(), "Value"),
     ]
 )
 
@@ -91,7 +91,7 @@ def test_several_keys_sort_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("complete", [True, False])
 def test_the_files_say_whether_a_shard_is_missing(tmp_path: Path, complete: bool) -> None:
     publish(tmp_path, small(("a", 1)), SMALL, ["name"], complete=complete)
-    metadata = pq.read_metadata(tmp_path / "data-00000.parquet").metadata
+    metadata = pq.read_metadata(tmp_path / "data-00000.parquet").metadata or {}
     assert metadata[b"superscene.complete"] == (b"true" if complete else b"false")
     assert metadata[b"superscene.schema_version"] == b"1"
     assert b"geo" not in metadata
@@ -126,7 +126,12 @@ def test_a_large_table_has_several_files_and_a_smaller_one_leaves_none_behind(
 def test_stems_of_one_folder_do_not_touch_one_another(tmp_path: Path) -> None:
     for stem in ("hat-abcdef01", "hat", "hat-abcdef02", "[hat]", "hat"):
         publish(tmp_path, small((stem, 1)), SMALL, ["name"], file_stem=stem)
-    assert sorted(read_table(tmp_path)["name"].to_pylist()) == ["[hat]", "hat", "hat-abcdef01", "hat-abcdef02"]
+    assert sorted(map(str, read_table(tmp_path)["name"].to_pylist())) == [
+        "[hat]",
+        "hat",
+        "hat-abcdef01",
+        "hat-abcdef02",
+    ]
 
 
 def test_a_null_in_a_required_column_is_refused(tmp_path: Path) -> None:
@@ -158,7 +163,7 @@ def test_every_column_says_what_it_means(tmp_path: Path, name: str) -> None:
     stored = pq.read_schema(tmp_path / "data-00000.parquet")
     assert stored.names == schema.names
     for field in stored:
-        description = field.metadata[b"description"].decode()
+        description = (field.metadata or {})[b"description"].decode()
         assert len(description) >= 3, field
         assert not description.endswith("."), field
 
@@ -179,9 +184,10 @@ def test_pandas_and_duckdb_read_every_table(tmp_path: Path, name: str) -> None:
         assert found == [row[column] for row in expected], column
 
     columns = ", ".join(f'"{field.name}"' for field in schema if field.name != "geometry")
-    relation = duckdb.sql(f"SELECT {columns} FROM read_parquet('{tmp_path / name}/**/*.parquet')")
-    for own in (relation, query(tmp_path, None, f"SELECT {columns} FROM {name}")):
-        found_rows = own.to_arrow_table().to_pylist()
+    with_duckdb = duckdb.sql(f"SELECT {columns} FROM read_parquet('{tmp_path / name}/**/*.parquet')")
+    assert with_duckdb is not None
+    with_sql = query(tmp_path, None, f"SELECT {columns} FROM {name}")
+    for found_rows in (with_duckdb.to_arrow_table().to_pylist(), with_sql.to_arrow_table().to_pylist()):
         assert found_rows == [{k: v for k, v in row.items() if k != "geometry"} for row in expected]
 
 
@@ -190,7 +196,7 @@ def test_predictions_hold_one_probability_for_each_label(tmp_path: Path) -> None
     assert schema.field("probs").type == pa.list_(pa.float32(), 2)
     row = {"patch_id": "p", "split": "test", "seed": 0, "probs": [0.25, 0.75], "predicted": ["b"], "labels": None}
     publish(tmp_path, pa.Table.from_pylist([row], schema=schema), schema, ["patch_id", "seed"])
-    assert duckdb.sql(f"SELECT probs[2], predicted FROM '{tmp_path}/*.parquet'").fetchall() == [(0.75, ["b"])]
+    assert duckdb.execute(f"SELECT probs[2], predicted FROM '{tmp_path}/*.parquet'").fetchall() == [(0.75, ["b"])]
     assert SCHEMAS["predictions"].field("probs").type.list_size == 19
 
 
@@ -210,7 +216,7 @@ def test_geopandas_places_the_patches(tmp_path: Path) -> None:
 
 def test_geo_metadata_is_that_of_geoparquet_1_1(tmp_path: Path) -> None:
     publish(tmp_path, PATCHES.empty_table(), PATCHES, ["patch_id"])
-    geo = json.loads(pq.read_metadata(tmp_path / "data-00000.parquet").metadata[b"geo"])
+    geo = json.loads((pq.read_metadata(tmp_path / "data-00000.parquet").metadata or {})[b"geo"])
     assert geo["version"] == "1.1.0"
     assert geo["primary_column"] in PATCHES.names
     assert geo["columns"]["geometry"]["encoding"] == "WKB"

@@ -148,6 +148,23 @@ def test_a_shard_that_is_all_fill_is_written_all_the_same(store: ShardedStore) -
     assert (store.path / "pixels" / "c" / "1" / "0" / "0" / "0").stat().st_size > 0
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "float32"])
+@pytest.mark.parametrize("fill", [0, 1])
+def test_every_dtype_and_fill_comes_back_as_zarr_python_writes_it(tmp_path: Path, dtype: str, fill: int) -> None:
+    spec = ArraySpec("a", ("x",), (7,), dtype, fill, {}, chunk=2, zarr_shard=4)
+    create_store(tmp_path / "ours.zarr", [spec], 8, 2, {})
+    create_store(tmp_path / "theirs.zarr", [spec], 8, 2, {})
+    values = (np.random.default_rng(0).random((8, 7)) * 3).astype(dtype)
+    values[2:4], values[6:] = 0, 1  # chunks of one value each, the fill's or another
+    ShardedStore(tmp_path / "ours.zarr", writable=True).write(1, "a", values)
+    theirs: Any = zarr.open_group(tmp_path / "theirs.zarr", mode="r+")
+    theirs["a"][8:] = values
+    ours: Any = zarr.open_group(tmp_path / "ours.zarr", mode="r")
+    np.testing.assert_array_equal(ours["a"][:], np.concatenate([np.full_like(values, fill), values]))
+    np.testing.assert_array_equal(ours["a"][:], theirs["a"][:])
+    np.testing.assert_array_equal(ours["a"][11:14:2, 3], values[3:6:2, 3])
+
+
 def test_a_repeated_write_gives_the_same_bytes(store: ShardedStore) -> None:
     store.write(0, "pixels", filled(6))
     (key,) = keys(store, "pixels")
@@ -231,13 +248,14 @@ def test_a_foreign_group_is_left_as_it_is(tmp_path: Path, make: Any) -> None:
 
 
 def test_an_array_that_is_not_there_is_told(store: ShardedStore) -> None:
-    with pytest.raises(StoreError, match="a.zarr has no array s1"):
+    with pytest.raises(StoreError, match=r"a\.zarr has no array s1"):
         store.read(0, "s1")
 
 
 def test_a_store_opened_for_reading_is_not_written(store: ShardedStore) -> None:
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(StoreError, match=f"{store.path} was opened for reading"):
         ShardedStore(store.path).write(0, "pixels", filled(6))
+    assert keys(store, "pixels") == []
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
@@ -289,7 +307,8 @@ def test_inner_chunks_divide_the_shard_and_compress(store: ShardedStore) -> None
     assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [6, 2, 4, 4]
     assert sharding["configuration"]["chunk_shape"] == [3, 2, 4, 4]
     (blosc,) = [codec for codec in sharding["configuration"]["codecs"] if codec["name"] == "blosc"]
-    assert (blosc["configuration"]["cname"], blosc["configuration"]["shuffle"]) == ("lz4", "shuffle")
+    assert blosc["configuration"]["cname"] == "lz4"
+    assert blosc["configuration"]["shuffle"].endswith("shuffle")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from infra.errors import StoreError
+from infra.parts import StageParts
+from infra.ray_pool import Done, Failed, Resources, cluster
+from infra.storage import StorePaths
+from tasks import stage as stage_module
+from tasks.stage import ShardCount, ShardFailure, StageReport, run_stage
+from tests.tasks.stage_workers import PartWriter
+
+RESOURCES = Resources(actors=2)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> list[StageParts]:
+    """What one call of the stage writes; the first is written last."""
+    return [StageParts(StorePaths(tmp_path), stage, "abcdef01") for stage in ("predict", "explain")]
+
+
+class FakePool:
+    """Stands for run_pool: writes the parts that a worker would, and ends the items as told."""
+
+    def __init__(self, outputs: Sequence[StageParts], failing: dict[int, str], patches: int = 5) -> None:
+        self.outputs, self.failing, self.patches = outputs, failing, patches
+        self.asked: list[int] = []
+
+    def __call__(
+        self, build: Callable[[], Any], items: Sequence[int], resources: Resources
+    ) -> Iterator[Done[ShardCount] | Failed]:
+        assert resources is RESOURCES
+        self.asked = list(items)
+        for item in reversed(items):
+            if item in self.failing:
+                yield Failed(item, 3, self.failing[item])
+            else:
+                for parts in self.outputs:
+                    parts.write(item, pa.table({"a": [item]}))
+                yield Done(item, ShardCount(self.patches))
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    outputs: Sequence[StageParts],
+    shards: Sequence[int],
+    failing: dict[int, str] | None = None,
+) -> tuple[StageReport, list[int], list[tuple[str, int, int, int]]]:
+    """Run the stage on a fake pool; return the report, the shards asked for, and what the progress was told."""
+    pool = FakePool(outputs, failing or {})
+    told: list[tuple[str, int, int, int]] = []
+
+    def tell(stage: str, done: int, total: int, patches: int) -> None:
+        told.append((stage, done, total, patches))
+
+    monkeypatch.setattr(stage_module, "run_pool", pool)
+    report = run_stage("predict hat", PartWriter, outputs, shards, RESOURCES, tell)  # type: ignore[arg-type]
+    return report, pool.asked, told
+
+
+def test_done_skipped_and_failed_are_counted_apart(monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]) -> None:
+    for parts in outputs:
+        parts.write(0, pa.table({"a": [0]}))
+        parts.write(4, pa.table({"a": [4]}))
+    report, asked, told = run(monkeypatch, outputs, [0, 1, 2, 3, 4, 5], {3: "ValueError: x"})
+    assert asked == [1, 2, 3, 5]
+    assert (report.stage, report.done, report.skipped, report.patches) == ("predict hat", 3, 2, 15)
+    assert report.failures == (ShardFailure("predict hat", 3, "ValueError: x"),)
+    assert not report.complete
+    assert report.patches_per_second == pytest.approx(15 / report.seconds)
+    assert told == [
+        ("predict hat", 0, 4, 0),
+        ("predict hat", 1, 4, 5),  # 5
+        ("predict hat", 2, 4, 5),  # 3 failed
+        ("predict hat", 3, 4, 10),  # 2
+        ("predict hat", 4, 4, 15),  # 1
+    ]
+
+
+def test_the_next_run_does_what_failed_and_removes_its_note(
+    monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]
+) -> None:
+    run(monkeypatch, outputs, range(4), {1: "ValueError: x", 2: "the process died: y"})
+    assert outputs[-1].failures() == {1: "ValueError: x", 2: "the process died: y"}
+    report, asked, _ = run(monkeypatch, outputs, range(4), {2: "ValueError: z"})
+    assert asked == [1, 2]
+    assert (report.done, report.skipped, len(report.failures)) == (1, 2, 1)
+    assert outputs[-1].failures() == {2: "ValueError: z"}
+    report, asked, _ = run(monkeypatch, outputs, range(4))
+    assert asked == [2]
+    assert report.complete
+    assert [parts.failures() for parts in outputs] == [{}, {}]
+
+
+def test_a_shard_is_done_when_all_its_parts_are_there(
+    monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]
+) -> None:
+    outputs[0].write(0, pa.table({"a": [0]}))
+    outputs[1].write(1, pa.table({"a": [1]}))
+    for parts in outputs:
+        parts.write(2, pa.table({"a": [2]}))
+        parts.write(9, pa.table({"a": [9]}))  # of another plan
+    report, asked, _ = run(monkeypatch, outputs, [0, 1, 2])
+    assert asked == [0, 1]
+    assert (report.done, report.skipped) == (2, 1)
+
+
+def test_a_stage_with_nothing_to_do_took_no_time(monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]) -> None:
+    run(monkeypatch, outputs, [0, 1])
+    report, asked, told = run(monkeypatch, outputs, [0, 1])
+    assert asked == []
+    assert report == StageReport("predict hat", done=0, skipped=2)
+    assert (report.complete, report.patches_per_second) == (True, 0.0)
+    assert told == [("predict hat", 0, 0, 0)]
+
+
+@pytest.fixture
+def _pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster():
+        yield
+
+
+@pytest.mark.usefixtures("_pool")
+def test_on_the_real_pool_a_second_run_completes_the_first(outputs: list[StageParts]) -> None:
+    parts = outputs[:1]
+    first = run_stage("predict", partial(PartWriter, parts[0], {1: "kill", 2: "error"}), parts, range(5), RESOURCES)
+    assert (first.done, first.skipped, first.patches) == (3, 0, 0 + 3 + 4)
+    assert {failure.shard for failure in first.failures} == {1, 2} == parts[0].failures().keys()
+    assert parts[0].failures()[2] == "ValueError: shard 2 is odd"
+    assert parts[0].failures()[1].startswith("the process died: ")
+    assert parts[0].done() == {0, 3, 4}
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        run_stage("predict", partial(PartWriter, parts[0], {1: "full", 2: "full"}), parts, range(5), RESOURCES)
+    assert parts[0].done() == {0, 3, 4}
+
+    second = run_stage("predict", partial(PartWriter, parts[0], {}), parts, range(5), RESOURCES)
+    assert (second.done, second.skipped, second.patches, second.complete) == (2, 3, 1 + 2, True)
+    assert parts[0].failures() == {}
+    rows = {shard: parts[0].read(shard).to_pylist() for shard in range(5)}
+    pids = {row.pop("pid") for shard in rows for row in rows[shard]}
+    assert rows == {shard: [{"shard": shard}] for shard in range(5)}
+    assert os.getpid() not in pids
