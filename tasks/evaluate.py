@@ -1,5 +1,6 @@
 """Evaluate: the metrics of one classifier on one branch, from its published predictions."""
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from classifiers.metrics import Interval, bootstrap
 from infra.bigearthnet.classes import NAMES
+from infra.storage import write_text
 from infra.tables import METRICS, publish, read_table
 from tasks.branch import Branch
 from tasks.labels import is_clean, multi_hot
@@ -26,15 +28,20 @@ def publish_metrics(branch: Branch, scored: ScoredClassifier, predictions: pa.Ta
         branch: The branch.
         scored: The classifier on it.
         predictions: All its rows of `tables/predictions`.
-        fresh: Whether any of them is new since the last time; if not, rows that are there stay.
+        fresh: Whether any of them was made by this run; if not, rows that are there stay, provided that they are of
+            the same shards: a run may have ended between predictions and metrics.
     """
     folder = branch.paths.table("metrics")
     stem = f"{branch.sr}-{scored.classifier}-{scored.predictions.config}"
-    if not fresh and list(folder.glob(f"{stem}-*.parquet")):
+    scored_shards = json.dumps(sorted(scored.predictions.done()))
+    note = scored.predictions.folder / "metrics.json"  # says which shards the rows are of
+    there = note.exists() and list(folder.glob(f"{stem}-*.parquet"))
+    if not fresh and there and note.read_text(encoding="utf-8") == scored_shards:
         return
     names = {"sr": branch.sr, "classifier": scored.classifier, "config": scored.predictions.config}
     rows = metric_rows(names, predictions, read_table(branch.paths.table("patches")))
     publish(folder, rows, METRICS, ["split", "seed", "metric", "label"], file_stem=stem)
+    write_text(note, scored_shards)
 
 
 def metric_rows(

@@ -14,14 +14,14 @@ from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchInput, Sca
 from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.bigearthnet.seasons import season
-from infra.errors import BadPatchError, PipelineError
+from infra.errors import BadPatchError, ConfigError, PipelineError
 from infra.geo import footprints
 from infra.parts import StageParts, read_parts
 from infra.storage import write_text
 from infra.tables import CLASSES as CLASSES_SCHEMA
 from infra.tables import PATCHES, QUARANTINE, publish
 from infra.zarr_store import ShardedStore
-from tasks.plan import Plan, planned_patches, quarantined_pixels, shard_inputs
+from tasks.plan import Plan, last_places, quarantined_pixels, shard_inputs
 from tasks.stage import ShardCount
 
 
@@ -32,10 +32,12 @@ class ShardIngester:
         self._archive = archive
         self._parts = parts
         self._store = ShardedStore(parts.paths.archive, writable=True)
+        self._pixels = _ShardPixels(self._store.shard_size)
 
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard; a bad patch becomes a quarantine row, and its row in the store stays invalid."""
-        pixels = _ShardPixels(self._store.shard_size)
+        pixels = self._pixels
+        pixels.begin()
         placed: list[_Placed] = []
         problems: list[dict[str, str]] = []
         inputs = shard_inputs(self._parts, shard)
@@ -56,7 +58,7 @@ class ShardIngester:
             else:
                 rows.append(item.table_row(shard, footprint, self._archive.version))
         rows.sort(key=lambda row: row["row"])
-        for name, values in pixels.arrays.items():
+        for name, values in pixels.finished().items():
             self._store.write(shard, name, values)
         quarantine = pa.Table.from_pylist(problems, schema=PROBLEM_SCHEMA)
         self._parts.write(shard, pa.Table.from_pylist(rows, schema=PATCHES), {"quarantine": quarantine})
@@ -105,32 +107,52 @@ def _problem(source: PatchInput, path: str, reason: str, detail: str) -> dict[st
 
 
 class _ShardPixels:
-    """The arrays of one shard, filled row by row."""
+    """The arrays of one shard, filled row by row, and used again for the next: fresh memory has to be zeroed."""
 
     def __init__(self, size: int) -> None:
-        self.arrays: dict[str, NDArray[np.generic]] = {
+        self._arrays: dict[str, NDArray[np.generic]] = {
             **{g.array: np.zeros((size, len(g.bands), g.size, g.size), np.uint16) for g in S2_GROUPS},
             "s1": np.zeros((size, len(S1.bands), S1.size, S1.size), np.float32),
             "reference_map": np.zeros((size, 120, 120), np.uint16),
             "labels": np.zeros((size, len(NAMES)), np.bool_),
             "valid": np.zeros(size, np.bool_),
         }
+        self._filled = {name: np.zeros(size, np.bool_) for name in self._arrays}
+        self._stale = {name: np.zeros(size, np.bool_) for name in self._arrays}
+
+    def begin(self) -> None:
+        """Forget the shard before, whether it was finished or not."""
+        for name, filled in self._filled.items():
+            self._stale[name] |= filled
+            filled[:] = False
 
     def put(self, row: int, patch: Patch) -> None:
-        self.arrays["s2_10m"][row] = patch.s2_10m
-        self.arrays["s2_20m"][row] = patch.s2_20m
-        self.arrays["s2_60m"][row] = patch.s2_60m
-        if patch.s1 is not None:
-            self.arrays["s1"][row] = patch.s1
-        if patch.reference_map is not None:
-            self.arrays["reference_map"][row] = patch.reference_map
-        for label in patch.labels or ():
-            self.arrays["labels"][row, NAMES.index(label)] = True
-        self.arrays["valid"][row] = True
+        labels = patch.labels or ()
+        values = {
+            "s2_10m": patch.s2_10m,
+            "s2_20m": patch.s2_20m,
+            "s2_60m": patch.s2_60m,
+            "s1": patch.s1,
+            "reference_map": patch.reference_map,
+            "labels": [name in labels for name in NAMES],
+            "valid": True,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self._arrays[name][row] = value
+                self._filled[name][row] = True
 
     def clear(self, row: int) -> None:
-        for values in self.arrays.values():
-            values[row] = 0
+        for name, filled in self._filled.items():
+            self._stale[name][row] |= filled[row]
+            filled[row] = False
+
+    def finished(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays, zero wherever nothing was put."""
+        for name, values in self._arrays.items():
+            values[self._stale[name] & ~self._filled[name]] = 0
+            self._stale[name][:] = False
+        return self._arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +175,32 @@ def publish_archive(plan: Plan) -> IngestCounts:
     """Write tables/patches, tables/quarantine and tables/classes from the parts, and count the inputs.
 
     Raises:
+        ConfigError: The counts are asked of a store alone whose ingest never ended.
         PipelineError: The counts do not add up: an input was lost, which must never happen.
     """
     counts_file = plan.parts.folder / "counts.json"
     if plan.scan is None:
+        if not counts_file.exists():
+            raise ConfigError(f"{plan.paths.root} holds an ingest that never ended: give archive.root to go on with it")
         return IngestCounts(**json.loads(counts_file.read_text(encoding="utf-8")))
     shards = plan.ingested()
     complete = len(shards) == len(plan.shards)
     patches = read_parts(plan.parts, shards) if shards else PATCHES.empty_table()
     quarantine = quarantined_pixels(plan.parts)
-    stored = patches["patch_id"].combine_chunks()
-    problems = plan.scan.problems
-    problems = problems.filter(pc.invert(pc.is_in(problems["patch_id"], value_set=stored)))
-    counts = _count(plan.scan, patches, quarantine, problems, n_planned=planned_patches(plan.parts))
+    places = last_places(plan.parts)
+    problems = _without_place(plan.scan, pa.array(list(places), pa.string()))
+    missing = plan.shards.keys() - set(shards)
+    pending = sum(shard in missing for shard in places.values())
+    if patches.num_rows + quarantine.num_rows + pending != len(places):
+        found = f"{patches.num_rows} stored, {quarantine.num_rows} in quarantine, {pending} pending"
+        raise PipelineError(f"{plan.parts.folder}: {len(places)} inputs have a place, but {found}")
+    vanished = len(places) - plan.scan.inputs.num_rows - (plan.scan.problems.num_rows - problems.num_rows)
+    counts = IngestCounts(
+        patches=patches.num_rows,
+        quarantined=quarantine.num_rows + problems.num_rows,
+        absent=max(0, plan.scan.absent - vanished),
+        pending=pending,
+    )
     quarantine = pa.concat_tables([quarantine, problems])
     table = plan.paths.table
     publish(table("patches"), patches, PATCHES, ["patch_id"], complete=complete)
@@ -175,20 +210,19 @@ def publish_archive(plan: Plan) -> IngestCounts:
     return counts
 
 
-def _count(scan: Scan, patches: pa.Table, quarantine: pa.Table, problems: pa.Table, n_planned: int) -> IngestCounts:
-    """Count every input once; a stored patch whose files have gone since stays a patch."""
-    named = set(scan.inputs["patch_id"].to_pylist()) | set(scan.problems["patch_id"].to_pylist())
-    vanished = sum(patch not in named for patch in patches["patch_id"].to_pylist())
-    vanished += sum(patch not in named for patch in quarantine["patch_id"].to_pylist())
-    counts = IngestCounts(
-        patches=patches.num_rows,
-        quarantined=quarantine.num_rows + problems.num_rows,
-        absent=max(0, scan.absent - vanished),
-        pending=n_planned - patches.num_rows - quarantine.num_rows,
-    )
-    if not vanished and counts.inputs != scan.total:
-        raise PipelineError(f"the archive has {scan.total} inputs, but {counts} makes {counts.inputs}")
-    return counts
+def _without_place(scan: Scan, placed: pa.Array) -> pa.Table:
+    """Return the problems of inputs that have no place in a plan; the others are counted there.
+
+    A patch whose files have gone since it was planned is now a problem too. A second row of the metadata and a stray
+    folder that bear the name of such a patch are inputs of their own.
+    """
+    ids = scan.problems["patch_id"].combine_chunks()
+    gone = pc.and_(pc.is_in(ids, placed), pc.invert(pc.is_in(ids, scan.inputs["patch_id"].combine_chunks())))
+    own = pc.and_(gone, pc.not_equal(scan.problems["reason"], "duplicate_id")).to_numpy()
+    _, first = np.unique(ids.filter(pa.array(own)).to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    keep = np.ones(len(ids), np.bool_)
+    keep[np.flatnonzero(own)[first]] = False
+    return scan.problems.filter(pa.array(keep))
 
 
 def _classes() -> pa.Table:

@@ -21,8 +21,8 @@ def borrowed_checkpoints(source: StorePaths, branch: Branch, classifier: str) ->
     }
     for configs in published_configs(source):
         for config in sorted(configs & folders.keys()):
-            files = sorted(folders[config].glob("seed-*.safetensors"))
-            return {checkpoint.load(path).seed: path for path in files}
+            files = {checkpoint.load(path).seed: path for path in folders[config].glob("seed-*.safetensors")}
+            return dict(sorted(files.items()))
     there = sorted({path.name.rsplit("-", 1)[0] for path in (source.root / "checkpoints").glob("*")})
     have = f"it has {', '.join(there)}" if there else "it has no trained classifier"
     raise ConfigError(f"models_from: {source.root} has no {classifier} for the {branch.sr} branch; {have}")

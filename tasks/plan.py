@@ -1,7 +1,7 @@
 """The plan: every patch gets its shard and row before a pixel is read, and keeps them for ever."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchInput, Scan
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, BadPatchError, ConfigError
+from infra.geo import footprints
 from infra.parts import StageParts, stage_parts, write_parquet
 from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays, create_store
@@ -118,28 +119,28 @@ def assign(inputs: pa.Table, shard_size: int, first_shard: int) -> pa.Table:
 
 
 def shard_inputs(parts: StageParts, shard: int) -> list[tuple[int, PatchInput]]:
-    """Return (row, input) of one shard from the plan that holds it."""
-    for path in _plan_files(parts):
-        rows = pq.read_table(path, filters=[("shard", "=", shard)], partitioning=None).to_pylist()
-        if rows:
-            return [_placed(row) for row in rows]
+    """Return (row, input) of one shard from the plan that holds it, but for inputs that a later plan has moved."""
+    plans = _plan_files(parts)
+    for number, path in enumerate(plans, start=1):
+        rows = pq.read_table(path, filters=[("shard", "=", shard)], partitioning=None)
+        if rows.num_rows:
+            moved = _places(plans[number:], rows["patch_id"].combine_chunks())
+            return [_placed(row) for row in rows.to_pylist() if row["patch_id"] not in moved]
     raise ConfigError(f"no plan in {_plan_folder(parts)} holds shard {shard}")
 
 
-def last_places(parts: StageParts, patch_ids: pa.Array) -> dict[str, int]:
-    """Return the shard where each of some patches was planned last; an input that was mended is planned twice."""
+def last_places(parts: StageParts, patch_ids: pa.Array | None = None) -> dict[str, int]:
+    """Return the shard where each patch, or each of some, was planned last; a mended input is planned twice."""
+    return _places(_plan_files(parts), patch_ids)
+
+
+def _places(plans: Sequence[Path], patch_ids: pa.Array | None) -> dict[str, int]:
     places: dict[str, int] = {}
-    for path in _plan_files(parts):
+    for path in plans:
         plan = pq.ParquetFile(path).read(columns=["patch_id", "shard"])
-        hit = plan.filter(pc.is_in(plan["patch_id"], value_set=patch_ids))
+        hit = plan if patch_ids is None else plan.filter(pc.is_in(plan["patch_id"], value_set=patch_ids))
         places.update(zip(hit["patch_id"].to_pylist(), hit["shard"].to_pylist(), strict=True))
     return places
-
-
-def planned_patches(parts: StageParts) -> int:
-    """Return the number of different patches that have a place."""
-    ids = [pq.ParquetFile(path).read(columns=["patch_id"])["patch_id"] for path in _plan_files(parts)]
-    return len(pc.unique(pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())))
 
 
 def quarantined_pixels(parts: StageParts) -> pa.Table:
@@ -167,10 +168,10 @@ def _without_place(scan: Scan, archive: Archive, parts: StageParts) -> pa.Table:
 
 def _can_be_read(archive: Archive, row: dict[str, Any]) -> bool:
     try:
-        archive.read(patch_input(row))
+        patch = archive.read(patch_input(row))
     except BadPatchError:
         return False
-    return True
+    return footprints([patch.epsg], [patch.bounds])[0] is not None
 
 
 def patch_input(row: dict[str, Any]) -> PatchInput:

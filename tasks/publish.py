@@ -38,9 +38,9 @@ def publish_quality(plan: Plan, branch: Branch) -> None:
 
 
 def publish_training(job: TrainJob, seeds: Sequence[int]) -> None:
-    """Write one job's curves to tables/training."""
+    """Write one job's curves to tables/training; seeds that an earlier run fitted stay."""
     folder = job.branch.paths.table("training")
-    _publish(job.parts, sorted(seeds), TRAINING, folder, ["seed", "epoch"], job.parts.config)
+    _publish(job.parts, sorted({*seeds, *job.parts.done()}), TRAINING, folder, ["seed", "epoch"], job.parts.config)
 
 
 def publish_configs(paths: StorePaths) -> None:

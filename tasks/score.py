@@ -86,7 +86,13 @@ def scored_classifier(
         method: stage_parts(
             branch.paths,
             "explanations",
-            {"method": method, "labels": explain_labels, "predictions": predictions.config, "schema": 1},
+            {
+                "method": method,
+                "labels": explain_labels,
+                "predictions": predictions.config,
+                "seed": next(iter(checkpoints)),
+                "schema": 1,
+            },
         )
         for method in methods
     }

@@ -45,7 +45,8 @@ def _metric_lines(paths: StorePaths, record: RunRecord) -> list[str]:
     metrics = read_table(paths.table("metrics"))
     if not metrics.num_rows:
         return []
-    of_run = pc.and_(pc.is_null(metrics["label"]), pc.is_in(metrics["config"], value_set=pa.array(record.configs)))
+    configs = pa.array(record.configs, pa.string())
+    of_run = pc.and_(pc.is_null(metrics["label"]), pc.is_in(metrics["config"], value_set=configs))
     rows = [row for row in metrics.filter(of_run).to_pylist() if row["split"] in {"test", "all"}]
     lines: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for row in rows:

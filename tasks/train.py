@@ -1,6 +1,7 @@
 """Train: one classifier of one branch and seed, from stored shards to a checkpoint and its curve."""
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -73,9 +74,9 @@ def training_set(ingest: StageParts, train: Sequence[int], validation: Sequence[
     digest = hashlib.sha256()
     for split, shards in (("train", train), ("validation", validation)):
         samples = [
-            f"{split}:{patch}:{labels}"
+            json.dumps([split, row["patch_id"], row["labels"]])
             for shard in shards
-            for patch, labels in zip(*clean_labelled(ingest, shard).select(["patch_id", "labels"]), strict=True)
+            for row in clean_labelled(ingest, shard).select(["patch_id", "labels"]).to_pylist()
         ]
         if not samples:
             raise TrainingError(

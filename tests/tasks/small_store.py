@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from classifiers import build
 from classifiers.checkpoint import TrainedClassifier
@@ -59,12 +60,10 @@ def branch_of(plan: Plan, sr: str = "none", weights: Path | None = None, batch_s
 
 def untrained(branch: Branch, path: Path, seed: int = 0, **changes: Any) -> Path:
     """Write the checkpoint of a resnet18 that was trained by nobody."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build("resnet18", len(NAMES)).eval()
-        torch.nn.init.normal_(network.head.weight, std=0.5)  # so that probabilities are far from 0.5
+        torch.nn.init.normal_(network.head.get_parameter("weight"), std=0.5)  # so that probabilities are far from 0.5
     standardiser = from_archive_statistics(RGB, MAX_DN)
     trained = TrainedClassifier(
         "resnet18", "linear", NAMES, RGB, standardiser.mean, standardiser.std, seed, network, dict(branch.identity)

@@ -93,7 +93,7 @@ def test_the_table_of_patches(archive_root: Path, tmp_path: Path) -> None:
         assert row["acquired"] == f"{name[2][:4]}-{name[2][4:6]}-{name[2][6:8]}"
         assert row["season"] == seasons[int(name[2][4:6]) - 1]
         assert row["tile"] == name[5].removeprefix("T")
-        assert (row["has_s1"], row["has_map"], row["source_version"]) == (True, True, "bigearthnet-v2")
+        assert (row["has_s1"], row["has_map"], row["source_version"]) == (True, True, "bigearthnet-v2-synthetic")
         lowest = np.stack([read(band_file(archive_root, row["patch_id"], band)) for band in S2_GROUPS[0].bands]).min(0)
         assert row["nodata_share"] == pytest.approx(np.mean(lowest == 0), abs=1e-7)
         with rasterio.open(band_file(archive_root, row["patch_id"])) as source:
@@ -274,7 +274,7 @@ def test_a_shard_done_again_gives_the_same_bytes(archive_copy: Path, tmp_path: P
     plan = ingest(v2(archive_copy), tmp_path / "store")
     before = {path: content for path, (_, content) in snapshot(plan.paths.root).items()}
     worker = ShardIngester(v2(archive_copy), plan.parts)
-    for shard in reversed(sorted(plan.shards)):
+    for shard in sorted(plan.shards, reverse=True):
         worker.run(shard)
     assert {path: content for path, (_, content) in snapshot(plan.paths.root).items()} == before
 

@@ -56,7 +56,9 @@ def test_places_are_those_of_the_hash_order_whatever_the_order_of_the_inputs(sha
     assert table.schema.equals(PLAN_SCHEMA)
     found = [(r["patch_id"], r["split"], r["shard"], r["row"]) for r in table.to_pylist()]
     assert found == by_hand(splits, shard_size, 10)
-    assert all(r["source"] == f"at/{r['patch_id']}" and r["country"] == f"of {r['patch_id']}" for r in table.to_pylist())
+    assert all(
+        r["source"] == f"at/{r['patch_id']}" and r["country"] == f"of {r['patch_id']}" for r in table.to_pylist()
+    )
 
 
 def test_an_archive_without_splits_has_the_one_split_all() -> None:
@@ -234,7 +236,8 @@ def test_a_mended_input_gets_a_new_place(archive_copy: Path, tmp_path: Path) -> 
     assert {path: after[path] for path in before if path.name != "counts.json"} == {
         path: value for path, value in before.items() if path.name != "counts.json"
     }
-    valid = ShardedStore(first.paths.archive).array("valid")[:]
+    archive = ShardedStore(first.paths.archive)
+    valid = np.concatenate([archive.read(shard, "valid") for shard in second.shards])
     assert np.count_nonzero(valid) == 23
     assert valid[new * 8]
 
@@ -260,6 +263,12 @@ def test_an_input_that_lies_nowhere_is_not_taken_for_mended(archive_copy: Path, 
     first = ingest(v2(archive_copy), tmp_path / "store")
     expected = IngestCounts(patches=23, quarantined=1, absent=0, pending=0)
     assert publish_archive(first) == expected
+    archive = ShardedStore(first.paths.archive)
+    for shard in first.shards:
+        rows = first.parts.read(shard)["row"].to_numpy()
+        np.testing.assert_array_equal(np.flatnonzero(archive.read(shard, "valid")), rows)
+        filled = archive.read(shard, "s2_10m").reshape(8, -1).any(axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(filled), rows)  # none of it is left
     second = ingest(v2(archive_copy), tmp_path / "store")
     assert second.shards == first.shards
     assert publish_archive(second) == expected

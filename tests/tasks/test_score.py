@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,11 +18,12 @@ from infra.errors import ConfigError
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.tables import EXPLANATIONS, PATCHES, predictions_schema
-from infra.zarr_store import ShardedStore
+from infra.zarr_store import ShardedStore, create_store
 from tasks.branch import Branch
 from tasks.ingest import ShardIngester
 from tasks.plan import Plan, make_plan
 from tasks.score import ExplainLabels, ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
+from tasks.super_resolve import ShardSuperResolver
 from tests.tasks.small_store import MAX_DN, branch_of, copied, snapshot, untrained, v2
 from tests.tasks.test_branch import files_of, streamed
 
@@ -83,7 +85,7 @@ def test_predictions_are_those_of_a_plain_loop(store: Plan, plan: Plan, checkpoi
         assert table.schema.equals(predictions_schema(19))
         patches = store.parts.read(shard).sort_by("row")
         for seed, path in checkpoints.items():
-            of_seed = table.filter(pa.compute.equal(table["seed"], seed))
+            of_seed = table.filter(pc.equal(table["seed"], seed))
             for column in ("patch_id", "split", "labels"):
                 assert of_seed[column].to_pylist() == patches[column].to_pylist()
             probs = probs_of(of_seed)
@@ -97,14 +99,14 @@ def test_predictions_are_those_of_a_plain_loop(store: Plan, plan: Plan, checkpoi
 def test_maps_are_those_of_explain(store: Plan, plan: Plan, checkpoints: Mapping[int, Path]) -> None:
     scored = score(plan, checkpoints)
     maps_store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config))
-    maps, valid = maps_store.read(0, "maps"), maps_store.read(0, "valid")
+    maps, valid = maps_store.read(0, "maps").astype(np.float32), maps_store.read(0, "valid").astype(np.bool_)
     rows = np.sort(store.parts.read(0)["row"].to_numpy())
     np.testing.assert_array_equal(np.flatnonzero(valid), rows)
     expected = by_hand(store, 0, checkpoints[0])[1]
     assert expected.shape == (6, 19, 4, 4)
     assert expected.max() > 0.01
     np.testing.assert_allclose(maps[rows], expected, rtol=1e-3, atol=1e-5 * expected.max())
-    assert np.isnan(maps[~valid].astype(np.float32)).all()
+    assert np.isnan(maps[~valid]).all()
     assert np.isnan(maps_store.read(1, "maps").astype(np.float32)).all()  # not scored yet
 
 
@@ -149,12 +151,16 @@ def test_map_index_counts_shards(plan: Plan, checkpoints: Mapping[int, Path]) ->
     assert all(row["map_index"] == 8 + rows[row["patch_id"]] for row in parts.read(1).to_pylist())
 
 
-def test_batch_size_changes_nothing_beyond_rounding(plan: Plan, checkpoints: Mapping[int, Path], tmp_path: Path) -> None:
+def test_batch_size_changes_nothing_beyond_rounding(
+    plan: Plan, checkpoints: Mapping[int, Path], tmp_path: Path
+) -> None:
     other = copied(plan, tmp_path / "other")
     one = score(plan, checkpoints, labels="all", branch=branch_of(plan, batch_size=1))
     five = score(other, checkpoints, labels="all", branch=branch_of(other, batch_size=5))
     assert one.predictions.config == five.predictions.config
-    a, b = (item.predictions.read(0).sort_by([("seed", "ascending"), ("patch_id", "ascending")]) for item in (one, five))
+    a, b = (
+        item.predictions.read(0).sort_by([("seed", "ascending"), ("patch_id", "ascending")]) for item in (one, five)
+    )
     assert a.drop(["probs", "predicted"]).equals(b.drop(["probs", "predicted"]))
     np.testing.assert_allclose(probs_of(a), probs_of(b), atol=1e-5)
     x, y = (item.explanations["grad_cam"].read(0) for item in (one, five))
@@ -231,10 +237,7 @@ def test_streamed_bicubic_writes_its_quality_and_stored_gives_the_same(archive_r
     store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config))
     maps = classifiers.explain(network, x, "grad_cam").numpy()
     assert maps.shape == (2, 19, 15, 15)
-    np.testing.assert_allclose(store.read(0, "maps"), maps, rtol=1e-3, atol=1e-5 * maps.max())
-
-    from infra.zarr_store import create_store
-    from tasks.super_resolve import ShardSuperResolver
+    np.testing.assert_allclose(store.read(0, "maps").astype(np.float32), maps, rtol=1e-3, atol=1e-5 * maps.max())
 
     before = scored.predictions.path(0).read_bytes(), scored.explanations["grad_cam"].path(0).read_bytes()
     create_store(branch.store, branch.arrays(), 2, 1, {})

@@ -32,7 +32,7 @@ def compare_stored_with_streamed(branch: Branch, shard: int, patches: int) -> No
     assert len(quality) == -(-patches // branch.batch_size)
     assert ShardSuperResolver(branch).run(shard).patches == patches
     store = ShardedStore(branch.store)
-    stored, valid = store.read(shard, "sr"), store.read(shard, "valid")
+    stored, valid = store.read(shard, "sr"), store.read(shard, "valid").astype(np.bool_)
     assert stored.dtype == np.uint16
     np.testing.assert_array_equal(stored[rows], pixels)
     np.testing.assert_array_equal(np.flatnonzero(valid), rows)

@@ -1,0 +1,38 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.bigearthnet.classes import NAMES
+from tasks.labels import is_clean, multi_hot
+
+
+def test_multi_hot_is_in_the_one_order() -> None:
+    found = multi_hot([["Marine waters", "Urban fabric"], [], None, ["Pastures"]])
+    assert found.dtype == np.bool_
+    assert [[NAMES[i] for i in np.flatnonzero(row)] for row in found] == [
+        ["Urban fabric", "Marine waters"],
+        [],
+        [],
+        ["Pastures"],
+    ]
+    assert (found[0].nonzero()[0].tolist(), found[3].nonzero()[0].tolist()) == ([0, 18], [4])  # places in the paper
+
+
+def test_multi_hot_of_nothing_has_its_columns() -> None:
+    assert multi_hot([]).shape == (0, 19)
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(KeyError, match="Parking lots"):
+        multi_hot([["Parking lots"]])
+
+
+def test_clean_is_neither_snow_nor_cloud_and_null_counts_as_clean() -> None:
+    flags = [(s, c) for s in (True, False, None) for c in (True, False, None)]
+    table = pa.table(
+        {
+            "has_snow": pa.array([s for s, _ in flags], pa.bool_()),
+            "has_cloud": pa.array([c for _, c in flags], pa.bool_()),
+        }
+    )
+    assert is_clean(table).to_pylist() == [True not in pair for pair in flags]
