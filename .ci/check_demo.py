@@ -44,4 +44,6 @@ assert len(pd.read_parquet(tables / "classes")) == 19
 page = (store / "report" / "index.html").read_text(encoding="utf-8")
 assert "data:image/" in page
 assert "<table" in page
-print(f"the demo's tables are right: {len(patches)} patches, macro AP above prevalence", above["value"].round(3).to_list())
+print(
+    f"the demo's tables are right: {len(patches)} patches, macro AP above prevalence", above["value"].round(3).to_list()
+)

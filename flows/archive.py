@@ -100,7 +100,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
     with locked_store(paths), cluster():
         run = _start(config, paths)
         plan = ingest(run)
-        if until != "ingest":
+        if until != "ingest" and plan.ingested():
             backbones = (
                 {} if config.models_from else {name: fit_backbone(run, plan, name) for name in config.classifiers}
             )
@@ -146,7 +146,8 @@ def ingest(run: Run) -> Plan:
             subset=chosen.subset,
             boa_add_offset=chosen.boa_add_offset,
         )
-    plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size)
+    offset = {} if chosen.boa_add_offset is None else {"boa_add_offset": chosen.boa_add_offset}
+    plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size, offset)
     if source is not None:
         build = partial(ShardIngester, source, plan.parts)
         run.stage("ingest", build, [plan.parts], sorted(plan.shards), run.resources.without_gpu())

@@ -82,12 +82,17 @@ def stage_parts(paths: StorePaths, stage: str, determines: Mapping[str, Json]) -
         determines: Whatever determines the rows: hashes of weights, parameters, dtype, the input's own config, label
             order, the schema's version. Never batch size, paths, device or commit.
     """
+    config = stage_config(stage, determines)
     value: dict[str, Json] = {"stage": stage, **determines}
-    config = fingerprint(value)
     record = paths.work / "configs" / f"{config}.json"
     if not record.exists():
         write_text(record, canonical_json({"config": config, "stage": stage, "json": value}))
     return StageParts(paths, stage, config)
+
+
+def stage_config(stage: str, determines: Mapping[str, Json]) -> str:
+    """Return the config of a stage's determining values, without writing anything."""
+    return fingerprint({"stage": stage, **determines})
 
 
 def recorded_configs(paths: StorePaths) -> list[dict[str, str]]:

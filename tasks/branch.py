@@ -16,7 +16,7 @@ from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
-from infra.zarr_store import ArraySpec, ShardedStore
+from infra.zarr_store import ArraySpec, ShardedStore, divisor
 from sr_models.quality import quality_rows
 from sr_models.stretch import as_tensor, to_dn, to_unit
 
@@ -138,18 +138,20 @@ class BranchReader:
             shard: The shard.
             patches: Its rows of the ingest part: patch_id and row.
         """
-        rows = patches["row"].to_numpy()
-        order = np.argsort(rows, kind="stable")
-        rows, ids = rows[order], patches["patch_id"].take(pa.array(order)).to_pylist()
-        if self._stored is not None and self.branch.pixels.is_done(shard):
-            for start, stored in self._stored_pixels(shard, self._stored, rows):
-                yield Batch(rows[start : start + len(stored)], as_tensor(stored, self.device), None)
-            return
-        rgb = self.rgb(shard)
-        for start in range(0, len(rows), self.branch.batch_size):
-            chosen = rows[start : start + self.branch.batch_size]
-            dn, quality = self.super_resolve(rgb[chosen], ids[start : start + len(chosen)])
-            yield Batch(chosen, dn, quality)
+        patches = patches.sort_by("row")
+        rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
+        stored = self._stored if self._stored is not None and self.branch.pixels.is_done(shard) else None
+        rgb = self.rgb(shard) if stored is None else None
+        block = stored_block(self._archive.shard_size)
+        for first in range(0, self._archive.shard_size, block):
+            parts = block_batches(rows, first, block, self.branch.batch_size)
+            pixels = stored.read(shard, "sr", first, block) if stored is not None and parts else None
+            for part in parts:
+                if pixels is not None:
+                    dn = as_tensor(pixels[rows[part] - first].astype(np.uint16, copy=False), self.device)
+                    yield Batch(rows[part], dn, None)
+                elif rgb is not None:
+                    yield Batch(rows[part], *self.super_resolve(rgb[rows[part]], ids[part]))
 
     def rgb(self, shard: int) -> NDArray[np.uint16]:
         """Return the shard's B04, B03, B02 as DN, (shard_size, 3, 120, 120)."""
@@ -174,17 +176,20 @@ class BranchReader:
         )
         return enlarged, rows.select(SR_QUALITY.names).cast(SR_QUALITY)
 
-    def _stored_pixels(
-        self, shard: int, store: ShardedStore, rows: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        block, size = store.block("sr"), self.branch.batch_size
-        for first in range(0, store.shard_size, block):
-            start, stop = np.searchsorted(rows, [first, first + block])
-            if start == stop:
-                continue
-            pixels = store.read(shard, "sr", first, block)
-            for i in range(start, stop, size):
-                yield i, pixels[rows[i : min(i + size, stop)] - first].astype(np.uint16, copy=False)
+
+def stored_block(shard_size: int) -> int:
+    """Return the patches of SR pixels that are written and read at once; batches do not reach across."""
+    return divisor(shard_size, _STORED_BLOCK)
+
+
+def block_batches(rows: NDArray[np.int64], first: int, block: int, batch_size: int) -> list[slice]:
+    """Return slices of rows, sorted, that lie in first..first+block, at most batch_size each.
+
+    Whether pixels are stored or computed on the way, a network meets the same patches together, and so the rounding of
+    its results is the same.
+    """
+    start, stop = np.searchsorted(rows, [first, first + block]).tolist()
+    return [slice(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
 
 
 def read_rgb(archive: ShardedStore, shard: int) -> NDArray[np.uint16]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchInput, Scan
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, BadPatchError, ConfigError
+from infra.fingerprint import Json
 from infra.geo import footprints
-from infra.parts import StageParts, stage_parts, write_parquet
+from infra.parts import StageParts, stage_config, stage_parts, write_parquet
 from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays, create_store
 
@@ -50,7 +52,13 @@ class Plan:
         return [shard for shard, split in self.shards.items() if shard in done and (not splits or split in splits)]
 
 
-def make_plan(archive: Archive | None, paths: StorePaths, layout: str, shard_size: int) -> Plan:
+def make_plan(
+    archive: Archive | None,
+    paths: StorePaths,
+    layout: str,
+    shard_size: int,
+    options: Mapping[str, Json] = MappingProxyType({}),
+) -> Plan:
     """Scan the archive, give new inputs their places, and make room for them in archive.zarr.
 
     Inputs that an earlier plan holds keep their places; new ones start new shards, so nothing that was written is
@@ -61,14 +69,16 @@ def make_plan(archive: Archive | None, paths: StorePaths, layout: str, shard_siz
         paths: The store.
         layout: Name of the archive's layout.
         shard_size: Patches in a shard.
+        options: The layout's options that change pixels.
 
     Raises:
         ArchiveError: The archive cannot be read as a whole, or holds no patch at all.
-        ConfigError: The store was made for another layout or shard size, or there is neither archive nor store.
+        ConfigError: The store was made for another layout, options or shard size, or there is no archive and no store.
         StoreError: The store cannot be written.
     """
-    parts = stage_parts(paths, "ingest", {"layout": layout, "labels": list(NAMES), "schema": 1})
-    _refuse_foreign_plans(parts)
+    determines: dict[str, Json] = {"layout": layout, **options, "labels": list(NAMES), "schema": 1}
+    _refuse_foreign_plans(paths, stage_config("ingest", determines))
+    parts = stage_parts(paths, "ingest", determines)
     shards = _planned_shards(parts)
     if archive is None and not shards:
         raise ConfigError(f"archive.root is not given, and {paths.root} holds no patches yet")
@@ -194,10 +204,12 @@ def _plan_files(parts: StageParts) -> list[Path]:
     return sorted(_plan_folder(parts).glob("plan-*.parquet"))
 
 
-def _refuse_foreign_plans(parts: StageParts) -> None:
-    for folder in (parts.paths.work / "plan").glob("*"):
-        if folder.name != parts.config:
-            raise ConfigError(f"{parts.paths.root} holds patches of another archive layout; choose another store")
+def _refuse_foreign_plans(paths: StorePaths, config: str) -> None:
+    for folder in (paths.work / "plan").glob("*"):
+        if folder.name != config:
+            raise ConfigError(
+                f"{paths.root} holds patches that were read with another archive layout or offset; choose another store"
+            )
 
 
 def _planned_shards(parts: StageParts) -> dict[int, str]:

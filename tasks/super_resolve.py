@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ShardedStore
-from tasks.branch import Branch, BranchReader, worker_device
+from tasks.branch import Branch, BranchReader, block_batches, stored_block, worker_device
 from tasks.stage import ShardCount
 
 
@@ -25,15 +25,12 @@ class ShardSuperResolver:
         ids = patches["patch_id"].to_pylist()
         rgb = self._reader.rgb(shard)
         quality: list[pa.Table] = []
-        block = store.block("sr")
+        block = stored_block(store.shard_size)
         for first in range(0, store.shard_size, block):
             pixels = np.zeros((block, *store.array("sr").shape[1:]), np.uint16)
-            begin, end = np.searchsorted(rows, [first, first + block])
-            for start in range(begin, end, branch.batch_size):
-                stop = min(start + branch.batch_size, end)
-                chosen = rows[start:stop]
-                dn, measured = self._reader.super_resolve(rgb[chosen], ids[start:stop])
-                pixels[chosen - first] = dn.cpu().numpy()
+            for part in block_batches(rows, first, block, branch.batch_size):
+                dn, measured = self._reader.super_resolve(rgb[rows[part]], ids[part])
+                pixels[rows[part] - first] = dn.cpu().numpy()
                 quality += [measured] if measured is not None else []
             store.write(shard, "sr", pixels, first)
         valid = np.zeros(store.shard_size, np.bool_)

@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tests run side by side: threads that wait for each other make a small network fifty times slower.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

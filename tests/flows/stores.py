@@ -40,7 +40,7 @@ class Inputs:
         """Store of the run that the others are compared with."""
         return self.folder / "reference"
 
-    def config(self, store: Path, path: Path | None = None, **changes: object) -> Path:
+    def config(self, store: Path, path: Path | None = None, /, **changes: object) -> Path:
         """Write a RUN.yaml for a store, beside it unless told where, and return where."""
         settings: dict[str, object] = {
             "archive": {"layout": "bigearthnet-v2", "root": str(self.archive)},

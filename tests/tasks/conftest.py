@@ -2,28 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from infra.archives.synthetic import write_synthetic_archive
 from infra.storage import StorePaths
 from tasks.ingest import publish_archive
 from tasks.plan import Plan, make_plan
 from tests.tasks.small_store import SHARD_SIZE, band_file, ingest, metadata, v2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine make a small network fifty times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
