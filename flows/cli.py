@@ -123,6 +123,10 @@ def demo(
     patches: Annotated[int, typer.Option(min=1, help="Patches of the synthetic archive.")] = 192,
 ) -> None:
     """Write a small synthetic archive, run the whole flow on it, and show where the report is."""
+    from infra.storage import writing
+
+    with writing(folder):
+        (folder / "prefect").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str((folder / "prefect").resolve()))  # read when Prefect is imported
     from flows.archive import archive
     from flows.demo import demo_config, write_demo_archive
