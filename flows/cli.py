@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done; 1 some shards failed; 2 usage, configuration or environment."""
 
 import csv
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+for _worker in ("EventsWorker", "APILogWorker"):  # Prefect's own threads, which that level does not reach
+    logging.getLogger(_worker).setLevel(logging.CRITICAL)
 
 app = typer.Typer(
     name="superscene",

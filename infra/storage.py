@@ -20,6 +20,7 @@ _FULL_OR_CLOSED = {
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "a file lies where a folder is needed",
     errno.EISDIR: "a folder lies where a file is needed",
+    errno.ENOENT: "there is no such folder, and none can be made",
     errno.EFBIG: "the file would pass the size limit",
 }
 

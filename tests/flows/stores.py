@@ -18,7 +18,7 @@ import classifiers
 from infra.archives.synthetic import write_synthetic_archive
 
 PROJECT = Path(__file__).resolve().parents[2]
-PATCHES = 48
+PATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Inputs:
         settings: dict[str, object] = {
             "archive": {"layout": "bigearthnet-v2", "root": str(self.archive)},
             "store": str(store),
-            "shard_size": 8,
+            "shard_size": 4,
             "sr": ["none", "bicubic"],
             "classifiers": ["resnet18"],
             "weights": {"resnet18": str(self.backbone)},
             "train": {"freeze_backbone": True, "epochs": 4, "batch_size": 8},
-            "resources": {"batch_size": 8},
+            "resources": {"batch_size": 4},
             **changes,
         }
         path = path or store.with_suffix(".yaml")

@@ -23,8 +23,8 @@ def variants(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The reference run's work, cut into other shards and batches, on other workers, with stored SR pixels."""
     folder = tmp_path_factory.mktemp("variants")
     changes: dict[str, dict[str, object]] = {
-        "one-worker": {"shard_size": 48, "resources": {"actors": 1, "batch_size": 5}},
-        "stored": {"shard_size": 7, "keep_sr": "always", "resources": {"actors": 2, "batch_size": 16}},
+        "one-worker": {"shard_size": 24, "resources": {"actors": 1, "batch_size": 5}},
+        "stored": {"shard_size": 5, "keep_sr": "always", "resources": {"actors": 2, "batch_size": 16}},
     }
     configs = [inputs.config(folder / name, None, **change) for name, change in changes.items()]
     result = run_flows(configs)

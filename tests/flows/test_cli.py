@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -44,7 +45,9 @@ def test_status_shows_every_stage_done(inputs: Inputs) -> None:
     assert "complete" in lines[0]
     assert f"{STORED} patches, 0 in quarantine" in lines[0]
     ingest = next(line.split() for line in lines if line.strip().startswith("ingest"))
-    assert ingest[2:] == ["7", "0", "0"]  # 24 train, 12 and 12 of 8 a shard, the two flagged left out
+    splits = pd.read_parquet(inputs.reference / "tables" / "patches")["split"].value_counts()
+    shards = sum(-(-n // 4) for n in splits)
+    assert ingest[2:] == [str(shards), "0", "0"]
 
 
 def test_status_of_an_empty_folder_says_how_to_start(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_plan_counts_before_anything_runs(inputs: Inputs, tmp_path: Path) -> Non
     result = superscene("plan", inputs.config(tmp_path / "store"))
     assert result.returncode == 0, result.stderr
     assert f"{STORED}" in result.stdout
-    assert "7 of 8" in result.stdout
+    assert " of 4" in result.stdout
     assert not (tmp_path / "store").exists()
 
 

@@ -158,7 +158,7 @@ def test_a_disk_that_fills_loses_nothing(inputs: Inputs, small_disk: Path, tmp_p
     store = small_disk / "store"
     config = inputs.config(store, tmp_path / "run.yaml")
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(19 * 2**20))
+    filler.write_bytes(bytes(21 * 2**20))
     full = superscene("run", config)
     assert full.returncode == 2, full.stdout + full.stderr
     sentence = full.stderr.strip().splitlines()[-1]
