@@ -18,7 +18,7 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig
 from flows.progress import stage_progress
 from infra.archives.layouts import open_archive
-from infra.errors import PipelineError
+from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
 from infra.ray_pool import Resources, Worker, cluster
 from infra.storage import StorePaths, locked_store
@@ -32,7 +32,7 @@ from tasks.models_from import borrowed_checkpoints
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.report import write_report
-from tasks.run_record import RunRecord
+from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import ShardCount, run_stage
 from tasks.summary import markdown_summary
@@ -44,10 +44,6 @@ Stage = Literal["ingest", "train", "predict", "evaluate", "report"]
 
 Checkpoints = Mapping[int, Path]
 """Checkpoint file by seed."""
-
-
-class IncompleteRunError(PipelineError, RuntimeError):
-    """Some shards failed; what could be published was, and the next run tries them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +111,10 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
 
 
 def _start(config: RunConfig, paths: StorePaths) -> Run:
+    if config.models_from and not published_configs(StorePaths(config.models_from.resolve())):
+        raise ConfigError(f"models_from: {config.models_from} holds no finished run")
+    for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
+        sr_models.load(name, config.weights.get(name))
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
     actors = None if config.resources.actors == "auto" else config.resources.actors

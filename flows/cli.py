@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra.errors import PipelineError
+from infra.errors import IncompleteRunError, PipelineError
 
 # Nothing is reported to the makers of the libraries, and a run's own words are not drowned in theirs.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -47,17 +47,16 @@ def plain_errors() -> Iterator[None]:
     """Turn the project's errors into one sentence and an exit code, never a traceback."""
     try:
         yield
+    except IncompleteRunError as error:
+        words, code = str(error), 1
     except PipelineError as error:
-        from flows.archive import IncompleteRunError
-
-        if isinstance(error, IncompleteRunError):
-            _say(str(error))
-            sys.exit(1)
-        _say(f"superscene: {error}")
-        sys.exit(2)
+        words, code = f"superscene: {error}", 2
     except KeyboardInterrupt:
-        _say("superscene: stopped; finished shards are kept, the same command goes on from here")
-        sys.exit(130)
+        words, code = "superscene: stopped; finished shards are kept, the same command goes on from here", 130
+    else:
+        return
+    _say(words)  # out here the error and what it holds are gone
+    sys.exit(code)
 
 
 def _say(text: str) -> None:
@@ -196,11 +195,10 @@ def sql(
     """Ask the tables in SQL; every table is a view, and nothing can be written."""
     from infra.query import query
     from infra.storage import StorePaths
-    from tasks.run_record import published_configs
+    from tasks.run_record import scored_configs
 
     paths = StorePaths(store)
-    runs = published_configs(paths)
-    relation = query(paths.tables, None if all_configs or not runs else runs[0], statement)
+    relation = query(paths.tables, None if all_configs else scored_configs(paths), statement)
     rows = [["" if value is None else _cell(value) for value in row] for row in relation.fetchall()]
     console = Console()
     if console.is_terminal:

@@ -1,5 +1,6 @@
 """RUN.yaml: what a run is asked to do, checked before anything starts."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,11 @@ class ArchiveConfig(_Section):
     """all: a patch that is named but absent is quarantined; present: it is only counted."""
     boa_add_offset: int | None = None
     """Layout scene: the products' BOA_ADD_OFFSET, DN, where no MTD_MSIL2A.xml tells it."""
+
+    @field_validator("root")
+    @classmethod
+    def _local(cls, path: Path | None) -> Path | None:
+        return _local_folder(path)
 
     @field_validator("layout")
     @classmethod
@@ -102,6 +108,11 @@ class RunConfig(_Section):
     keep_sr: Literal["auto", "always", "never"] = "auto"
     resources: ResourceConfig = ResourceConfig()
 
+    @field_validator("store", "models_from")
+    @classmethod
+    def _local(cls, path: Path | None) -> Path | None:
+        return _local_folder(path)
+
     @field_validator("sr")
     @classmethod
     def _known_sr(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -131,6 +142,12 @@ class RunConfig(_Section):
         if self.models_from is not None and self.models_from.resolve() == self.store.resolve():
             raise ValueError("models_from names the store itself: leave it out, trained classifiers are kept")
         return self
+
+
+def _local_folder(path: Path | None) -> Path | None:
+    if path is not None and re.match(r"^[a-z][a-z0-9+.-]*:/", str(path)):
+        raise ValueError(f"{path} is an address; only folders of a file system can be used")
+    return None if path is None else path.expanduser()
 
 
 def _how_to_get(name: str) -> str:

@@ -1,5 +1,6 @@
 """Where a run shows how far it is: bars in a terminal, progress artifacts in Prefect, both or neither."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from tasks.stage import silent
 
 _ARTIFACT_SECONDS = 5.0
 """Artifacts are calls to a server: this often at most."""
+
+logger = logging.getLogger(__name__)
 
 _terminal: ContextVar[StageProgress] = ContextVar("terminal", default=silent)
 
@@ -79,7 +82,7 @@ def stage_progress() -> StageProgress:
 
     def both(stage: str, done: int, total: int, patches: int) -> None:
         terminal(stage, done, total, patches)
-        artifact(stage, done, total)
+        artifact.tell(stage, done, total)
 
     return both
 
@@ -90,8 +93,18 @@ class _Artifact:
     def __init__(self) -> None:
         self._ids: dict[str, UUID] = {}
         self._last = 0.0
+        self._broken = False
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Update the stage's artifact; a server that does not answer costs the artifacts, never the run."""
+        if not self._broken:
+            try:
+                self._tell(stage, done, total)
+            except Exception as error:  # noqa: BLE001  # whatever the server's client raises
+                self._broken = True
+                logger.warning("no more progress artifacts: %s: %s", type(error).__name__, error)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
         percent = 100.0 * done / total if total else 100.0
         if stage not in self._ids:
             self._ids[stage] = _created(create_progress_artifact(progress=percent, description=stage))

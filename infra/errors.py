@@ -61,3 +61,7 @@ class TransientError(PipelineError, OSError):
 
 class TrainingError(PipelineError, ArithmeticError):
     """Training cannot go on: no patch to train on, or a loss that is not finite."""
+
+
+class IncompleteRunError(PipelineError, RuntimeError):
+    """Some shards failed; what could be published was, and the next run tries them again."""

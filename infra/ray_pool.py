@@ -8,6 +8,7 @@ killing its process is reported and the rest goes on, and a worker that cannot b
 import logging
 import os
 import re
+import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from infra.errors import ConfigError, PipelineError, StoreError, TransientError
+from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError, TransientError
 
 MAX_ATTEMPTS = 3
 """Times a shard may be begun before it is called poison."""
@@ -154,6 +155,8 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_temp_dir": str(scratch) if scratch else None,
     }
+    if address:
+        _refuse_silent_address(address)
     try:
         ray.init(
             address=address or "local",
@@ -170,6 +173,17 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
     finally:
         _idle.clear()
         ray.shutdown()
+
+
+def _refuse_silent_address(address: str) -> None:
+    """Raise ConfigError where nobody listens: Ray itself would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like are looked up by Ray
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def available_cores() -> int:
@@ -243,6 +257,7 @@ def run_pool[R](
     Raises:
         WorkerStartError: A worker's constructor raised, or actors keep dying before they are ready.
         StoreError: A worker met a full or read-only store: nothing more can be done, what is finished stays.
+        ArchiveError: The archive as a whole went away under the workers: likewise.
         ConfigError: The cluster has nothing to run an actor on.
     """
     if not items:
@@ -320,8 +335,8 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]"
             state.start()
         return failed
     except RayTaskError as error:
-        if isinstance(error.cause, StoreError):
-            raise StoreError(str(error.cause)) from error
+        if isinstance(error.cause, StoreError | ArchiveError):
+            raise type(error.cause)(str(error.cause)) from error
         failed = Failed(item, state.attempts[item], _reason(error))
         if isinstance(error.cause, TransientError):
             failed = _again(state, item, failed.error)

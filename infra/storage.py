@@ -151,3 +151,17 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
             ) from error
         sweep_partials(paths.root)
         yield
+
+
+def is_locked(paths: StorePaths) -> bool:
+    """Return whether a driver holds the store now."""
+    try:
+        lock = (paths.work / "lock").open("r")
+    except FileNotFoundError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -135,7 +135,7 @@ SR_QUALITY = pa.schema(
         _field("ergas", pa.float32(), "Wald's protocol: ERGAS, ratio 1/4"),
         _field("reflectance_mae", pa.float32(), "Consistency: mean absolute error of the reduced output, reflectance"),
         _field("consistency_sam_deg", pa.float32(), "Consistency: mean spectral angle, degrees"),
-        _required("clipped_share", pa.float32(), "Share of input values above sr_input_max_dn"),
+        _required("clipped_share", pa.float32(), "Share of input pixels with a band above sr_input_max_dn"),
     ]
 )
 

@@ -1,7 +1,7 @@
 """Zarr shards written chunk by chunk: zarr-python's files without its second copy of every shard.
 
 zarr-python starts a task and a thread for each inner chunk, joins what they return, and writes that; here a chunk goes
-to the file as soon as it is encoded, in half the time. Readers cannot tell the two apart.
+to the file as soon as it is encoded. The file is the same, byte for byte, for two thirds of the processor time.
 
 Source: Zarr v3 sharding_indexed codec 1.0, index at the end: (offset, length) of each chunk as uint64, then CRC-32C.
 """
@@ -46,7 +46,7 @@ def write_shard(path: Path, values: NDArray[np.generic], chunk: int, codec: Blos
     with path.open("wb") as file:
         for first in range(0, len(values), chunk):
             pixels = np.ascontiguousarray(values[first : first + chunk], little)
-            if pixels.any():
+            if pixels.view(np.uint8).max():  # bytes: -0.0 is not 0, and any() is slower
                 encoded = codec.encode(pixels)
             else:
                 encoded = zeros = zeros or codec.encode(pixels)

@@ -13,9 +13,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
+from zarr.errors import ChunkNotFoundError
 
 from infra.bigearthnet.bands import S1, S2_GROUPS, BandGroup
-from infra.errors import ConfigError, MisalignedWriteError, StoreError
+from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError
 from infra.fingerprint import Json
 from infra.storage import write_atomically, writing
 from infra.zarr_shard import chunk_codec, write_shard
@@ -97,6 +98,7 @@ class ShardedStore:
             StoreError: There is none, or it is not one of ours.
         """
         self.path = path
+        self._opened: dict[str, tuple[tuple[int, int], zarr.Array]] = {}  # type: ignore[type-arg]
         try:
             self.group = zarr.open_group(path, mode="r+" if writable else "r")
             self.shard_size = int(str(self.group.attrs["shard_size"]))
@@ -109,10 +111,19 @@ class ShardedStore:
         return int(self.array("valid").shape[0]) // self.shard_size
 
     def array(self, name: str) -> zarr.Array:  # type: ignore[type-arg]  # zarr's parameter is its metadata version
-        """Return one array."""
+        """Return one array; zarr-python takes a millisecond to open it, so it is kept until its metadata change."""
+        try:
+            status = (self.path / name / "zarr.json").stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreError(f"{self.path} has no array {name}") from error
+        stamp = (status.st_ino, status.st_mtime_ns)
+        kept = self._opened.get(name)
+        if kept is not None and kept[0] == stamp:
+            return kept[1]
         array = self.group.get(name)
         if not isinstance(array, zarr.Array):
             raise StoreError(f"{self.path} has no array {name}")
+        self._opened[name] = (stamp, array)
         return array
 
     def write(self, shard: int, name: str, values: NDArray[np.generic], first_row: int = 0) -> None:
@@ -157,10 +168,22 @@ class ShardedStore:
                 write_atomically(self.path / name / key, write, sync=False)  # as zarr-python writes local files
 
     def read(self, shard: int, name: str, first_row: int = 0, rows: int | None = None) -> NDArray[np.generic]:
-        """Return rows of one shard of one array, all of them by default."""
+        """Return rows of one shard of one array, all of them by default.
+
+        Raises:
+            PipelineError: The shard was never written, or its file is lost.
+        """
         start = shard * self.shard_size + first_row
         count = self.shard_size - first_row if rows is None else rows
-        return np.asarray(self.array(name)[start : start + count])
+        # A part says that its shard was written: one that is missing now was lost, and must not read as zeros.
+        array = self.array(name).with_config({"read_missing_chunks": False})
+        try:
+            return np.asarray(array[start : start + count])
+        except ChunkNotFoundError as error:
+            raise PipelineError(
+                f"shard {shard} of {self.path}/{name} is not on disk: never written, or its file is lost; remove "
+                f"the part that says that it is done (work/*/*/part-{shard:05d}.parquet) to have it made again"
+            ) from error
 
     def block(self, name: str) -> int:
         """Return the patches of a Zarr shard of one array: what is written at once, and best read at once."""

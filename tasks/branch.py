@@ -198,5 +198,6 @@ def read_rgb(archive: ShardedStore, shard: int) -> NDArray[np.uint16]:
 
 
 def worker_device() -> torch.device:
-    """Return the GPU that Ray gave this worker, or the CPU."""
+    """Return the GPU that Ray gave this worker, or the CPU; float32 means float32 on both."""
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

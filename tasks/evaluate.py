@@ -17,6 +17,8 @@ from tasks.branch import Branch
 from tasks.labels import is_clean, multi_hot
 from tasks.score import ScoredClassifier
 
+_OVER_ALL_LABELS = ("f1_macro", "f2_macro")  # a label without a positive counts, as scikit-learn has it
+
 RESAMPLES = 1000
 """Resamples of the bootstrap."""
 
@@ -80,7 +82,13 @@ def _rows(common: Mapping[str, object], table: pa.Table, resamples: int) -> list
     result = bootstrap(probs, truth, clusters, resamples, threshold=threshold)
     n_labels = int(truth.any(axis=0).sum())
     rows: list[dict[str, object]] = [
-        {**common, "metric": metric, "label": None, "n_labels": n_labels, **_interval(interval)}
+        {
+            **common,
+            "metric": metric,
+            "label": None,
+            "n_labels": len(NAMES) if metric in _OVER_ALL_LABELS else n_labels,
+            **_interval(interval),
+        }
         for metric, interval in result.overall.items()
     ]
     for metric, intervals in result.per_label.items():

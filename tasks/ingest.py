@@ -41,7 +41,8 @@ class ShardIngester:
         placed: list[_Placed] = []
         problems: list[dict[str, str]] = []
         inputs = shard_inputs(self._parts, shard)
-        for row, source in sorted(inputs, key=lambda item: item[1].source):  # neighbours on disk one after the other
+        inputs.sort(key=lambda item: (item[1].source, item[1].patch_id))  # neighbours on disk one after the other
+        for row, source in inputs:
             try:
                 patch = self._archive.read(source)
             except BadPatchError as bad:
@@ -194,13 +195,20 @@ def publish_archive(plan: Plan) -> IngestCounts:
     if patches.num_rows + quarantine.num_rows + pending != len(places):
         found = f"{patches.num_rows} stored, {quarantine.num_rows} in quarantine, {pending} pending"
         raise PipelineError(f"{plan.parts.folder}: {len(places)} inputs have a place, but {found}")
-    vanished = len(places) - plan.scan.inputs.num_rows - (plan.scan.problems.num_rows - problems.num_rows)
+    absent_now = set(plan.scan.absent_ids.to_pylist())
+    named = absent_now.union(plan.scan.inputs["patch_id"].to_pylist(), plan.scan.problems["patch_id"].to_pylist())
     counts = IngestCounts(
         patches=patches.num_rows,
         quarantined=quarantine.num_rows + problems.num_rows,
-        absent=max(0, plan.scan.absent - vanished),
+        absent=plan.scan.absent - sum(patch in absent_now for patch in places),  # stored before they went
         pending=pending,
     )
+    known_here_alone = sum(patch not in named for patch in places)
+    if counts.inputs != plan.scan.total + known_here_alone:
+        raise PipelineError(
+            f"the archive names {plan.scan.total} inputs and the store {known_here_alone} more, but {counts} makes "
+            f"{counts.inputs}"
+        )
     quarantine = pa.concat_tables([quarantine, problems])
     table = plan.paths.table
     publish(table("patches"), patches, PATCHES, ["patch_id"], complete=complete)

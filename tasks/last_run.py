@@ -11,7 +11,7 @@ import yaml
 
 from infra.errors import StoreError
 from infra.storage import StorePaths
-from tasks.run_record import published_configs
+from tasks.run_record import last_scored_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +74,17 @@ class LastRun:
 
 
 def last_run(paths: StorePaths) -> LastRun:
-    """Return the last run of a store.
+    """Return the last run of a store that predicted something, else the last.
 
     Raises:
         StoreError: No run has ended there.
     """
-    files = sorted(paths.table("runs").glob("run-*.parquet"))
-    if not files:
+    path = last_scored_run(paths)
+    if path is None:
         raise StoreError(f"{paths.root} holds no finished run: there is nothing to report; run the flow first")
-    row = pq.ParquetFile(files[-1]).read().to_pylist()[0]
+    row = pq.ParquetFile(path).read().to_pylist()[0]
     settings = json.loads(row.pop("run_yaml"))
     versions = json.loads(row.pop("versions"))
     stages = tuple(StageRow(**stage) for stage in row.pop("stages"))
-    row["configs"] = frozenset(published_configs(paths)[0])
+    row["configs"] = frozenset(row["configs"])
     return LastRun(**row, settings=settings, versions=versions, stages=stages)

@@ -114,6 +114,22 @@ def published_configs(paths: StorePaths) -> list[set[str]]:
     return [set(pq.ParquetFile(path).read(columns=["configs"])["configs"].to_pylist()[0]) for path in files]
 
 
+def last_scored_run(paths: StorePaths) -> Path | None:
+    """Return the file of the newest run that predicted something: what analysts see; else the newest of all."""
+    files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
+    for path in files:
+        (stages,) = pq.ParquetFile(path).read(columns=["stages"])["stages"].to_pylist()
+        if any(stage["stage"].startswith("predict") for stage in stages):
+            return path
+    return files[0] if files else None
+
+
+def scored_configs(paths: StorePaths) -> set[str] | None:
+    """Return the configs of that run; None where no run has ended."""
+    path = last_scored_run(paths)
+    return None if path is None else set(pq.ParquetFile(path).read(columns=["configs"])["configs"].to_pylist()[0])
+
+
 def git_commit() -> str | None:
     """Return the commit of the checkout that this code lies in, None outside one."""
     here = Path(__file__).resolve().parent.parent

@@ -27,6 +27,9 @@ from tasks.branch import Batch, Branch, BranchReader, worker_device
 from tasks.labels import multi_hot
 from tasks.stage import ShardCount
 
+_FROM_FEATURES = {"grad_cam": grad_cam_from_features}
+"""Methods that need no more than the activations of the pass that predicts."""
+
 ExplainLabels = Literal["predicted", "true", "all"]
 
 
@@ -191,7 +194,7 @@ class _ShardResult:
             if seed != self._network.first_seed:
                 continue
             for method in scored.explanations:
-                maps = grad_cam_from_features(activations, trained.network.head)
+                maps = _FROM_FEATURES[method](activations, trained.network.head)
                 self._keep_maps(method, batch.rows, maps)
                 self._explanations[method].append(self._explanation_rows(method, batch, table, maps))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from infra.errors import StoreError
 from infra.parts import StageParts
-from infra.storage import StorePaths
+from infra.storage import StorePaths, is_locked
 from tasks.run_record import live_record
 
 
@@ -49,4 +49,5 @@ def store_status(paths: StorePaths) -> StoreStatus:
         title = output["title"] if output["stage"] in output["title"] else f"{output['title']} ({output['stage']})"
         failures = {shard: error for shard, error in parts.failures().items() if shard not in done}
         stages.append(StageStatus(title, output["config"], len(done), len(output["shards"]) - len(done), failures))
-    return StoreStatus(record["run_id"], record["status"], record["patches"], record["quarantined"], tuple(stages))
+    state = "stopped" if record["status"] == "running" and not is_locked(paths) else record["status"]
+    return StoreStatus(record["run_id"], state, record["patches"], record["quarantined"], tuple(stages))

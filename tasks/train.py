@@ -30,8 +30,8 @@ from tasks.branch import Branch, BranchReader, worker_device
 from tasks.labels import is_clean, multi_hot
 from tasks.stage import ShardCount
 
-_MEMORY_BYTES = 4 * 2**30
-"""Pixels that a training process keeps in memory at once; a larger archive is streamed in groups of whole shards."""
+_MEMORY_BYTES = 2**30
+"""Pixels of a group of whole shards that training keeps at once; loading one takes about three times as much."""
 
 Fitted = Literal["network", "backbone", "head"]
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from infra.archives.bigearthnet_v2 import read_pair
 from infra.archives.files import Folder, bad_file, read_file
-from infra.archives.inventory import Found, Subset, find_folders, take_stock
+from infra.archives.inventory import Found, Subset, find_folders, still_there, take_stock
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
 from infra.archives.patch_folder import nodata_share, read_s2
@@ -91,6 +91,7 @@ class BigEarthNetV1:
         """
         folder = Folder.open(self.root, patch.source)
         if folder is None:
+            still_there(self.root, S2_FOLDER)
             raise BadPatchError(patch.source, "missing_folder", "the folder was there when the archive was scanned")
         with folder:
             file = f"{patch.patch_id}_labels_metadata.json"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infra.archives.files import Folder
-from infra.archives.inventory import Subset, find_folders, take_stock
+from infra.archives.inventory import Subset, find_folders, still_there, take_stock
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
 from infra.archives.patch_folder import Ground, nodata_share, read_reference_map, read_s1, read_s2
@@ -91,6 +91,7 @@ class BigEarthNetV2:
         """
         folder = Folder.open(self.root, patch.source)
         if folder is None:
+            still_there(self.root, S2_FOLDER)
             raise BadPatchError(patch.source, "missing_folder", "the folder was there when the archive was scanned")
         with folder:
             s2 = read_s2(folder, patch.patch_id)

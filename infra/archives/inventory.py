@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -227,6 +228,7 @@ def take_stock(
         absent=int(np.count_nonzero(absent)),
         total=rows + orphans.num_rows + len(other_problems),
         excluded=excluded_count,
+        absent_ids=ids.filter(pa.array(absent)),
     )
 
 
@@ -259,3 +261,9 @@ def _one(table: pa.Table, name: str) -> pa.Array:
 
 def _mask(values: pa.Array) -> NDArray[np.bool_]:
     return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def still_there(root: str, folder: str) -> None:
+    """Raise ArchiveError where the folder of all patches is gone: a lost disk, not a lost patch."""
+    if not (Path(root) / folder).is_dir():
+        raise ArchiveError(f"{root} lost its {folder} while it was read: is the disk still mounted?")

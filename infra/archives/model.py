@@ -1,6 +1,6 @@
 """What every archive layout gives: a scan of its inputs, and one patch's pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -65,6 +65,8 @@ class Scan:
     """Inputs seen."""
     excluded: int
     """Patches left out on request (`include_flagged: false`); not inputs, so not in `total`."""
+    absent_ids: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    """Names of the absent ones: a patch may be stored and its files gone since."""
 
 
 @dataclass(frozen=True, slots=True)

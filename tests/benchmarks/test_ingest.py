@@ -44,6 +44,7 @@ def test_a_tiny_run_has_every_row_and_its_shares_are_those_of_its_rates(
     }
     for (of, over), share in shares.items():
         assert share["by_clock"] * rows[over]["patches_per_second"] == pytest.approx(rows[of]["patches_per_second"])
+        assert share["by_fastest"] * rows[over]["fastest"] == pytest.approx(rows[of]["fastest"])
         assert share["by_cpu"] * rows[over]["patches_per_cpu_second"] == pytest.approx(
             rows[of]["patches_per_cpu_second"]
         )

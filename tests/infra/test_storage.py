@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.errors import ConfigError, StoreError
+from infra.errors import ConfigError, PipelineError, StoreError
 from infra.parts import write_parquet
 from infra.storage import StorePaths, locked_store, store_error, sweep_partials, write_atomically, write_text, writing
 from infra.zarr_store import ArraySpec, ShardedStore, create_store
@@ -171,7 +171,8 @@ def test_a_full_disk_stops_every_kind_of_write_and_leaves_no_rest(tiny_disk: Pat
     with pytest.raises(StoreError, match=r"cannot write .*a\.zarr.*: the disk is full"):
         ShardedStore(store, writable=True).write(0, "a", noise)
     assert files_below(tiny_disk) == before
-    np.testing.assert_array_equal(ShardedStore(store).read(0, "a"), 0)
+    with pytest.raises(PipelineError, match="is not on disk"):
+        ShardedStore(store).read(0, "a")
 
 
 def test_a_full_disk_shows_when_the_store_is_locked(tiny_disk: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from infra.errors import StoreError
 from infra.parts import StageParts
-from infra.storage import StorePaths
+from infra.storage import StorePaths, locked_store
 from tasks.ingest import IngestCounts
 from tasks.run_record import RunRecord
 from tasks.status import StageStatus, StoreStatus, store_status
@@ -29,9 +29,11 @@ def test_done_missing_and_failed_are_told_apart(tmp_path: Path) -> None:
     ingest.write_failure(2, 1, "done by another run since")
     ingest.write_failure(0, 1, "a failure")
     ingest.write(0, ROWS)
+    with locked_store(paths):
+        assert store_status(paths).state == "running"
     assert store_status(paths) == StoreStatus(
         "20261105T000000000000Z",
-        "running",
+        "stopped",  # nobody holds the store any more
         patches=20,
         quarantined=3,
         stages=(
