@@ -102,7 +102,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             )
             for sr in config.sr:
                 branch = _branch(run, plan, sr)
-                if _store_pixels(config, branch):
+                if config.stores_pixels(sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
@@ -124,13 +124,6 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
 def _branch(run: Run, plan: Plan, sr: str) -> Branch:
     config = run.config
     return make_branch(plan.parts, sr, config.weights.get(sr), config.sr_input_max_dn, config.resources.batch_size)
-
-
-def _store_pixels(config: RunConfig, branch: Branch) -> bool:
-    """Whether SR pixels are stored: auto stores what training will read again and is dear to compute."""
-    if config.keep_sr == "auto":
-        return config.models_from is None and not sr_models.SR_MODELS[branch.sr].recompute_is_cheap
-    return config.keep_sr == "always" and branch.scale > 1
 
 
 @_stage_task

@@ -123,6 +123,13 @@ class RunConfig(_Section):
     def _known_classifiers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_known(name, classifiers.names(), "classifier") for name in _once(names))
 
+    def stores_pixels(self, sr: str) -> bool:
+        """Whether an SR model's pixels are stored: auto stores what training will read again and is dear to compute."""
+        spec = sr_models.SR_MODELS[sr]
+        if self.keep_sr == "auto":
+            return self.models_from is None and not spec.recompute_is_cheap
+        return self.keep_sr == "always" and spec.scale > 1
+
     @model_validator(mode="after")
     def _files_are_there(self) -> "RunConfig":
         for name, path in self.weights.items():

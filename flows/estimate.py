@@ -40,12 +40,8 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("archive.zarr, at most", _size(patches * _BYTES_PER_PATCH)),
     ]
     for name in config.sr:
-        spec = sr_models.SR_MODELS[name]
-        stored = config.keep_sr == "always" or (
-            config.keep_sr == "auto" and config.models_from is None and not spec.recompute_is_cheap
-        )
-        if stored and spec.scale > 1:
-            rows.append((f"sr/{name}, at most", _size(patches * 3 * (120 * spec.scale) ** 2 * 2)))
+        if config.stores_pixels(name):
+            rows.append((f"sr/{name}, at most", _size(patches * 3 * (120 * sr_models.SR_MODELS[name].scale) ** 2 * 2)))
     return rows
 
 
