@@ -39,9 +39,8 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("shards", f"{shards:,} of {config.shard_size}"),
         ("archive.zarr, at most", _size(patches * _BYTES_PER_PATCH)),
     ]
-    for name in config.sr:
-        if config.stores_pixels(name):
-            rows.append((f"sr/{name}, at most", _size(patches * 3 * (120 * sr_models.SR_MODELS[name].scale) ** 2 * 2)))
+    sizes = {name: 3 * (120 * sr_models.SR_MODELS[name].scale) ** 2 * 2 for name in config.sr}
+    rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
     return rows
 
 
