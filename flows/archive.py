@@ -10,13 +10,12 @@ from typing import Literal
 
 import psutil
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 import sr_models
 from classifiers.training import TrainSettings
 from flows.config import RunConfig
-from flows.progress import stage_progress
+from flows.progress import stage_progress, summary_artifact
 from infra.archives.layouts import open_archive
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
@@ -242,7 +241,7 @@ def finish(run: Run, until: Stage) -> str:
     if until == "report":
         write_report(run.paths)
     summary = markdown_summary(run.paths, run.record)
-    create_markdown_artifact(markdown=summary, key="archive-summary", description=f"superscene, {run.paths.root}")
+    summary_artifact(summary, str(run.paths.root))
     if not run.record.complete:
         raise IncompleteRunError(summary)
     return summary

@@ -239,8 +239,14 @@ class _ShardResult:
                 "seed": pa.array(np.full(len(patch), self._network.first_seed), pa.int32()),
                 "prob": probs[patch, label],
                 **{
-                    name: pa.array(getattr(summary, name)[:, 0].cpu().numpy(), pa.float32(), from_pandas=True)
-                    for name in ("coverage", "entropy", "centroid_row", "centroid_col")
+                    name: pa.array(values[:, 0].cpu().numpy(), pa.float32(), from_pandas=True)
+                    for name, values in {
+                        "coverage": summary.coverage,
+                        "entropy": summary.entropy,
+                        # A share of the edge means the same for maps and patches of any size.
+                        "centroid_row": (summary.centroid_row + 0.5) / S2_10M.size,
+                        "centroid_col": (summary.centroid_col + 0.5) / S2_10M.size,
+                    }.items()
                 },
                 "map_store": [str(store.relative_to(scored.predictions.paths.root))] * len(patch),
                 "map_index": index[patch],

@@ -1,5 +1,7 @@
 """The whole flow, end to end on the CPU."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from tests.flows.stores import (
     PATCHES,
     Inputs,
     assert_same_tables,
+    environment,
     maps_by_patch,
     part_states,
     run_flows,
@@ -70,3 +73,14 @@ def test_a_second_run_does_nothing_twice(inputs: Inputs) -> None:
     run = pd.read_parquet(inputs.reference / "tables" / "runs").iloc[-1]
     assert sum(stage["done"] for stage in run["stages"]) == 0
     assert sum(stage["skipped"] for stage in run["stages"]) > 0
+
+
+def test_prefect_keeps_a_bar_for_each_stage_and_a_summary(variants: dict[str, Path]) -> None:
+    (database,) = Path(environment()["PREFECT_HOME"]).glob("*.db")
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        stages = {row[0] for row in connection.execute("SELECT description FROM artifact WHERE type = 'progress'")}
+        summaries = [row[0] for row in connection.execute("SELECT data FROM artifact WHERE type = 'markdown'")]
+        states = {row[0] for row in connection.execute("SELECT state_type FROM flow_run WHERE end_time IS NOT NULL")}
+    assert {"ingest", "train none resnet18", "predict none", "super-resolve bicubic"} <= stages
+    assert any("macro AP" in summary for summary in summaries)
+    assert "COMPLETED" in states
