@@ -163,5 +163,11 @@ def maps_by_patch(store: Path) -> dict[tuple[str, str], np.ndarray]:
 
 
 def part_states(store: Path) -> dict[Path, tuple[int, bytes]]:
-    """Return every finished part with its time of writing and its bytes."""
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (store / "work").rglob("part-*.parquet")}
+    """Return every file of the finished shards of every stage with its time of writing and its bytes.
+
+    A shard is finished by its stage's own part. A side table may lie there without it, where the disk was full between
+    the two; the next run writes it again.
+    """
+    own = (path for config in (store / "work").glob("*/*/") for path in config.glob("part-*.parquet"))
+    finished = [file for part in own for file in (part, *part.parent.glob(f"*/{part.name}"))]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished}
