@@ -55,6 +55,10 @@ class UnknownNameError(PipelineError, KeyError):
         return str(self.args[0])
 
 
+class DeviceMemoryError(PipelineError, MemoryError):
+    """Not even one image fits the memory of the device."""
+
+
 class TransientError(PipelineError, OSError):
     """An I/O error worth another attempt: a time-out, a throttled request, a stale handle."""
 

@@ -1,5 +1,6 @@
 """Super-resolution models: one table of them, one way to load and run them, and measures of what they return."""
 
+from sr_models.engine import SrEngine
 from sr_models.registry import SR_MODELS, OfficialFile, SrSpec, names, spec
 from sr_models.stretch import clipped_share, to_dn, to_unit
 from sr_models.super_resolver import SuperResolver, fingerprint, load
@@ -7,6 +8,7 @@ from sr_models.super_resolver import SuperResolver, fingerprint, load
 __all__ = [
     "SR_MODELS",
     "OfficialFile",
+    "SrEngine",
     "SrSpec",
     "SuperResolver",
     "clipped_share",

@@ -1,8 +1,10 @@
 """A super-resolution model ready to run: `load` makes one, calling it enlarges a batch."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -63,6 +65,19 @@ class SuperResolver:
         with torch.inference_mode(), self._exact_float32():
             y = self.network(x.to(self.device, self.dtype, memory_format=self.memory_format))
         return cast("Tensor", y).float().clamp(0.0, 1.0)  # outside inference mode, so that autograd may use the result
+
+    def compiled(self) -> "SuperResolver":
+        """Return the same model compiled, for inputs of few shapes: the first call of each shape takes long.
+
+        Raises:
+            ConfigError: There is no C compiler, which `torch.compile` needs on every device.
+        """
+        if not (os.environ.get("CC") or any(shutil.which(name) for name in ("gcc", "clang", "cc"))):
+            raise ConfigError(
+                f"{self.name} is to be compiled, which needs a C compiler, and there is none: install gcc, or set "
+                "`resources: {compile: false}`"
+            )
+        return replace(self, network=cast("nn.Module", torch.compile(self.network, dynamic=False)))
 
     def identity(self) -> dict[str, Scalar | None]:
         """Return whatever determines the output: what a `config` is made of. Never paths, device or batch size."""

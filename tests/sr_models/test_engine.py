@@ -1,0 +1,209 @@
+"""The engine against one patch at a time through the model, and against devices that run out of memory."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from infra.errors import ConfigError, DeviceMemoryError, ShapeError
+from sr_models import SrEngine, SuperResolver
+from sr_models.basicsr_archs import srvgg_compact
+from sr_models.engine import MAX_BATCH, batch_that_fits
+
+MAX_DN = 3000
+
+
+def patches(n: int, size: int = 6, seed: int = 0) -> NDArray[np.uint16]:
+    """DN up to 4,000: some lie above the stretch."""
+    return np.random.default_rng(seed).integers(0, 4001, (n, 3, size, size), dtype=np.uint16)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> SuperResolver:
+    torch.manual_seed(0)
+    network = srvgg_compact(num_feat=8, num_conv=2).eval().requires_grad_(requires_grad=False)
+    return SuperResolver("tiny", 4, network, torch.device("cpu"))
+
+
+def one_by_one(resolver: SuperResolver, dn: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The stretch, the model and the rounding of METHODS in NumPy, patch by patch."""
+    unit = np.minimum(dn, MAX_DN).astype(np.float32) / np.float32(MAX_DN)
+    enlarged = [resolver(torch.from_numpy(x[None])).numpy()[0] for x in unit]
+    return np.rint(np.clip(np.array(enlarged) * np.float32(MAX_DN), 0, MAX_DN)).astype(np.uint16)
+
+
+class Cramped(nn.Module):
+    """A network on a device with room for so many images: a larger batch dies half-way, as on a GPU."""
+
+    def __init__(self, room: Sequence[int], error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.room, self.calls, self.error = list(room), list[int](), error
+        self.scratch = torch.full((64, 3, 24, 24), 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        room = self.room[0] if len(self.room) == 1 else self.room.pop(0)
+        result = self.scratch[: len(x)]  # what was begun stays behind, for whoever would hand it out
+        for i, image in enumerate(x):
+            if i >= room:
+                raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            result[i] = image.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return result.clone()
+
+
+def cramped(*room: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> SuperResolver:
+    return SuperResolver("cramped", 4, Cramped(room, error), torch.device("cpu"))
+
+
+def nearest(dn: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    return np.minimum(dn, MAX_DN).repeat(4, 2).repeat(4, 3)
+
+
+class TestEngine:
+    @pytest.mark.parametrize("batch_size", [None, 1, 3, 64])
+    def test_is_the_model_patch_by_patch(self, tiny: SuperResolver, batch_size: int | None) -> None:
+        dn = patches(7)
+        result = SrEngine(tiny, MAX_DN, batch_size)(dn)
+        assert result.dtype == torch.uint16
+        difference = result.numpy().astype(int) - one_by_one(tiny, dn)
+        assert np.abs(difference).max() <= 1  # a half may round either way
+        assert (difference != 0).mean() < 1e-3
+
+    def test_enlarge_is_the_model_in_batches(self, tiny: SuperResolver) -> None:
+        x = torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(SrEngine(tiny, MAX_DN, 2).enlarge(x), tiny(x), atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1 / 512), ("bfloat16", 1 / 64)])
+    def test_batch_size_does_not_matter(self, tiny: SuperResolver, dtype: str, tolerance: float) -> None:
+        precision = getattr(torch, dtype)
+        network = srvgg_compact(num_feat=8, num_conv=2).eval().requires_grad_(requires_grad=False)
+        network.load_state_dict(tiny.network.state_dict())
+        resolver = dataclasses.replace(tiny, network=network.to(precision), dtype=precision)
+        x = torch.rand(9, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+        alone = torch.cat([resolver(image[None]) for image in x])
+        for batch_size in (2, 9):
+            torch.testing.assert_close(SrEngine(resolver, MAX_DN, batch_size).enlarge(x), alone, atol=tolerance, rtol=0)
+
+    def test_no_patches(self, tiny: SuperResolver) -> None:
+        assert SrEngine(tiny, MAX_DN)(patches(0)).shape == (0, 3, 24, 24)
+
+    def test_a_compiled_network_sees_one_shape(self, tiny: SuperResolver) -> None:
+        engine, spy = SrEngine(tiny, MAX_DN, 4), cramped(64)
+        engine._compiled, engine._resolver = True, spy  # the filling up, without the minutes of a compiler
+        dn = patches(6)
+        assert np.array_equal(engine(dn).numpy(), nearest(dn))
+        assert isinstance(spy.network, Cramped)
+        assert set(spy.network.calls) == {4}
+
+    def test_rejects_floats_and_a_batch_of_none(self, tiny: SuperResolver) -> None:
+        with pytest.raises(ShapeError, match="integer"):
+            SrEngine(tiny, MAX_DN)(patches(1).astype(np.float32))
+        with pytest.raises(ConfigError, match="at least 1"):
+            SrEngine(tiny, MAX_DN, 0)
+
+
+class TestOutOfMemory:
+    @settings(deadline=None, max_examples=60)
+    @given(n=st.integers(1, 20), room=st.integers(1, 9), batch_size=st.integers(1, 20))
+    def test_every_patch_comes_out_right_and_in_order(self, n: int, room: int, batch_size: int) -> None:
+        dn = patches(n, seed=n)
+        resolver = cramped(room)
+        assert np.array_equal(SrEngine(resolver, MAX_DN, batch_size)(dn).numpy(), nearest(dn))
+
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+    def test_the_batch_is_halved_and_stays_so(self, error: type[RuntimeError]) -> None:
+        resolver = cramped(3, error=error)
+        engine = SrEngine(resolver, MAX_DN, 16)
+        dn = patches(16)
+        assert np.array_equal(engine(dn).numpy(), nearest(dn))
+        assert isinstance(resolver.network, Cramped)
+        assert resolver.network.calls == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+        engine(dn[:4])
+        assert resolver.network.calls[-2:] == [2, 2]  # nothing is tried that has failed before
+
+    def test_memory_that_goes_in_the_middle(self) -> None:
+        """Another process takes memory between two batches."""
+        dn = patches(8)
+        assert np.array_equal(SrEngine(cramped(4, 1, 4, 1), MAX_DN, 4)(dn).numpy(), nearest(dn))
+
+    def test_stream_hands_out_nothing_of_a_failed_batch(self) -> None:
+        blocks = [patches(5, seed=1), patches(3, seed=2), patches(8, seed=3)]
+        results = [item.dn for item in SrEngine(cramped(2), MAX_DN, 8).stream(blocks)]
+        for block, result in zip(blocks, results, strict=True):
+            assert np.array_equal(result, nearest(block))
+
+    def test_not_even_one_fits(self) -> None:
+        with pytest.raises(DeviceMemoryError, match=r"one image of 3 x 6 x 6 does not fit the memory of cpu"):
+            SrEngine(cramped(0), MAX_DN, 8)(patches(2))
+
+    def test_other_errors_pass(self) -> None:
+        class Broken(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        with pytest.raises(RuntimeError, match="mat1"):
+            SrEngine(SuperResolver("broken", 4, Broken(), torch.device("cpu")), MAX_DN)(patches(2))
+
+
+class TestStream:
+    def test_columns_are_of_their_batch(self, tiny: SuperResolver) -> None:
+        blocks = [patches(n, seed=n) for n in (3, 1, 4)]
+
+        def columns(lr: Tensor, sr: Tensor) -> Tensor:
+            return torch.stack([t.float().mean(dim=(1, 2, 3)) for t in (lr, sr)])
+
+        found = list(SrEngine(tiny, MAX_DN).stream(blocks, columns))
+        for block, item in zip(blocks, found, strict=True):
+            assert item.columns is not None
+            np.testing.assert_allclose(item.columns[0], block.mean(axis=(1, 2, 3)), rtol=1e-5)
+            np.testing.assert_allclose(item.columns[1], item.dn.mean(axis=(1, 2, 3)), rtol=1e-5)
+            assert np.abs(item.dn.astype(int) - one_by_one(tiny, block)).max() <= 1
+
+    def test_the_next_batch_is_begun_before_one_is_handed_over(self) -> None:
+        resolver = cramped(64)
+        stream = SrEngine(resolver, MAX_DN, 8).stream([patches(1), patches(2), patches(3)])
+        next(stream)
+        assert isinstance(resolver.network, Cramped)
+        assert resolver.network.calls == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("free", "once", "each", "expected"),
+    [(1000, 0, 100, 8), (799, 0, 100, 4), (1000, 650, 100, 2), (50, 0, 100, 1), (10**9, 0, 1, MAX_BATCH)],
+)
+def test_batch_that_fits_is_a_power_of_two_within_memory(free: int, once: int, each: int, expected: int) -> None:
+    assert batch_that_fits(free, once, each) == expected
+
+
+def test_compiling_without_a_compiler_is_one_sentence(tiny: SuperResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConfigError, match="install gcc"):
+        tiny.compiled()
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(tiny: SuperResolver) -> None:
+    dn = patches(6, 24)
+    compiled = SrEngine(tiny, MAX_DN, 4, compiled=True)(dn).numpy().astype(int)
+    assert np.abs(compiled - SrEngine(tiny, MAX_DN, 4)(dn).numpy()).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_gpu_gives_the_pixels_of_the_cpu(tiny: SuperResolver, dtype: str) -> None:
+    precision, tolerance = getattr(torch, dtype), {"float32": 1, "float16": 8, "bfloat16": 60}[dtype]
+    network = srvgg_compact(num_feat=8, num_conv=2).eval().requires_grad_(requires_grad=False)
+    network.load_state_dict(tiny.network.state_dict())
+    network = network.to("cuda", precision).to(memory_format=torch.channels_last)
+    there = SuperResolver("tiny", 4, network, torch.device("cuda"), precision, memory_format=torch.channels_last)
+    blocks = [patches(n, 120, seed=n) for n in (5, 64, 1)]
+    engine = SrEngine(there, MAX_DN)
+    for block, item in zip(blocks, engine.stream(blocks), strict=True):
+        assert np.abs(item.dn.astype(int) - one_by_one(tiny, block)).max() <= tolerance
