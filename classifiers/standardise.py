@@ -52,7 +52,7 @@ class Standardiser:
         return (x - mean) / std
 
 
-def from_archive_statistics(bands: Sequence[str], max_dn: float) -> Standardiser:
+def from_archive_statistics(bands: Sequence[str], max_dn: float | Sequence[float]) -> Standardiser:
     """Return the standardiser of the BigEarthNet v2 train split under the stretch min(DN, max_dn) / max_dn.
 
     The published moments are of unclipped DN, so this approximates the moments under the clip; statistics of the
@@ -60,7 +60,7 @@ def from_archive_statistics(bands: Sequence[str], max_dn: float) -> Standardiser
 
     Args:
         bands: Names such as `B04`, in channel order.
-        max_dn: DN that the stretch maps to 1, > 0.
+        max_dn: DN that the stretch maps to 1, > 0: one, or one a band.
 
     Returns:
         The standardiser of those bands.
@@ -71,11 +71,12 @@ def from_archive_statistics(bands: Sequence[str], max_dn: float) -> Standardiser
 
     Source: `infra.bigearthnet.bands.STATISTICS`.
     """
-    if not max_dn > 0:
-        raise ConfigError(f"the stretch needs max_dn > 0, got {max_dn}")
+    limits = [max_dn] * len(bands) if isinstance(max_dn, int | float) else list(max_dn)
+    if len(limits) != len(bands) or not all(limit > 0 for limit in limits):
+        raise ConfigError(f"the stretch needs max_dn > 0, one or one for each of {', '.join(bands)}, got {max_dn}")
     if unknown := [band for band in bands if band not in STATISTICS]:
         raise UnknownNameError(f"no statistics of band {', '.join(unknown)}: known are {', '.join(STATISTICS)}")
-    divisors = [1.0 if band in _DECIBEL_BANDS else max_dn for band in bands]
+    divisors = [1.0 if band in _DECIBEL_BANDS else limit for band, limit in zip(bands, limits, strict=True)]
     moments = [STATISTICS[band] for band in bands]
     return Standardiser(
         tuple(bands),

@@ -17,6 +17,7 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig
 from flows.progress import stage_progress, summary_artifact
 from infra.archives.layouts import open_archive
+from infra.bigearthnet.bands import BAND_SETS, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
 from infra.ray_pool import Resources, Worker, cluster
@@ -113,7 +114,7 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
     if config.models_from and not published_configs(StorePaths(config.models_from.resolve())):
         raise ConfigError(f"models_from: {config.models_from} holds no finished run")
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
-        sr_models.load(name, config.weights.get(name))
+        sr_models.load(name, config.weights.get(name), dtype=config.dtype_of(name))
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
     actors = None if config.resources.actors == "auto" else config.resources.actors
@@ -122,7 +123,17 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
 
 def _branch(run: Run, plan: Plan, sr: str) -> Branch:
     config = run.config
-    return make_branch(plan.parts, sr, config.weights.get(sr), config.sr_input_max_dn, config.resources.batch_size)
+    bands = BAND_SETS[config.bands]
+    return make_branch(
+        plan.parts,
+        sr,
+        config.weights.get(sr),
+        bands,
+        stretch_max_dn(bands, config.sr_input_max_dn),
+        dtype=config.dtype_of(sr),
+        batch_size=config.resources.batch_size,
+        compiled=config.resources.compile,
+    )
 
 
 @_stage_task

@@ -86,7 +86,9 @@ class ResourceConfig(_Section):
     actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     gpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Patches that go through a network at once."""
+    """Patches that go through a classifier at once; SR engines find their own."""
+    compile: bool | None = None
+    """Whether SR networks are compiled; null: on GPUs."""
 
 
 class RunConfig(_Section):
@@ -95,9 +97,12 @@ class RunConfig(_Section):
     archive: ArchiveConfig
     store: Path
     shard_size: Annotated[int, Field(ge=1)] = 512
-    bands: Literal["rgb"] = "rgb"
+    bands: Literal["rgb", "10m"] = "rgb"
+    """Bands of every branch; SR models take more than RGB in groups, an approximation."""
     sr: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "bicubic")
     sr_input_max_dn: Annotated[int, Field(ge=1, le=65535)] = 3000
+    sr_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of SR networks; it changes pixels, and so is part of their config."""
     classifiers: Annotated[tuple[str, ...], Field(min_length=1)] = ("resnet50",)
     weights: dict[str, Path] = Field(default_factory=dict)
     """Weight file of each SR model, and backbone file of each classifier, by name."""
@@ -123,6 +128,10 @@ class RunConfig(_Section):
     def _known_classifiers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_known(name, classifiers.names(), "classifier") for name in _once(names))
 
+    def dtype_of(self, sr: str) -> str | None:
+        """Return the precision of an SR model; None for one without a network, which has no choice."""
+        return self.sr_dtype if len(sr_models.SR_MODELS[sr].dtypes) > 1 else None
+
     def stores_pixels(self, sr: str) -> bool:
         """Whether an SR model's pixels are stored: auto stores what training will read again and is dear to compute."""
         spec = sr_models.SR_MODELS[sr]
@@ -139,6 +148,9 @@ class RunConfig(_Section):
         for name in self.sr:
             if sr_models.SR_MODELS[name].needs_weights and name not in self.weights:
                 raise ValueError(_how_to_get(name))
+            allowed = [str(dtype).removeprefix("torch.") for dtype in sr_models.SR_MODELS[name].dtypes]
+            if len(allowed) > 1 and self.sr_dtype not in allowed:
+                raise ValueError(f"sr_dtype: {name} does not run in {self.sr_dtype}, only in {' and '.join(allowed)}")
         if self.models_from is None and self.train.backbone == "weights":
             for name in self.classifiers:
                 if name not in self.weights:

@@ -5,6 +5,7 @@ from collections import Counter
 import sr_models
 from flows.config import RunConfig
 from infra.archives.layouts import open_archive
+from infra.bigearthnet.bands import BAND_SETS
 from infra.errors import ConfigError
 
 _BYTES_PER_PATCH = 4 * 120 * 120 * 2 + 6 * 60 * 60 * 2 + 2 * 20 * 20 * 2 + 2 * 120 * 120 * 4 + 120 * 120 * 2
@@ -39,7 +40,8 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("shards", f"{shards:,} of {config.shard_size}"),
         ("archive.zarr, at most", _size(patches * _BYTES_PER_PATCH)),
     ]
-    sizes = {name: 3 * (120 * sr_models.SR_MODELS[name].scale) ** 2 * 2 for name in config.sr}
+    channels = len(BAND_SETS[config.bands])
+    sizes = {name: channels * (120 * sr_models.SR_MODELS[name].scale) ** 2 * 2 for name in config.sr}
     rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
     return rows
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.errors import ConfigError, DeviceMemoryError
-from sr_models.stretch import as_tensor, to_dn, to_unit
+from sr_models.stretch import MaxDn, as_tensor, to_dn, to_unit
 from sr_models.super_resolver import SuperResolver
 
 MAX_BATCH = 64
@@ -37,7 +37,7 @@ class Enlarged:
     """One batch on the host."""
 
     dn: NDArray[np.uint16]
-    """SR pixels, (N, 3, scale*H, scale*W), DN."""
+    """SR pixels, (N, C, scale*H, scale*W), DN."""
     columns: NDArray[np.float32] | None
     """What `columns` made of the batch, (K, N); None without."""
 
@@ -50,13 +50,13 @@ class SrEngine:
     """
 
     def __init__(
-        self, resolver: SuperResolver, max_dn: int, batch_size: int | None = None, *, compiled: bool | None = None
+        self, resolver: SuperResolver, max_dn: MaxDn, batch_size: int | None = None, *, compiled: bool | None = None
     ) -> None:
         """Make an engine.
 
         Args:
             resolver: The model, on its device.
-            max_dn: DN that becomes 1 in the stretch (`sr_input_max_dn`).
+            max_dn: DN that becomes 1 in the stretch (`sr_input_max_dn`), one or one a band.
             batch_size: Patches that go through the network at once; None: as many as the free memory takes, at most
                 `MAX_BATCH`, measured on the first batch; 4 on the CPU.
             compiled: Whether the network is compiled; None: on CUDA, for networks that have weights.
@@ -75,6 +75,11 @@ class SrEngine:
         self._fits: dict[tuple[int, ...], int] = {}  # largest batch known to fit, by the shape of a patch
 
     @property
+    def resolver(self) -> SuperResolver:
+        """The model, not compiled."""
+        return self._eager
+
+    @property
     def scale(self) -> int:
         """Factor of enlargement."""
         return self._resolver.scale
@@ -83,13 +88,13 @@ class SrEngine:
         """Return patches enlarged, as DN, on the device.
 
         Args:
-            dn: (N, 3, H, W), DN, integer, in host memory or on the device; N may be any number.
+            dn: (N, C, H, W), DN, integer, in host memory or on the device; N may be any number.
 
         Returns:
-            (N, 3, scale*H, scale*W), torch.uint16, DN, 0..max_dn.
+            (N, C, scale*H, scale*W), torch.uint16, DN, 0..max_dn.
 
         Raises:
-            ShapeError: dn is not an integer (N, 3, H, W).
+            ShapeError: dn is not an integer (N, C, H, W).
             DeviceMemoryError: Not even one patch fits.
         """
         lr = as_tensor(dn, self._resolver.device)
@@ -99,13 +104,13 @@ class SrEngine:
         """Return images in [0, 1] enlarged: the model's own call, in batches that fit.
 
         Args:
-            x: (N, 3, H, W), floating point, in [0, 1]; N may be any number.
+            x: (N, C, H, W), floating point, in [0, 1]; N may be any number.
 
         Returns:
-            (N, 3, scale*H, scale*W), float32, in [0, 1], on the device.
+            (N, C, scale*H, scale*W), float32, in [0, 1], on the device.
 
         Raises:
-            ShapeError: x is not a floating-point (N, 3, H, W).
+            ShapeError: x is not a floating-point (N, C, H, W).
             DeviceMemoryError: Not even one image fits.
         """
         return self._in_batches(x.to(self._resolver.device), lambda model, part: model(part))
@@ -117,7 +122,7 @@ class SrEngine:
         download are queued on their own streams over pinned memory. On the CPU it is a plain loop.
 
         Args:
-            batches: (N, 3, H, W) each, DN, uint16.
+            batches: (N, C, H, W) each, DN, uint16.
             columns: Further numbers to compute of every batch, on the device.
 
         Raises:

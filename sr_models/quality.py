@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra.bigearthnet.bands import REFLECTANCE_SCALE
 from infra.errors import ShapeError
-from sr_models.stretch import as_tensor, clipped_share, to_float, to_unit
+from sr_models.stretch import MaxDn, as_tensor, clipped_share, limits, to_float, to_unit
 from sr_models.super_resolver import SuperResolver
 
 PSNR_CAP_DB = 100.0
@@ -160,7 +160,7 @@ def reduce_mean(x: Tensor, factor: int = 4) -> Tensor:
 
 
 def consistency(
-    sr_dn: NDArray[np.uint16] | Tensor, lr_dn: NDArray[np.uint16] | Tensor, max_dn: int
+    sr_dn: NDArray[np.uint16] | Tensor, lr_dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn
 ) -> dict[str, Tensor]:
     """Return how far the super-resolved patch, reduced to the input's size, is from the input.
 
@@ -178,7 +178,7 @@ def consistency(
     Raises:
         ShapeError: The larger is not a whole multiple of the smaller.
     """
-    sr, lr = to_float(sr_dn).clamp_(0, max_dn), to_float(lr_dn).clamp_(0, max_dn)
+    sr, lr = (x.clamp_(min=0).minimum(limits(max_dn, x)) for x in (to_float(sr_dn), to_float(lr_dn)))
     factor = sr.shape[-1] // max(lr.shape[-1], 1)
     if factor < 1 or sr.ndim != 4 or sr.shape != (*lr.shape[:2], factor * lr.shape[2], factor * lr.shape[3]):
         raise ShapeError(
@@ -223,7 +223,7 @@ def wald(resolver: SuperResolver, lr: Tensor) -> dict[str, Tensor]:
 
 
 def quality_rows(
-    resolver: SuperResolver, lr_dn: NDArray[np.uint16] | Tensor, sr_dn: NDArray[np.uint16] | Tensor, max_dn: int
+    resolver: SuperResolver, lr_dn: NDArray[np.uint16] | Tensor, sr_dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn
 ) -> dict[str, NDArray[np.float32]]:
     """Return the columns of `tables/sr_quality` for one batch.
 

@@ -52,6 +52,8 @@ class SrSpec:
     """Precisions the network may run in; the first is the default. Output is float32 in any case."""
     needs_weights: bool = False
     """Whether `load` wants a weight file."""
+    bandwise: bool = False
+    """Whether each band is treated alone, so that any bands go through as they are."""
     recompute_is_cheap: bool = False
     """Whether computing costs less than reading a stored result back."""
     official_file: OfficialFile | None = None
@@ -73,6 +75,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             architecture=identity,
             paper="none",
             licence="Apache-2.0",
+            bandwise=True,
             recompute_is_cheap=True,
         ),
         "bicubic": SrSpec(
@@ -82,6 +85,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             parameters=MappingProxyType({"scale": 4}),
             paper="Keys 1981, doi:10.1109/TASSP.1981.1163711",
             licence="Apache-2.0",
+            bandwise=True,
             recompute_is_cheap=True,
         ),
         "srresnet": SrSpec(

@@ -12,7 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError, ShapeError, WeightsError
+from sr_models.band_groups import back_project, join, split
 from sr_models.registry import Scalar, SrSpec, spec
 from sr_models.weights import load_into, missing, sha256
 
@@ -35,6 +37,10 @@ class SuperResolver:
     """SHA-256 of the weight file; None for a model without weights."""
     parameters: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     """Arguments the network was built with."""
+    bands: tuple[str, ...] = RGB
+    """Bands of the input and the output, in channel order; more than RGB go through the network in groups."""
+    bandwise: bool = False
+    """Whether each band is treated alone, so that any number may go through as they are."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Layout of the network's parameters and of its input; channels last for convolutions."""
 
@@ -45,26 +51,32 @@ class SuperResolver:
         [0, 1] is clamped. Values are not checked: a NaN stays within the receptive field of its pixel.
 
         Args:
-            x: (N, 3, H, W), floating point, in [0, 1], on any device.
+            x: (N, C, H, W), floating point, in [0, 1], on any device; C is the number of `bands`.
 
         Returns:
-            (N, 3, scale*H, scale*W), float32, in [0, 1], on `device`; free of autograd, fit for it later.
+            (N, C, scale*H, scale*W), float32, in [0, 1], on `device`; free of autograd, fit for it later.
 
         Raises:
-            ShapeError: x is not a floating-point (N, 3, H, W).
+            ShapeError: x is not a floating-point (N, C, H, W).
         """
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:] or not x.is_floating_point():
+        channels = len(self.bands)
+        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:] or not x.is_floating_point():
             raise ShapeError(
-                f"{self.name} needs floating point (N, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}; "
+                f"{self.name} needs floating point (N, {channels}, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}; "
                 "DN are turned into [0, 1] by sr_models.to_unit"
             )
         if x.shape[0] == 0:
-            return x.new_zeros((0, 3, self.scale * x.shape[2], self.scale * x.shape[3]), dtype=torch.float32).to(
+            return x.new_zeros((0, channels, self.scale * x.shape[2], self.scale * x.shape[3]), dtype=torch.float32).to(
                 self.device
             )
+        x = x.to(self.device)
+        grouped = self.bands != RGB and not self.bandwise
         with torch.inference_mode(), self._exact_float32():
-            y = self.network(x.to(self.device, self.dtype, memory_format=self.memory_format))
-        return cast("Tensor", y).float().clamp(0.0, 1.0)  # outside inference mode, so that autograd may use the result
+            images = split(x) if grouped else x
+            y: Tensor = self.network(images.to(self.dtype, memory_format=self.memory_format)).float()
+            if grouped:
+                y = back_project(join(y, channels), x.float())
+        return y.clamp(0.0, 1.0)  # outside inference mode, so that autograd may use the result
 
     def compiled(self) -> "SuperResolver":
         """Return the same model compiled, for inputs of few shapes: the first call of each shape takes long.
@@ -95,6 +107,7 @@ def load(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
+    bands: tuple[str, ...] = RGB,
 ) -> SuperResolver:
     """Return a super-resolution model ready to run.
 
@@ -103,13 +116,16 @@ def load(
         weights: Weight file, official format or safetensors; only for models that need one.
         device: A torch device such as "cuda:0".
         dtype: Precision of the network, such as torch.bfloat16 or "bfloat16"; None for float32.
+        bands: Bands of the input; B04, B03, B02, or these and more, see `band_groups`.
 
     Raises:
         UnknownNameError: There is no such model.
         WeightsError: The weights are missing, unreadable, of another network, or given where none are used.
-        ConfigError: The model does not run in that precision, or the device cannot be used.
+        ConfigError: The model does not run in that precision or on those bands, or the device cannot be used.
     """
     model, precision = spec(name), _precision(name, dtype)
+    if bands[:3] != RGB:
+        raise ConfigError(f"{name} needs the bands {', '.join(RGB)} first, got {', '.join(bands) or 'none'}")
     digest = _digest(name, model, weights)
     network = model.build()
     if weights is not None:
@@ -123,7 +139,9 @@ def load(
     if any(isinstance(module, nn.Conv2d) for module in network.modules()):
         layout = torch.channels_last
     network = network.to(memory_format=layout)
-    return SuperResolver(name, model.scale, network, place, precision, digest, model.parameters, layout)
+    return SuperResolver(
+        name, model.scale, network, place, precision, digest, model.parameters, bands, model.bandwise, layout
+    )
 
 
 def fingerprint(

@@ -27,14 +27,14 @@ class Backbone:
         return {"classifier": self.classifier, "kind": self.kind, "sha256": digest}
 
 
-def load_network(backbone: Backbone, num_labels: int, head: str = "linear") -> Classifier:
+def load_network(backbone: Backbone, num_labels: int, in_channels: int, head: str = "linear") -> Classifier:
     """Return a network with this backbone and a new head, both from torch's seed where they are random.
 
     Raises:
         WeightsError: The file is missing or holds another network.
     """
     if backbone.kind == "archive" and backbone.file is not None:
-        network = classifiers.build(backbone.classifier, num_labels, head=head)
+        network = classifiers.build(backbone.classifier, num_labels, in_channels, head)
         network.backbone.load_state_dict(checkpoint.load(backbone.file).network.backbone.state_dict())
         return network
-    return classifiers.build(backbone.classifier, num_labels, head=head, weights=backbone.file)
+    return classifiers.build(backbone.classifier, num_labels, in_channels, head, backbone.file)

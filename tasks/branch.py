@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sr_models
-from infra.bigearthnet.bands import RGB, S2_10M
+from infra.bigearthnet.bands import S2_10M
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ArraySpec, ShardedStore, divisor
 from sr_models.quality import quality_rows
-from sr_models.stretch import as_tensor, to_dn, to_unit
+from sr_models.stretch import as_tensor
 
-_RGB_INDEX = [S2_10M.bands.index(band) for band in RGB]
 _STORED_BLOCK = 64  # patches of SR pixels written at once: 88 MB at 480 x 480
 
 
@@ -34,10 +33,16 @@ class Branch:
     """SR model."""
     weights: Path | None
     """Its weight file."""
-    max_dn: int
-    """sr_input_max_dn: DN of 1 in the stretch."""
+    bands: tuple[str, ...]
+    """Its bands, in channel order."""
+    max_dn: tuple[int, ...]
+    """DN of 1 in the stretch, of each band."""
+    dtype: str | None
+    """Precision of the SR network; None: its default."""
     batch_size: int
-    """Patches that go through a network at once."""
+    """Patches that go through a classifier at once."""
+    compiled: bool | None
+    """Whether the SR network is compiled; None: on GPUs."""
     identity: Mapping[str, Json]
     """Whatever determines the pixels, besides the archive's."""
     pixels: StageParts
@@ -73,38 +78,49 @@ class Branch:
             "units": "DN = 10000 * surface reflectance",
             "gsd_m": gsd,
             "long_name": f"Sentinel-2 super-resolved by {self.sr}",
-            "sr_input_max_dn": self.max_dn,
+            "max_dn": list(self.max_dn),
         }
         return (
             ArraySpec(
                 "sr",
                 ("band", "y", "x"),
-                (len(RGB), size, size),
+                (len(self.bands), size, size),
                 "uint16",
                 0,
                 attributes,
                 chunk=4,
-                names=RGB,
+                names=self.bands,
                 zarr_shard=_STORED_BLOCK,
             ),
         )
 
 
-def make_branch(ingest: StageParts, sr: str, weights: Path | None, max_dn: int, batch_size: int) -> Branch:
-    """Return the branch of one SR model over an ingested archive.
+def make_branch(
+    ingest: StageParts,
+    sr: str,
+    weights: Path | None,
+    bands: tuple[str, ...],
+    max_dn: tuple[int, ...],
+    *,
+    dtype: str | None = None,
+    batch_size: int = 16,
+    compiled: bool | None = None,
+) -> Branch:
+    """Return the branch of one SR model over an ingested archive; see `Branch` for the arguments.
 
     Raises:
         WeightsError: The weight file is missing.
+        ConfigError: The model does not run in that dtype.
     """
     identity: dict[str, Json] = {
-        **sr_models.fingerprint(sr, weights),
-        "sr_input_max_dn": max_dn,
-        "bands": list(RGB),
+        **sr_models.fingerprint(sr, weights, dtype),
+        "max_dn": list(max_dn),
+        "bands": list(bands),
     }
     determines: dict[str, Json] = {**identity, "input": ingest.config, "schema": 1}
     pixels = stage_parts(ingest.paths, "super_resolve", determines)
     quality = stage_parts(ingest.paths, "sr_quality", {**determines, "pixels": pixels.config})
-    return Branch(ingest, sr, weights, max_dn, batch_size, identity, pixels, quality)
+    return Branch(ingest, sr, weights, bands, max_dn, dtype, batch_size, compiled, identity, pixels, quality)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +130,7 @@ class Batch:
     rows: NDArray[np.int64]
     """Their rows in the shard, (N,)."""
     dn: Tensor
-    """The branch's pixels, (N, 3, H, W) uint16 DN, on the device."""
+    """The branch's pixels, (N, C, H, W) uint16 DN, on the device."""
     quality: pa.Table | None
     """SR_QUALITY rows, where the pixels were computed here and the model enlarges."""
 
@@ -127,7 +143,16 @@ class BranchReader:
         self.device = device
         self._archive = ShardedStore(branch.paths.archive)
         self._stored = ShardedStore(branch.store) if (branch.store / "zarr.json").exists() else None
-        self._resolver: sr_models.SuperResolver | None = None
+        self._engine: sr_models.SrEngine | None = None
+
+    @property
+    def engine(self) -> sr_models.SrEngine:
+        """The SR model on the device."""
+        if self._engine is None:
+            branch = self.branch
+            resolver = sr_models.load(branch.sr, branch.weights, self.device, branch.dtype, branch.bands)
+            self._engine = sr_models.SrEngine(resolver, branch.max_dn, compiled=branch.compiled)
+        return self._engine
 
     def batches(self, shard: int, patches: pa.Table) -> Iterator[Batch]:
         """Yield the patches of one shard in the order of their rows.
@@ -141,7 +166,7 @@ class BranchReader:
         patches = patches.sort_by("row")
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
         stored = self._stored if self._stored is not None and self.branch.pixels.is_done(shard) else None
-        rgb = self.rgb(shard) if stored is None else None
+        lr = self.input(shard) if stored is None else None
         block = stored_block(self._archive.shard_size)
         for first in range(0, self._archive.shard_size, block):
             parts = block_batches(rows, first, block, self.branch.batch_size)
@@ -150,22 +175,21 @@ class BranchReader:
                 if pixels is not None:
                     dn = as_tensor(pixels[rows[part] - first].astype(np.uint16, copy=False), self.device)
                     yield Batch(rows[part], dn, None)
-                elif rgb is not None:
-                    yield Batch(rows[part], *self.super_resolve(rgb[rows[part]], ids[part]))
+                elif lr is not None:
+                    yield Batch(rows[part], *self.super_resolve(lr[rows[part]], ids[part]))
 
-    def rgb(self, shard: int) -> NDArray[np.uint16]:
-        """Return the shard's B04, B03, B02 as DN, (shard_size, 3, 120, 120)."""
-        return read_rgb(self._archive, shard)
+    def input(self, shard: int) -> NDArray[np.uint16]:
+        """Return the shard's bands as they are, DN, (shard_size, C, 120, 120)."""
+        return read_bands(self._archive, shard, self.branch.bands)
 
     def super_resolve(self, dn: NDArray[np.uint16], ids: list[str]) -> tuple[Tensor, pa.Table | None]:
-        """Return SR pixels as uint16 DN on the device, (N, 3, scale*H, scale*W), and their quality rows."""
-        if self._resolver is None:
-            self._resolver = sr_models.load(self.branch.sr, self.branch.weights, self.device)
-        x = to_unit(dn, self.branch.max_dn, self.device)
-        enlarged = to_dn(self._resolver(x), self.branch.max_dn)
+        """Return SR pixels as uint16 DN on the device, (N, C, scale*H, scale*W), and their quality rows."""
+        engine = self.engine
+        lr = as_tensor(dn, self.device)
+        enlarged = engine(lr)
         if self.branch.scale == 1:
             return enlarged, None
-        measured = quality_rows(self._resolver, dn, enlarged, self.branch.max_dn)
+        measured = quality_rows(engine.resolver, lr, enlarged, self.branch.max_dn)
         rows = pa.table(
             {
                 "patch_id": ids,
@@ -192,9 +216,10 @@ def block_batches(rows: NDArray[np.int64], first: int, block: int, batch_size: i
     return [slice(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
 
 
-def read_rgb(archive: ShardedStore, shard: int) -> NDArray[np.uint16]:
-    """Return a shard's B04, B03, B02 as DN, (shard_size, 3, 120, 120)."""
-    return archive.read(shard, S2_10M.array)[:, _RGB_INDEX].astype(np.uint16, copy=False)
+def read_bands(archive: ShardedStore, shard: int, bands: tuple[str, ...]) -> NDArray[np.uint16]:
+    """Return a shard's 10 m bands as DN, (shard_size, C, 120, 120)."""
+    index = [S2_10M.bands.index(band) for band in bands]
+    return archive.read(shard, S2_10M.array)[:, index].astype(np.uint16, copy=False)
 
 
 def worker_device() -> torch.device:

@@ -6,7 +6,6 @@ import torch
 
 from classifiers.network import pool
 from classifiers.standardise import from_archive_statistics
-from infra.bigearthnet.bands import RGB
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from sr_models.stretch import to_unit
@@ -26,10 +25,10 @@ class ShardFeatures:
 
     def __init__(self, branch: Branch, backbone: Backbone, parts: StageParts) -> None:
         self._branch, self._parts = branch, parts
-        self._standardise = from_archive_statistics(RGB, branch.max_dn)
+        self._standardise = from_archive_statistics(branch.bands, branch.max_dn)
         self._device = worker_device()
         self._reader = BranchReader(branch, self._device)
-        self._network = load_network(backbone, num_labels=1).eval().to(self._device)
+        self._network = load_network(backbone, num_labels=1, in_channels=len(branch.bands)).eval().to(self._device)
         self._network.to(memory_format=torch.channels_last)
 
     def run(self, shard: int) -> ShardCount:

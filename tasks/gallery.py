@@ -286,7 +286,7 @@ class _Pixels:
         return row[0, _RGB_INDEX].astype(np.uint16, copy=False)
 
     def read(self, patch: Mapping[str, Any], sr: str, predictions: str) -> tuple[NDArray[np.uint16] | None, str]:
-        """Return a branch's pixels as DN, (3, H, W), stored or computed, or None and why there are none."""
+        """Return a branch's B04, B03, B02 as DN, (3, H, W), stored or computed, or None and why there are none."""
         if sr == "none":
             return self.archive_rgb(patch), ""
         config = self._numbers.pixels(predictions)
@@ -294,7 +294,7 @@ class _Pixels:
             path = self._numbers.paths.super_resolved(sr, config)
             done = StageParts(self._numbers.paths, "super_resolve", config).is_done(patch["shard"])
             if done and (path / "zarr.json").exists():
-                return self._open(path).read(patch["shard"], "sr", patch["row"], 1)[0].astype(np.uint16), ""
+                return self._open(path).read(patch["shard"], "sr", patch["row"], 1)[0, : len(RGB)].astype(np.uint16), ""
         spec = sr_models.SR_MODELS.get(sr)
         if spec is None or spec.needs_weights or not spec.recompute_is_cheap:
             return None, "pixels not stored; keep_sr: always keeps them"

@@ -117,8 +117,8 @@ def create_map_stores(branch: Branch, scored: Sequence[ScoredClassifier], shard_
     edge = S2_10M.size * branch.scale
     for item in scored:
         with torch.device("meta"):
-            network = classifiers.build(item.classifier, len(NAMES))
-            height, width = network.features(torch.empty(1, 3, edge, edge)).shape[2:]
+            network = classifiers.build(item.classifier, len(NAMES), len(branch.bands))
+            height, width = network.features(torch.empty(1, len(branch.bands), edge, edge)).shape[2:]
         for method, parts in item.explanations.items():
             arrays = map_arrays(branch.sr, item.classifier, method, height, width)
             create_store(branch.paths.maps(method, parts.config), arrays, shard_size, n_shards, {"method": method})
@@ -167,7 +167,7 @@ class _Network:
         self.shard_size = ShardedStore(branch.paths.archive).shard_size
 
     def __call__(self, seed: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities (N, L) and activations (N, K, h, w) of x (N, 3, H, W) in [0, 1]."""
+        """Return probabilities (N, L) and activations (N, K, h, w) of x (N, C, H, W) in [0, 1]."""
         trained = self.trained[seed]
         with torch.inference_mode():
             standardised = trained.standardiser(x).contiguous(memory_format=torch.channels_last)

@@ -23,13 +23,13 @@ class ShardSuperResolver:
         patches = branch.ingest.read(shard).sort_by("row")
         rows = patches["row"].to_numpy()
         ids = patches["patch_id"].to_pylist()
-        rgb = self._reader.rgb(shard)
+        lr = self._reader.input(shard)
         quality: list[pa.Table] = []
         block = stored_block(store.shard_size)
         for first in range(0, store.shard_size, block):
             pixels = np.zeros((block, *store.array("sr").shape[1:]), np.uint16)
             for part in block_batches(rows, first, block, branch.batch_size):
-                dn, measured = self._reader.super_resolve(rgb[rows[part]], ids[part])
+                dn, measured = self._reader.super_resolve(lr[rows[part]], ids[part])
                 pixels[rows[part] - first] = dn.cpu().numpy()
                 quality += [measured] if measured is not None else []
             store.write(shard, "sr", pixels, first)

@@ -18,7 +18,6 @@ from torch import Tensor
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.standardise import Standardiser, from_archive_statistics
 from classifiers.training import FitResult, TrainSettings, fit, fit_head, permutation
-from infra.bigearthnet.bands import RGB
 from infra.bigearthnet.classes import NAMES
 from infra.errors import TrainingError
 from infra.parts import StageParts, stage_parts
@@ -127,14 +126,14 @@ class Trainer:
     def __init__(self, job: TrainJob) -> None:
         self._job = job
         self._device = worker_device()
-        self._standardiser = from_archive_statistics(RGB, job.branch.max_dn)
+        self._standardiser = from_archive_statistics(job.branch.bands, job.branch.max_dn)
 
     def run(self, seed: int) -> ShardCount:
         """Fit one seed and write its checkpoint, then its curve."""
         job = self._job
         settings = replace(job.settings, seed=seed)
         torch.manual_seed(seed)
-        network = load_network(job.backbone, len(NAMES), job.head)
+        network = load_network(job.backbone, len(NAMES), len(job.branch.bands), job.head)
         if job.features is None:
             train = self._images(job.data.train, seed)
             n_samples = train.samples
@@ -148,7 +147,7 @@ class Trainer:
             name=job.backbone.classifier,
             head=job.head,
             labels=NAMES,
-            bands=RGB,
+            bands=job.branch.bands,
             mean=self._standardiser.mean,
             std=self._standardiser.std,
             seed=seed,
@@ -185,7 +184,7 @@ class ImageBatches:
         counts = {shard: clean_labelled(ingest, shard).num_rows for shard in shards}
         self.samples = sum(counts.values())
         edge = 120 * reader.branch.scale
-        room = max(1, _MEMORY_BYTES // (len(RGB) * edge * edge * 2))
+        room = max(1, _MEMORY_BYTES // (len(reader.branch.bands) * edge * edge * 2))
         self._groups = _grouped(counts, room)
         self._sizes = [sum(counts[shard] for shard in group) for group in self._groups]
         self._only_group: tuple[NDArray[np.uint16], Tensor] | None = None
@@ -196,7 +195,7 @@ class ImageBatches:
         return sum(math.ceil(size / self._batch_size) for size in self._sizes)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield standardised (N, 3, H, W) on the device and multi-hot (N, L)."""
+        """Yield standardised (N, C, H, W) on the device and multi-hot (N, L)."""
         order = range(len(self._groups)) if self._seed is None else permutation(len(self._groups), self._seed, epoch)
         for group in order:
             dn, truth = self._load(int(group))

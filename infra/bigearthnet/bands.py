@@ -4,7 +4,7 @@ Source of names and grids: the BigEarthNet v1 and v2 file layout. DN to reflecta
 both versions, whose products carry no BOA_ADD_OFFSET (Clasen et al. 2024, arXiv:2407.03653).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -43,6 +43,18 @@ S2_BANDS: tuple[str, ...] = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B
 
 RGB: tuple[str, ...] = ("B04", "B03", "B02")
 """Band order of every SR model's input and of `bands: rgb`."""
+
+BAND_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"rgb": RGB, "10m": (*RGB, "B08")})
+"""What `bands` of RUN.yaml means, in channel order."""
+
+_NIR_STRETCH = 2
+"""Vegetation reflects three to five times as much near infrared as red: B08 under the stretch of RGB would be clipped
+on a quarter of the archive (mean 2,193, standard deviation 1,369 DN)."""
+
+
+def stretch_max_dn(bands: Sequence[str], sr_input_max_dn: int) -> tuple[int, ...]:
+    """Return the DN that becomes 1 in the stretch of each band: sr_input_max_dn, twice that for B08, at most 65,535."""
+    return tuple(min(65_535, sr_input_max_dn * (_NIR_STRETCH if band == "B08" else 1)) for band in bands)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def snapshot(*folders: Path, without: Iterable[str] = ()) -> dict[Path, tuple[in
 
 
 def branch_of(plan: Plan, sr: str = "none", weights: Path | None = None, batch_size: int = 5) -> Branch:
-    return make_branch(plan.parts, sr, weights, MAX_DN, batch_size)
+    return make_branch(plan.parts, sr, weights, RGB, (MAX_DN,) * 3, batch_size=batch_size)
 
 
 def untrained(branch: Branch, path: Path, seed: int = 0, **changes: Any) -> Path:

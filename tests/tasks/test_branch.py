@@ -8,6 +8,7 @@ import rasterio
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from infra.bigearthnet.bands import RGB
 from infra.errors import WeightsError
 from infra.parts import StageParts
 from infra.storage import StorePaths
@@ -101,16 +102,18 @@ def test_config_is_that_of_what_determines_the_pixels(tmp_path: Path) -> None:
     def config(weights: bytes | None, max_dn: int = 3000, batch_size: int = 16, ingest: str = "a1b2c3d4") -> str:
         parts = StageParts(StorePaths(tmp_path), "ingest", ingest)
         if weights is None:
-            return make_branch(parts, "bicubic", None, max_dn, batch_size).pixels.config
+            return make_branch(parts, "bicubic", None, RGB, (max_dn,) * 3, batch_size=batch_size).pixels.config
         file = tmp_path / f"weights-{batch_size}"
         file.write_bytes(weights)
-        return make_branch(parts, "realesrgan", file, max_dn, batch_size).pixels.config
+        return make_branch(parts, "realesrgan", file, RGB, (max_dn,) * 3, batch_size=batch_size).pixels.config
 
     assert config(b"one") == config(b"one", batch_size=1)  # another path too
     others = [config(None), config(None, 3001), config(None, ingest="b1b2c3d4"), config(b"one"), config(b"other")]
     assert len(set(others)) == 5
     with pytest.raises(WeightsError, match="realesrgan needs weights"):
-        make_branch(StageParts(StorePaths(tmp_path), "ingest", "a1b2c3d4"), "realesrgan", tmp_path / "none", 3000, 1)
+        make_branch(
+            StageParts(StorePaths(tmp_path), "ingest", "a1b2c3d4"), "realesrgan", tmp_path / "none", RGB, (3000,) * 3
+        )
 
 
 def test_arrays_say_what_they_hold(store: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +129,6 @@ def test_arrays_say_what_they_hold(store: Plan, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rgb_of_a_shard_is_in_the_order_of_its_bands(store: Plan) -> None:
-    rgb = BranchReader(branch_of(store), CPU).rgb(0)
+    rgb = BranchReader(branch_of(store), CPU).input(0)
     s2 = ShardedStore(store.paths.archive).read(0, "s2_10m")  # B02, B03, B04, B08
     np.testing.assert_array_equal(rgb, np.stack([s2[:, 2], s2[:, 1], s2[:, 0]], axis=1))

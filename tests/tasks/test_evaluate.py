@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from classifiers.metrics import OVERALL, PER_LABEL
+from infra.bigearthnet.bands import RGB
 from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts
 from infra.storage import StorePaths
@@ -186,7 +187,7 @@ def one_tile() -> Case:
 @pytest.fixture
 def target(tmp_path: Path) -> tuple[Branch, ScoredClassifier]:
     paths = StorePaths(tmp_path)
-    branch = make_branch(StageParts(paths, "ingest", "a1b2c3d4"), "none", None, 3000, 1)
+    branch = make_branch(StageParts(paths, "ingest", "a1b2c3d4"), "none", None, RGB, (3000,) * 3)
     publish(paths.table("patches"), one_tile().patches(), PATCHES, ["patch_id"])
     return branch, ScoredClassifier("resnet18", {}, StageParts(paths, "predictions", "b1b2c3d4"), {}, "true")
 

@@ -86,16 +86,16 @@ def test_a_network_starts_from_its_backbone_and_a_head_of_the_seed(backbone: Bac
     torch.save(trained, weights)
     for source in (backbone, Backbone("resnet18", "weights", weights)):
         torch.manual_seed(5)
-        network = load_network(source, num_labels=4)
+        network = load_network(source, num_labels=4, in_channels=3)
         for key, value in network.backbone.state_dict().items():
             torch.testing.assert_close(value, trained[key], rtol=0, atol=0)
         torch.manual_seed(5)
-        torch.testing.assert_close(network.head.weight, load_network(source, num_labels=4).head.weight)
+        torch.testing.assert_close(network.head.weight, load_network(source, num_labels=4, in_channels=3).head.weight)
         assert network.num_labels == 4
     torch.manual_seed(5)
-    at_random = load_network(Backbone("resnet18", "random"), 4).state_dict()
+    at_random = load_network(Backbone("resnet18", "random"), 4, 3).state_dict()
     torch.manual_seed(5)
     for key, value in classifiers.build("resnet18", 4).state_dict().items():
         torch.testing.assert_close(at_random[key], value, rtol=0, atol=0)
     with pytest.raises(WeightsError, match="no weight file at"):
-        load_network(Backbone("resnet18", "weights", tmp_path / "none"), 4)
+        load_network(Backbone("resnet18", "weights", tmp_path / "none"), 4, 3)

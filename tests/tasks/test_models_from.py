@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError
 from infra.parts import StageParts
 from infra.storage import StorePaths
@@ -21,7 +22,7 @@ def source(tmp_path: Path) -> StorePaths:
 
 @pytest.fixture
 def branch(tmp_path: Path) -> Branch:
-    return make_branch(StageParts(StorePaths(tmp_path / "own"), "ingest", "a1b2c3d4"), "none", None, 3000, 1)
+    return make_branch(StageParts(StorePaths(tmp_path / "own"), "ingest", "a1b2c3d4"), "none", None, RGB, (3000,) * 3)
 
 
 def publish_run(source: StorePaths, hours: int, *configs: str) -> None:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from classifiers.training import TrainSettings
+from infra.bigearthnet.bands import RGB
 from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
@@ -28,7 +29,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def branch_of(plan: Plan, sr: str) -> Branch:
-    return make_branch(plan.parts, sr, None, 3000, 1)
+    return make_branch(plan.parts, sr, None, RGB, (3000,) * 3)
 
 
 def completeness(folder: Path) -> set[bytes]:

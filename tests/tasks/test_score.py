@@ -257,8 +257,8 @@ def test_checkpoints_of_other_labels_or_another_branch_are_refused(store: Plan, 
     other = untrained(bicubic, tmp_path / "b")
     with pytest.raises(ConfigError, match=r"was trained on .*sr bicubic.* this run's none branch is .*sr none"):
         scored_classifier(none, "resnet18", {0: other}, (), "true")
-    clipped = replace(none, identity={**none.identity, "sr_input_max_dn": 4000})
-    with pytest.raises(ConfigError, match="sr_input_max_dn 3000"):
+    clipped = replace(none, identity={**none.identity, "max_dn": [4000] * 3})
+    with pytest.raises(ConfigError, match=r"max_dn \[3000, 3000, 3000\]"):
         scored_classifier(clipped, "resnet18", {0: untrained(none, tmp_path / "c")}, (), "true")
 
 
