@@ -15,7 +15,7 @@ from classifiers.standardise import from_archive_statistics
 from infra.archives.inventory import Subset
 from infra.archives.layouts import open_archive
 from infra.archives.model import Archive
-from infra.bigearthnet.bands import RGB
+from infra.bigearthnet.bands import RGB, stretch_max_dn
 from infra.bigearthnet.classes import NAMES
 from infra.storage import StorePaths
 from tasks.branch import Branch, make_branch
@@ -54,19 +54,21 @@ def snapshot(*folders: Path, without: Iterable[str] = ()) -> dict[Path, tuple[in
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files if path.name not in without}
 
 
-def branch_of(plan: Plan, sr: str = "none", weights: Path | None = None, batch_size: int = 5) -> Branch:
-    return make_branch(plan.parts, sr, weights, RGB, (MAX_DN,) * 3, batch_size=batch_size)
+def branch_of(
+    plan: Plan, sr: str = "none", weights: Path | None = None, batch_size: int = 5, bands: tuple[str, ...] = RGB
+) -> Branch:
+    return make_branch(plan.parts, sr, weights, bands, stretch_max_dn(bands, MAX_DN), batch_size=batch_size)
 
 
 def untrained(branch: Branch, path: Path, seed: int = 0, **changes: Any) -> Path:
     """Write the checkpoint of a resnet18 that was trained by nobody."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build("resnet18", len(NAMES)).eval()
+        network = build("resnet18", len(NAMES), len(branch.bands)).eval()
         torch.nn.init.normal_(network.head.get_parameter("weight"), std=0.5)  # so that probabilities are far from 0.5
-    standardiser = from_archive_statistics(RGB, MAX_DN)
+    moments = from_archive_statistics(branch.bands, branch.max_dn)
     trained = TrainedClassifier(
-        "resnet18", "linear", NAMES, RGB, standardiser.mean, standardiser.std, seed, network, dict(branch.identity)
+        "resnet18", "linear", NAMES, branch.bands, moments.mean, moments.std, seed, network, dict(branch.identity)
     )
     replace(trained, **changes).save(path)
     return path

@@ -33,13 +33,13 @@ def streamed(branch: Branch, shard: int) -> tuple[np.ndarray[Any, Any], list[int
     return np.concatenate(pixels), rows, quality
 
 
-def files_of(plan: Plan, shard: int) -> np.ndarray[Any, Any]:
-    """B04, B03, B02 of a shard's patches in the order of their rows, as rasterio reads the archive."""
+def files_of(plan: Plan, shard: int, names: tuple[str, ...] = RGB) -> np.ndarray[Any, Any]:
+    """Bands of a shard's patches in the order of their rows, as rasterio reads the archive."""
     root = plan.paths.root.parent / "archive"
     patches = []
     for name in plan.parts.read(shard).sort_by("row")["patch_id"].to_pylist():
         bands = []
-        for band in ("B04", "B03", "B02"):
+        for band in names:
             with rasterio.open(band_file(root, name, band)) as source:
                 bands.append(source.read(1))
         patches.append(np.stack(bands))

@@ -154,7 +154,7 @@ def test_configs_spell_out_what_they_stand_for(plan: Plan) -> None:
         "scale": 4,
         "weights_sha256": None,
         "dtype": "float32",
-        "sr_input_max_dn": 3000,
+        "max_dn": [3000, 3000, 3000],
         "bands": ["B04", "B03", "B02"],
         "input": plan.parts.config,
         "schema": 1,

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 
 import classifiers
 from classifiers import checkpoint
-from infra.bigearthnet.bands import RGB, STATISTICS
+from infra.bigearthnet.bands import BAND_SETS, RGB, STATISTICS
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ConfigError, PipelineError
 from infra.parts import StageParts
@@ -60,13 +60,16 @@ def score(
     return scored
 
 
-def by_hand(store: Plan, shard: int, path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def by_hand(
+    store: Plan, shard: int, path: Path, bands: tuple[str, ...] = RGB
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Probabilities and Grad-CAM maps of a shard's patches, one patch at a time, from the archive's files."""
     network = checkpoint.load(path).network
-    mean, std = ([[[getattr(STATISTICS[band], k) / MAX_DN]] for band in RGB] for k in ("mean", "std"))
+    limits = np.array([[[6000 if band == "B08" else MAX_DN]] for band in bands])
+    mean, std = (np.array([[[getattr(STATISTICS[band], k)]] for band in bands]) / limits for k in ("mean", "std"))
     probs, maps = [], []
-    for dn in files_of(store, shard):
-        x = (np.minimum(dn, MAX_DN) / MAX_DN - mean) / std
+    for dn in files_of(store, shard, bands):
+        x = (np.minimum(dn, limits) / limits - mean) / std
         batch = torch.from_numpy(x[None]).float()
         with torch.no_grad():
             probs.append(torch.sigmoid(network(batch))[0].numpy())
@@ -94,6 +97,22 @@ def test_predictions_are_those_of_a_plain_loop(store: Plan, plan: Plan, checkpoi
             assert of_seed["predicted"].to_pylist() == expected
             assert 0 < sum(map(len, expected)) < 19 * len(expected)
         assert table.num_rows == 2 * patches.num_rows
+
+
+def test_four_bands_go_from_the_files_to_the_network(store: Plan, plan: Plan, tmp_path: Path) -> None:
+    bands = BAND_SETS["10m"]
+    branch = branch_of(plan, bands=bands)
+    path = untrained(branch, tmp_path / "four.safetensors")
+    scored = score(plan, {0: path}, branch=branch)
+    probs, maps = by_hand(store, 0, path, bands)
+    np.testing.assert_allclose(probs_of(scored.predictions.read(0)), probs, atol=1e-5)
+    stored = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config)).read(0, "maps")
+    rows = np.sort(store.parts.read(0)["row"].to_numpy())
+    np.testing.assert_allclose(stored.astype(np.float32)[rows], maps, rtol=1e-3, atol=1e-5 * maps.max())
+    rgb = branch_of(plan)
+    assert rgb.pixels.config != branch.pixels.config
+    with pytest.raises(ConfigError, match="bands"):  # trained on four bands, asked to judge three
+        scored_classifier(rgb, "resnet18", {0: path}, ("grad_cam",), "predicted")
 
 
 def test_maps_are_those_of_explain(store: Plan, plan: Plan, checkpoints: Mapping[int, Path]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sr_models
+from infra.bigearthnet.bands import BAND_SETS
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ShardedStore, create_store
@@ -53,6 +54,13 @@ def test_stored_pixels_are_those_computed_on_the_fly(plan: Plan, monkeypatch: py
     branch = branch_of(plan, "bicubic", batch_size=2)
     create(branch, plan)
     assert ShardedStore(branch.store).block("sr") == 2
+    compare_stored_with_streamed(branch, 1, 4)
+
+
+def test_stored_bands_are_those_of_the_branch(plan: Plan) -> None:
+    branch = branch_of(plan, "bicubic", batch_size=4, bands=BAND_SETS["10m"])
+    create(branch, plan)
+    assert ShardedStore(branch.store).array("sr").shape[1:] == (4, 480, 480)
     compare_stored_with_streamed(branch, 1, 4)
 
 
