@@ -21,6 +21,7 @@ from sr_models.quality import quality_rows
 from sr_models.stretch import as_tensor, to_dn, to_unit
 
 _RGB_INDEX = [S2_10M.bands.index(band) for band in RGB]
+_QUALITY_SCHEMA = 2  # raised when a column of SR_QUALITY comes, goes or changes; pixels that are stored stay
 _STORED_BLOCK = 64  # patches of SR pixels written at once: 88 MB at 480 x 480
 
 
@@ -103,7 +104,9 @@ def make_branch(ingest: StageParts, sr: str, weights: Path | None, max_dn: int, 
     }
     determines: dict[str, Json] = {**identity, "input": ingest.config, "schema": 1}
     pixels = stage_parts(ingest.paths, "super_resolve", determines)
-    quality = stage_parts(ingest.paths, "sr_quality", {**determines, "pixels": pixels.config})
+    quality = stage_parts(
+        ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA}
+    )
     return Branch(ingest, sr, weights, max_dn, batch_size, identity, pixels, quality)
 
 
@@ -132,7 +135,8 @@ class BranchReader:
     def batches(self, shard: int, patches: pa.Table) -> Iterator[Batch]:
         """Yield the patches of one shard in the order of their rows.
 
-        SR pixels are rounded to uint16 DN before a classifier sees them, stored or not, so both ways agree.
+        SR pixels are rounded to uint16 DN before a classifier sees them, stored or not, so both ways agree. Stored ones
+        that have yet to be judged, since an earlier version stored them, are made again.
 
         Args:
             shard: The shard.
@@ -140,7 +144,8 @@ class BranchReader:
         """
         patches = patches.sort_by("row")
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
-        stored = self._stored if self._stored is not None and self.branch.pixels.is_done(shard) else None
+        done = all(parts.is_done(shard) for parts in (self.branch.pixels, *self.branch.quality_outputs))
+        stored = self._stored if self._stored is not None and done else None
         rgb = self.rgb(shard) if stored is None else None
         block = stored_block(self._archive.shard_size)
         for first in range(0, self._archive.shard_size, block):
