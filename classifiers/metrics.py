@@ -188,6 +188,46 @@ def resample(
     )
 
 
+def bootstrap_means(
+    values: ArrayLike,
+    clusters: Sequence[int] | Sequence[str] | NDArray[np.generic] | None,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Interval, ...]:
+    """Return the mean of every column with its percentile interval over resampled clusters.
+
+    Args:
+        values: (N, K), one row a patch; NaN where a patch has no value, which leaves it out of that column.
+        clusters: As for `bootstrap`, (N,).
+        n_resamples: As for `bootstrap`.
+        seed: As for `bootstrap`: the same clusters are drawn.
+
+    Returns:
+        K means; a mean of nothing is NaN, and with one cluster only the bounds are NaN.
+
+    Raises:
+        ShapeError: values is not (N, K) with N >= 1, or `clusters` is not (N,).
+        ConfigError: n_resamples is below 1.
+    """
+    table = np.asarray(values, np.float64)
+    if table.ndim != 2 or not len(table):
+        raise ShapeError(f"bootstrap_means needs values (N, K) with N >= 1, got {table.shape}")
+    if n_resamples < 1:
+        raise ConfigError(f"a bootstrap needs at least one resample, got {n_resamples}")
+    index, n_clusters = _cluster_index(clusters, len(table))
+    known = ~np.isnan(table)
+    sums, counts = (
+        np.stack([np.bincount(index, column, minlength=n_clusters) for column in columns.T], axis=1)
+        for columns in (np.where(known, table, 0.0), known)
+    )
+    means = _ratio(sums.sum(axis=0), counts.sum(axis=0), otherwise=np.nan)
+    draws = np.empty((0, table.shape[1]))
+    if n_clusters > 1:
+        weights = _draws(n_clusters, n_resamples, seed)
+        draws = np.concatenate([_ratio(w @ sums, w @ counts, otherwise=np.nan) for w in weights])
+    return tuple(_interval(mean, column) for mean, column in zip(means, draws.T, strict=True))
+
+
 def _empty_chunk(n_labels: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
     return {name: np.empty(0) for name in OVERALL}, {name: np.empty((0, n_labels)) for name in PER_LABEL}
 

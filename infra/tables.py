@@ -133,8 +133,13 @@ SR_QUALITY = pa.schema(
         _field("ssim", pa.float32(), "Wald's protocol: structural similarity"),
         _field("sam_deg", pa.float32(), "Wald's protocol: mean spectral angle, degrees"),
         _field("ergas", pa.float32(), "Wald's protocol: ERGAS, ratio 1/4"),
+        _field("improvement_share", pa.float32(), "Wald's protocol: share of pixels with detail near to the original"),
+        _field("omission_share", pa.float32(), "Wald's protocol: share of pixels with detail near to the input"),
+        _field("hallucination_share", pa.float32(), "Wald's protocol: share of pixels with detail far from both"),
         _field("reflectance_mae", pa.float32(), "Consistency: mean absolute error of the reduced output, reflectance"),
         _field("consistency_sam_deg", pa.float32(), "Consistency: mean spectral angle, degrees"),
+        _field("shift_row_px", pa.float32(), "Consistency: how far the output lies too low, 10 m pixels"),
+        _field("shift_col_px", pa.float32(), "Consistency: how far it lies too far to the right, 10 m pixels"),
         _required("clipped_share", pa.float32(), "Share of input pixels with a band above sr_input_max_dn"),
     ]
 )

@@ -75,16 +75,31 @@ class SrEngine:
         self._fits: dict[tuple[int, ...], int] = {}  # largest batch known to fit, by the shape of a patch
 
     @property
-    def resolver(self) -> SuperResolver:
-        """The model, not compiled."""
-        return self._eager
-
-    @property
     def scale(self) -> int:
         """Factor of enlargement."""
         return self._resolver.scale
 
-    def __call__(self, dn: NDArray[np.uint16] | Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, and where its output lies."""
+        return self._resolver.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return images in [0, 1] enlarged: the model's own call, in batches that fit.
+
+        Args:
+            x: (N, C, H, W), floating point, in [0, 1]; N may be any number.
+
+        Returns:
+            (N, C, scale*H, scale*W), float32, in [0, 1], on the device.
+
+        Raises:
+            ShapeError: x is not a floating-point (N, C, H, W).
+            DeviceMemoryError: Not even one image fits.
+        """
+        return self._in_batches(x.to(self._resolver.device), lambda model, part: model(part))
+
+    def super_resolve(self, dn: NDArray[np.uint16] | Tensor) -> Tensor:
         """Return patches enlarged, as DN, on the device.
 
         Args:
@@ -100,21 +115,6 @@ class SrEngine:
         lr = as_tensor(dn, self._resolver.device)
         return self._in_batches(lr, lambda model, x: to_dn(model(to_unit(x, self._max_dn)), self._max_dn))
 
-    def enlarge(self, x: Tensor) -> Tensor:
-        """Return images in [0, 1] enlarged: the model's own call, in batches that fit.
-
-        Args:
-            x: (N, C, H, W), floating point, in [0, 1]; N may be any number.
-
-        Returns:
-            (N, C, scale*H, scale*W), float32, in [0, 1], on the device.
-
-        Raises:
-            ShapeError: x is not a floating-point (N, C, H, W).
-            DeviceMemoryError: Not even one image fits.
-        """
-        return self._in_batches(x.to(self._resolver.device), lambda model, part: model(part))
-
     def stream(self, batches: Iterable[NDArray[np.uint16]], columns: Columns | None = None) -> Iterator[Enlarged]:
         """Yield each batch enlarged, on the host, one behind the device.
 
@@ -126,13 +126,13 @@ class SrEngine:
             columns: Further numbers to compute of every batch, on the device.
 
         Raises:
-            ShapeError, DeviceMemoryError: As calling does.
+            ShapeError, DeviceMemoryError: As `super_resolve` does.
         """
         transfer = _Transfer(self._resolver.device)
         pending: _Pending | None = None
         for batch in batches:
             lr = transfer.upload(batch)
-            sr = self(lr)
+            sr = self.super_resolve(lr)
             launched = transfer.download(sr, columns(lr, sr) if columns is not None else None)
             if pending is not None:
                 yield pending.wait()

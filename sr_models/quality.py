@@ -7,16 +7,19 @@ no value (a black patch has no spectral angle), it is NaN, which the tables stor
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.bigearthnet.bands import REFLECTANCE_SCALE
-from infra.errors import ShapeError
+from infra.errors import ConfigError, ShapeError
+from sr_models.opensr import SHARE_COLUMNS, detail_shares
+from sr_models.registration import translation_px
 from sr_models.stretch import MaxDn, as_tensor, clipped_share, limits, to_float, to_unit
-from sr_models.super_resolver import SuperResolver
 
 PSNR_CAP_DB = 100.0
 """Largest PSNR reported, dB: that of a root mean square error of 1e-5, and of identical images."""
@@ -33,12 +36,18 @@ QUALITY_COLUMNS: Mapping[str, str] = MappingProxyType(
         "ssim": "Wald: structural similarity, mean over channels",
         "sam_deg": "Wald: spectral angle, degrees, mean over pixels",
         "ergas": "Wald: relative global error, ratio 1/scale",
+        **SHARE_COLUMNS,
         "reflectance_mae": "consistency: mean absolute error, reflectance",
         "consistency_sam_deg": "consistency: spectral angle, degrees, mean over pixels",
+        "shift_row_px": "consistency: how far the output lies too low, pixels of the input",
+        "shift_col_px": "consistency: how far the output lies too far to the right, pixels of the input",
         "clipped_share": "share of the input's pixels that the stretch clips",
     }
 )
-"""The columns `quality_rows` returns, and what each is."""
+"""The rows that `quality_columns` returns, and what each is."""
+
+WALD_COLUMNS = ("psnr_db", "ssim", "sam_deg", "ergas", *SHARE_COLUMNS)
+"""Those of `wald`."""
 
 
 def psnr_db(a: Tensor, b: Tensor) -> Tensor:
@@ -111,9 +120,12 @@ def spectral_angle_deg(a: Tensor, b: Tensor) -> Tensor:
     loses half the digits of a small angle.
     """
     _check_pair("spectral_angle_deg", a, b)
-    length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    # torch's norm over dim 1 takes ten times as long as its formula
+    length_a = a.square().sum(dim=1, keepdim=True).sqrt_()
+    length_b = b.square().sum(dim=1, keepdim=True).sqrt_()
     unit_a, unit_b = a / length_a, b / length_b  # NaN where the length is 0
-    angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1), (unit_a + unit_b).norm(dim=1))  # (N, H, W), rad
+    apart, along = (unit_a - unit_b).square_().sum(dim=1).sqrt_(), (unit_a + unit_b).square_().sum(dim=1).sqrt_()
+    angle = 2 * torch.atan2(apart, along)  # (N, H, W), rad
     return angle.nanmean(dim=(1, 2)) * (180 / math.pi)
 
 
@@ -155,8 +167,37 @@ def reduce_mean(x: Tensor, factor: int = 4) -> Tensor:
     """
     if x.ndim != 4 or x.shape[2] % factor or x.shape[3] % factor:
         raise ShapeError(f"reduce_mean needs (N, C, H, W) with H and W multiples of {factor}, got {tuple(x.shape)}")
-    n, c, h, w = x.shape
-    return x.reshape(n, c, h // factor, factor, w // factor, factor).mean(dim=(3, 5))
+    return F.avg_pool2d(x, factor)
+
+
+def degrade(x: Tensor, factor: int = 4, mtf: float | None = None) -> Tensor:
+    """Return x at a factor-th of its resolution: by block means, or as a sensor of a given MTF would see it.
+
+    Args:
+        x: (N, C, H, W), floating point, linear in DN; H and W multiples of factor.
+        factor: Pixel size of the result, pixels of x.
+        mtf: None for block means. Otherwise the modulation transfer at the result's Nyquist frequency,
+            1/(2 factor) cycles per pixel, in (0, 1): x is seen through a Gaussian of that transfer, sigma =
+            factor sqrt(-2 ln mtf) / pi pixels, at the centres of the blocks.
+
+    Returns:
+        (N, C, H/factor, W/factor), the unit of x. At the border, weights are normalised over the pixels there are.
+
+    Raises:
+        ShapeError: x is not 4-D, or its size is not a multiple of factor.
+        ConfigError: mtf is not between 0 and 1.
+
+    Source: Aiazzi et al. 2006, "MTF-tailored multiscale fusion of high-resolution MS and Pan imagery".
+    """
+    if mtf is None:
+        return reduce_mean(x, factor)
+    if not 0 < mtf < 1:
+        raise ConfigError(f"an MTF at Nyquist lies between 0 and 1, got {mtf}: give None for block means")
+    if x.ndim != 4 or x.shape[2] % factor or x.shape[3] % factor:
+        raise ShapeError(f"degrade needs (N, C, H, W) with H and W multiples of {factor}, got {tuple(x.shape)}")
+    sigma = factor * math.sqrt(-2 * math.log(mtf)) / math.pi
+    rows, columns = (_gaussian_rows(size, factor, sigma).to(x) for size in x.shape[2:])
+    return rows @ x @ columns.T
 
 
 def consistency(
@@ -174,6 +215,8 @@ def consistency(
     Returns:
         `reflectance_mae`: (N,), mean absolute error over bands and pixels, reflectance (DN / 10,000).
         `consistency_sam_deg`: (N,), spectral angle, degrees; NaN for an image of zeros.
+        `shift_row_px`, `shift_col_px`: (N,), how far the output lies below and to the right of the input, pixels of
+            the input; NaN where that cannot be told (`translation_px`).
 
     Raises:
         ShapeError: The larger is not a whole multiple of the smaller.
@@ -186,13 +229,34 @@ def consistency(
             f"got {tuple(sr.shape)} and {tuple(lr.shape)}"
         )
     reduced = reduce_mean(sr, factor)
+    shift_row, shift_col = translation_px(reduced, lr).unbind(dim=1)
     return {
         "reflectance_mae": (reduced - lr).abs().mean(dim=(1, 2, 3)) / REFLECTANCE_SCALE,
         "consistency_sam_deg": spectral_angle_deg(reduced, lr),
+        "shift_row_px": shift_row,
+        "shift_col_px": shift_col,
     }
 
 
-def wald(resolver: SuperResolver, lr: Tensor) -> dict[str, Tensor]:
+class Enlarger(Protocol):
+    """A super-resolution model on a device: `SuperResolver`, or `SrEngine`, which minds the device's memory."""
+
+    @property
+    def scale(self) -> int:
+        """Factor of enlargement."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its output lies."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (N, C, H, W), in [0, 1], enlarged."""
+        ...
+
+
+def wald(resolver: Enlarger, lr: Tensor, mtf: float | None = None) -> dict[str, Tensor]:
     """Return how well a model restores the input from its own reduction: Wald's protocol.
 
     120x120 is reduced to 30x30, super-resolved back to 120x120, and compared with the original.
@@ -200,9 +264,10 @@ def wald(resolver: SuperResolver, lr: Tensor) -> dict[str, Tensor]:
     Args:
         resolver: The model. One of scale 1 restores nothing: all its values are NaN.
         lr: (N, 3, H, W), float32, in [0, 1] after the stretch; H and W multiples of the scale.
+        mtf: How the input is reduced: see `degrade`.
 
     Returns:
-        `psnr_db`, `ssim`, `sam_deg`, `ergas` (ratio 1/scale): (N,) each, on the resolver's device.
+        The keys of `WALD_COLUMNS`, `ergas` with the ratio 1/scale: (N,) each, on the resolver's device.
 
     Raises:
         ShapeError: lr is not (N, 3, H, W), of a size that is a multiple of the scale.
@@ -212,29 +277,32 @@ def wald(resolver: SuperResolver, lr: Tensor) -> dict[str, Tensor]:
     lr = lr.to(resolver.device)
     if resolver.scale == 1:
         nothing = lr.new_full((lr.shape[0],), torch.nan)
-        return dict.fromkeys(("psnr_db", "ssim", "sam_deg", "ergas"), nothing)
-    restored = resolver(reduce_mean(lr, resolver.scale))
+        return dict.fromkeys(WALD_COLUMNS, nothing)
+    reduced = degrade(lr, resolver.scale, mtf)
+    restored = resolver(reduced)
     return {
         "psnr_db": psnr_db(restored, lr),
         "ssim": ssim(restored, lr),
         "sam_deg": spectral_angle_deg(restored, lr),
         "ergas": ergas(restored, lr, ratio=1 / resolver.scale),
+        **detail_shares(reduced, restored, lr),
     }
 
 
-def quality_rows(
-    resolver: SuperResolver, lr_dn: NDArray[np.uint16] | Tensor, sr_dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn
-) -> dict[str, NDArray[np.float32]]:
+def quality_columns(
+    resolver: Enlarger, lr_dn: NDArray[np.uint16] | Tensor, sr_dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn
+) -> Tensor:
     """Return the columns of `tables/sr_quality` for one batch.
 
     Args:
         resolver: The model that made sr_dn; it is run once more, on the reduced input (1/scale² of the work).
-        lr_dn: (N, 3, H, W), DN, integer.
-        sr_dn: (N, 3, scale*H, scale*W), DN, integer, as stored.
+        lr_dn: (N, C, H, W), DN, integer.
+        sr_dn: (N, C, scale*H, scale*W), DN, integer, as stored.
         max_dn: DN at which the stretch clips.
 
     Returns:
-        The keys of `QUALITY_COLUMNS`, each (N,) float32, one value per image, NaN where there is none.
+        (K, N), float32, on the device: a row for each of `QUALITY_COLUMNS`, a value per image, NaN where there is
+        none.
 
     Raises:
         ShapeError: The shapes do not go together, or H and W are no multiples of the scale.
@@ -245,8 +313,15 @@ def quality_rows(
         **consistency(sr, lr, max_dn),
         "clipped_share": clipped_share(lr, max_dn),
     }
-    values = torch.stack([columns[key] for key in QUALITY_COLUMNS]).cpu().numpy()  # one copy from the device
-    return dict(zip(QUALITY_COLUMNS, values, strict=True))
+    return torch.stack([columns[key] for key in QUALITY_COLUMNS])
+
+
+def _gaussian_rows(size: int, factor: int, sigma: float) -> Tensor:
+    """Return the weights of a Gaussian at the centre of every block of factor pixels, (size/factor, size), sums 1."""
+    centres = (torch.arange(size // factor, dtype=torch.float64) + 0.5) * factor - 0.5
+    distance = torch.arange(size, dtype=torch.float64) - centres[:, None]
+    weights = torch.exp(-0.5 * (distance / sigma).square())
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _gaussian(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A branch: the archive as one SR model shows it to the classifiers, computed on the fly or read back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ArraySpec, ShardedStore, divisor
-from sr_models.quality import quality_rows
+from sr_models.engine import Enlarged
+from sr_models.quality import QUALITY_COLUMNS, quality_columns
 from sr_models.stretch import as_tensor
 
+_QUALITY_SCHEMA = 2  # raised when a column of SR_QUALITY comes, goes or changes; pixels that are stored stay
 _STORED_BLOCK = 64  # patches of SR pixels written at once: 88 MB at 480 x 480
 
 
@@ -119,7 +121,9 @@ def make_branch(
     }
     determines: dict[str, Json] = {**identity, "input": ingest.config, "schema": 1}
     pixels = stage_parts(ingest.paths, "super_resolve", determines)
-    quality = stage_parts(ingest.paths, "sr_quality", {**determines, "pixels": pixels.config})
+    quality = stage_parts(
+        ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA}
+    )
     return Branch(ingest, sr, weights, bands, max_dn, dtype, batch_size, compiled, identity, pixels, quality)
 
 
@@ -157,7 +161,8 @@ class BranchReader:
     def batches(self, shard: int, patches: pa.Table) -> Iterator[Batch]:
         """Yield the patches of one shard in the order of their rows.
 
-        SR pixels are rounded to uint16 DN before a classifier sees them, stored or not, so both ways agree.
+        SR pixels are rounded to uint16 DN before a classifier sees them, stored or not, so both ways agree. Stored ones
+        that have yet to be judged, since an earlier version stored them, are made again.
 
         Args:
             shard: The shard.
@@ -165,7 +170,8 @@ class BranchReader:
         """
         patches = patches.sort_by("row")
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
-        stored = self._stored if self._stored is not None and self.branch.pixels.is_done(shard) else None
+        done = all(parts.is_done(shard) for parts in (self.branch.pixels, *self.branch.quality_outputs))
+        stored = self._stored if self._stored is not None and done else None
         lr = self.input(shard) if stored is None else None
         block = stored_block(self._archive.shard_size)
         for first in range(0, self._archive.shard_size, block):
@@ -184,21 +190,31 @@ class BranchReader:
 
     def super_resolve(self, dn: NDArray[np.uint16], ids: list[str]) -> tuple[Tensor, pa.Table | None]:
         """Return SR pixels as uint16 DN on the device, (N, C, scale*H, scale*W), and their quality rows."""
-        engine = self.engine
         lr = as_tensor(dn, self.device)
-        enlarged = engine(lr)
+        sr = self.engine.super_resolve(lr)
         if self.branch.scale == 1:
-            return enlarged, None
-        measured = quality_rows(engine.resolver, lr, enlarged, self.branch.max_dn)
+            return sr, None
+        return sr, self.quality_table(ids, self._judge(lr, sr).cpu().numpy())
+
+    def stream(self, batches: Iterable[NDArray[np.uint16]]) -> Iterator[Enlarged]:
+        """Yield SR pixels and `QUALITY_COLUMNS` of each batch on the host, while the device works on the next."""
+        return self.engine.stream(batches, self._judge)
+
+    def quality_table(self, ids: list[str], columns: NDArray[np.float32]) -> pa.Table:
+        """Return SR_QUALITY rows of `QUALITY_COLUMNS`, (K, N); NaN becomes null."""
+        values = zip(QUALITY_COLUMNS, columns, strict=True)
         rows = pa.table(
             {
                 "patch_id": ids,
                 "sr": [self.branch.sr] * len(ids),
                 "config": [self.branch.pixels.config] * len(ids),
-                **{name: pa.array(values, pa.float32(), from_pandas=True) for name, values in measured.items()},
+                **{name: pa.array(value, pa.float32(), from_pandas=True) for name, value in values},
             }
         )
-        return enlarged, rows.select(SR_QUALITY.names).cast(SR_QUALITY)
+        return rows.select(SR_QUALITY.names).cast(SR_QUALITY)
+
+    def _judge(self, lr: Tensor, sr: Tensor) -> Tensor:
+        return quality_columns(self.engine, lr, sr, self.branch.max_dn)
 
 
 def stored_block(shard_size: int) -> int:

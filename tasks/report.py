@@ -18,10 +18,9 @@ from infra.storage import StorePaths, write_text
 from tasks.charts import Line, line_chart, ticks
 from tasks.gallery import make_gallery
 from tasks.pictures import GAMMA, colour_stops
-from tasks.report_numbers import METRIC_COLUMNS, QUALITY_COLUMNS, Cell, Numbers, Row, number
-
-CONTROL = "bicubic"
-"""The branch that enlarges without a network."""
+from tasks.quality_summary import CONTROL
+from tasks.report_numbers import METRIC_COLUMNS, Cell, Numbers, Row, number
+from tasks.report_quality import quality_notes, quality_tables
 
 SERIES_COLOURS = 8
 """Colours that the style sheet has for SR models."""
@@ -112,7 +111,8 @@ def render(numbers: Numbers) -> str:
         intervals=[intervals(numbers, classifier) for classifier in classifiers],
         metric_columns=METRIC_COLUMNS,
         per_class=[(classifier, numbers.per_label("f2", classifier)) for classifier in classifiers],
-        quality_columns=QUALITY_COLUMNS,
+        quality=quality_tables(numbers.quality),
+        quality_notes=quality_notes(numbers.quality),
         panels=panels(numbers, branches),
         gallery=make_gallery(numbers),
         gamma=GAMMA,

@@ -17,6 +17,7 @@ from infra.fingerprint import Json
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY, read_table
 from tasks.last_run import last_run
+from tasks.quality_summary import ModelQuality, summarise
 
 SPLITS = ("test", "all", "validation", "train")
 """Splits in the order in which one is chosen to be shown."""
@@ -53,25 +54,6 @@ METRIC_COLUMNS = (
     Column("ap_macro_above_prevalence", "AP above chance", "AP macro minus what random scores would reach"),
 )
 """Columns of the metrics table: the six of the paper's table 1 first."""
-
-QUALITY_COLUMNS = (
-    Column("psnr_db", "PSNR, dB", "Wald's protocol: peak signal-to-noise ratio, at most 100", 2),
-    Column("ssim", "SSIM", "Wald's protocol: structural similarity, at most 1"),
-    Column("sam_deg", "Angle, °", "Wald's protocol: mean spectral angle; lower is better", 2, -1),
-    Column("ergas", "ERGAS", "Wald's protocol: relative error over all bands; lower is better", 2, -1),
-    Column(
-        "reflectance_mae",
-        "Consistency, 10⁻⁴",
-        "Mean absolute error of the output reduced to 10 m, in 0.0001 reflectance; lower is better",
-        2,
-        -1,
-    ),
-    Column("consistency_sam_deg", "Consistency, °", "Spectral angle of the reduced output; lower is better", 2, -1),
-    Column("clipped_share", "Clipped, %", "Share of input pixels brighter than the stretch allows", 2, 0),
-)
-"""Columns of the SR quality table."""
-
-_QUALITY_UNITS = {"reflectance_mae": 1e4, "clipped_share": 100.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,21 +211,11 @@ class Numbers:
         return lines
 
     @cached_property
-    def quality(self) -> list[Row]:
-        """Means of tables/sr_quality over patches, a row for each SR model."""
+    def quality(self) -> list[ModelQuality]:
+        """What tables/sr_quality says of each SR model, in the order of RUN.yaml."""
         configs = {p for config in self.run.configs if (p := self.pixels(config))} | self.run.configs
-        table = self._of_run("sr_quality", configs)
-        rows = []
-        for sr in sorted({str(name) for name in table["sr"].to_pylist()}) if table.num_rows else []:
-            members = table.filter(pc.equal(table["sr"], pa.scalar(sr)))
-            cells = {}
-            for column in QUALITY_COLUMNS:
-                mean = pc.mean(members[column.name]).as_py()
-                value = None if mean is None else mean * _QUALITY_UNITS.get(column.name, 1.0)
-                cells[column.name] = Cell(value, number(value, column.decimals))
-            rows.append(Row(sr, "", 0, members.num_rows, cells))
-        rows.sort(key=lambda row: self.order(row.sr, ""))
-        return with_best(rows, QUALITY_COLUMNS, lambda _: "")
+        models = summarise(self._of_run("sr_quality", configs), self.patches)
+        return sorted(models, key=lambda model: self.order(model.sr, ""))
 
     @cached_property
     def training(self) -> list[dict[str, Any]]:
@@ -270,6 +242,8 @@ class Numbers:
         if not table.num_rows:
             return table
         if name == "sr_quality":
+            # a column that an earlier version did not write is null
+            table = pa.concat_tables([SR_QUALITY.empty_table(), table], promote_options="default")
             table = table.select(SR_QUALITY.names)
         return table.filter(pc.is_in(table["config"], value_set=pa.array(sorted(configs), pa.string())))
 

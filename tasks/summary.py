@@ -18,6 +18,15 @@ SUMMARY_METRICS = {
 """Metrics of the summary, and their short titles."""
 
 
+SUMMARY_QUALITY = {
+    "psnr_db": ("PSNR, dB", 1.0, 2),
+    "ssim": ("SSIM", 1.0, 3),
+    "hallucination_share": ("made up, %", 100.0, 1),
+    "reflectance_mae": ("consistency, 10⁻⁴", 1e4, 2),
+}
+"""Measures of super-resolution whose means over patches are in the summary: short title, unit, decimals."""
+
+
 def markdown_summary(paths: StorePaths, record: RunRecord) -> str:
     """Return a run's outcome as Markdown: inputs, stages, test metrics, failures, and where the report is."""
     counts = record.counts
@@ -33,6 +42,7 @@ def markdown_summary(paths: StorePaths, record: RunRecord) -> str:
         for s in record.stages
     ]
     lines += _metric_lines(paths, record)
+    lines += _quality_lines(paths, record)
     if record.failures:
         lines += ["", "**Failed shards**, tried again by the next run:", ""]
         lines += [f"- {f.stage}, shard {f.shard}: {f.error}" for f in record.failures]
@@ -63,6 +73,29 @@ def _metric_lines(paths: StorePaths, record: RunRecord) -> list[str]:
         + " |"
         for (sr, classifier, split, seed), values in lines.items()
     ]
+
+
+def _quality_lines(paths: StorePaths, record: RunRecord) -> list[str]:
+    """Return the means over patches of tables/sr_quality; intervals and differences are in the report."""
+    quality = read_table(paths.table("sr_quality"))
+    if not quality.num_rows:
+        return []
+    quality = quality.filter(pc.is_in(quality["config"], value_set=pa.array(record.configs, pa.string())))
+    aggregations = [("patch_id", "count"), *((measure, "mean") for measure in SUMMARY_QUALITY)]
+    rows = quality.group_by("sr").aggregate(aggregations).sort_by("sr").to_pylist()
+    if not rows:
+        return []
+    titles = " | ".join(title for title, _, _ in SUMMARY_QUALITY.values())
+    header = ["", f"| SR, means over patches | patches | {titles} |", "|---|---:|" + "---:|" * len(SUMMARY_QUALITY)]
+    lines = []
+    for row in rows:
+        means = {measure: row[f"{measure}_mean"] for measure in SUMMARY_QUALITY}
+        cells = [
+            "" if mean is None else f"{mean * SUMMARY_QUALITY[measure][1]:.{SUMMARY_QUALITY[measure][2]}f}"
+            for measure, mean in means.items()
+        ]
+        lines.append(f"| {row['sr']} | {row['patch_id_count']} | {' | '.join(cells)} |")
+    return header + lines
 
 
 def _number(row: dict[str, Any]) -> str:

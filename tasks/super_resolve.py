@@ -10,7 +10,10 @@ from tasks.stage import ShardCount
 
 
 class ShardSuperResolver:
-    """Stores one branch's pixels, block by block, so that memory stays small whatever the shard's size."""
+    """Stores one branch's pixels, block by block, so that memory stays small whatever the shard's size.
+
+    While a block is compressed and written, the device works on the next batch.
+    """
 
     def __init__(self, branch: Branch) -> None:
         self._branch = branch
@@ -24,19 +27,23 @@ class ShardSuperResolver:
         rows = patches["row"].to_numpy()
         ids = patches["patch_id"].to_pylist()
         lr = self._reader.input(shard)
-        quality: list[pa.Table] = []
         block = stored_block(store.shard_size)
-        for first in range(0, store.shard_size, block):
+        batches = {
+            first: block_batches(rows, first, block, branch.batch_size) for first in range(0, store.shard_size, block)
+        }
+        enlarged = self._reader.stream(lr[rows[batch]] for of_block in batches.values() for batch in of_block)
+        quality: list[pa.Table] = []
+        for first, of_block in batches.items():
             pixels = np.zeros((block, *store.array("sr").shape[1:]), np.uint16)
-            for part in block_batches(rows, first, block, branch.batch_size):
-                dn, measured = self._reader.super_resolve(lr[rows[part]], ids[part])
-                pixels[rows[part] - first] = dn.cpu().numpy()
-                quality += [measured] if measured is not None else []
+            for batch in of_block:
+                result = next(enlarged)
+                pixels[rows[batch] - first] = result.dn
+                if result.columns is not None:
+                    quality.append(self._reader.quality_table(ids[batch], result.columns))
             store.write(shard, "sr", pixels, first)
         valid = np.zeros(store.shard_size, np.bool_)
         valid[rows] = True
         store.write(shard, "valid", valid)
-        measured_rows = pa.concat_tables(quality) if quality else SR_QUALITY.empty_table()
-        branch.quality.write(shard, measured_rows)
+        branch.quality.write(shard, pa.concat_tables(quality) if quality else SR_QUALITY.empty_table())
         branch.pixels.write(shard, patches.select(["patch_id", "row"]))
         return ShardCount(len(rows))

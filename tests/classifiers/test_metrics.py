@@ -14,6 +14,7 @@ from classifiers.metrics import (
     PER_LABEL,
     Interval,
     bootstrap,
+    bootstrap_means,
     multilabel_metrics,
     per_label_metrics,
     resample,
@@ -220,6 +221,50 @@ def test_one_cluster_has_no_interval() -> None:
     assert found.overall["f1"] == pytest.approx((multilabel_metrics(probs, truth)["f1"], np.nan, np.nan), nan_ok=True)
     assert isinstance(found.per_label["f1"][2], Interval)
     assert np.isnan(found.per_label["f1"][2].low)
+
+
+def test_means_are_those_of_physically_resampled_clusters() -> None:
+    """The draws of the bootstrap's own generator, but every resample is built and averaged row by row."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(60, 3))
+    values[rng.random((60, 3)) < 0.3] = np.nan
+    values[:, 2] = np.nan
+    clusters = np.array([f"T{i}" for i in rng.integers(0, 7, 60)])
+    names = np.unique(clusters)
+    draws = np.random.default_rng(5)
+    means = []
+    for _ in range(300):
+        chosen = names[draws.integers(len(names), size=len(names))]
+        rows = np.concatenate([values[clusters == name] for name in chosen])
+        means.append([np.nanmean(rows[:, k]) for k in range(2)])
+    found = bootstrap_means(values, clusters, n_resamples=300, seed=5)
+    for k in range(2):
+        assert found[k].value == pytest.approx(np.nanmean(values[:, k]))
+        np.testing.assert_allclose(found[k][1:], np.percentile(np.array(means)[:, k], [2.5, 97.5]))
+    assert found[2] == pytest.approx((np.nan, np.nan, np.nan), nan_ok=True)
+
+
+def test_means_resample_as_the_metrics_do() -> None:
+    """The mean of a share that is 1 where all labels are right equals the sample accuracy of the same draws."""
+    clusters = np.repeat(np.arange(10), 20)
+    truth = np.ones((200, 2), bool)
+    probs = np.where(clusters[:, None] < 7, 0.9, 0.1) * np.ones((1, 2))
+    (mean,) = bootstrap_means((clusters < 7).astype(float)[:, None], clusters, n_resamples=200, seed=1)
+    assert mean == pytest.approx(bootstrap(probs, truth, clusters, n_resamples=200, seed=1).overall["acc"])
+    assert mean.low < mean.value < mean.high
+
+
+def test_means_of_one_cluster_and_of_none() -> None:
+    (mean,) = bootstrap_means([[1.0], [3.0]], ["a", "a"])
+    assert mean == pytest.approx((2.0, np.nan, np.nan), nan_ok=True)
+    (alone,) = bootstrap_means([[1.0], [3.0]], None, n_resamples=500)  # every patch its own: means 1, 2, 2, 3
+    assert alone == (2.0, 1.0, 3.0)
+    with pytest.raises(ShapeError, match="values"):
+        bootstrap_means(np.empty((0, 2)), None)
+    with pytest.raises(ShapeError, match="as many cluster names"):
+        bootstrap_means([[1.0], [3.0]], ["a"])
+    with pytest.raises(ConfigError, match="at least one resample"):
+        bootstrap_means([[1.0]], None, n_resamples=0)
 
 
 def test_truth_without_any_label_warns_of_nothing() -> None:

@@ -69,15 +69,15 @@ class TestEngine:
     @pytest.mark.parametrize("batch_size", [None, 1, 3, 64])
     def test_is_the_model_patch_by_patch(self, tiny: SuperResolver, batch_size: int | None) -> None:
         dn = patches(7)
-        result = SrEngine(tiny, MAX_DN, batch_size)(dn)
+        result = SrEngine(tiny, MAX_DN, batch_size).super_resolve(dn)
         assert result.dtype == torch.uint16
         difference = result.numpy().astype(int) - one_by_one(tiny, dn)
         assert np.abs(difference).max() <= 1  # a half may round either way
         assert (difference != 0).mean() < 1e-3
 
-    def test_enlarge_is_the_model_in_batches(self, tiny: SuperResolver) -> None:
+    def test_a_call_is_the_model_in_batches(self, tiny: SuperResolver) -> None:
         x = torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(SrEngine(tiny, MAX_DN, 2).enlarge(x), tiny(x), atol=1e-6, rtol=0)
+        torch.testing.assert_close(SrEngine(tiny, MAX_DN, 2)(x), tiny(x), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1 / 512), ("bfloat16", 1 / 64)])
     def test_batch_size_does_not_matter(self, tiny: SuperResolver, dtype: str, tolerance: float) -> None:
@@ -88,22 +88,22 @@ class TestEngine:
         x = torch.rand(9, 3, 24, 24, generator=torch.Generator().manual_seed(0))
         alone = torch.cat([resolver(image[None]) for image in x])
         for batch_size in (2, 9):
-            torch.testing.assert_close(SrEngine(resolver, MAX_DN, batch_size).enlarge(x), alone, atol=tolerance, rtol=0)
+            torch.testing.assert_close(SrEngine(resolver, MAX_DN, batch_size)(x), alone, atol=tolerance, rtol=0)
 
     def test_no_patches(self, tiny: SuperResolver) -> None:
-        assert SrEngine(tiny, MAX_DN)(patches(0)).shape == (0, 3, 24, 24)
+        assert SrEngine(tiny, MAX_DN).super_resolve(patches(0)).shape == (0, 3, 24, 24)
 
     def test_a_compiled_network_sees_one_shape(self, tiny: SuperResolver) -> None:
         engine, spy = SrEngine(tiny, MAX_DN, 4), cramped(64)
         engine._compiled, engine._resolver = True, spy  # the filling up, without the minutes of a compiler
         dn = patches(6)
-        assert np.array_equal(engine(dn).numpy(), nearest(dn))
+        assert np.array_equal(engine.super_resolve(dn).numpy(), nearest(dn))
         assert isinstance(spy.network, Cramped)
         assert set(spy.network.calls) == {4}
 
     def test_rejects_floats_and_a_batch_of_none(self, tiny: SuperResolver) -> None:
         with pytest.raises(ShapeError, match="integer"):
-            SrEngine(tiny, MAX_DN)(patches(1).astype(np.float32))
+            SrEngine(tiny, MAX_DN).super_resolve(patches(1).astype(np.float32))
         with pytest.raises(ConfigError, match="at least 1"):
             SrEngine(tiny, MAX_DN, 0)
 
@@ -114,23 +114,23 @@ class TestOutOfMemory:
     def test_every_patch_comes_out_right_and_in_order(self, n: int, room: int, batch_size: int) -> None:
         dn = patches(n, seed=n)
         resolver = cramped(room)
-        assert np.array_equal(SrEngine(resolver, MAX_DN, batch_size)(dn).numpy(), nearest(dn))
+        assert np.array_equal(SrEngine(resolver, MAX_DN, batch_size).super_resolve(dn).numpy(), nearest(dn))
 
     @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
     def test_the_batch_is_halved_and_stays_so(self, error: type[RuntimeError]) -> None:
         resolver = cramped(3, error=error)
         engine = SrEngine(resolver, MAX_DN, 16)
         dn = patches(16)
-        assert np.array_equal(engine(dn).numpy(), nearest(dn))
+        assert np.array_equal(engine.super_resolve(dn).numpy(), nearest(dn))
         assert isinstance(resolver.network, Cramped)
         assert resolver.network.calls == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-        engine(dn[:4])
+        engine.super_resolve(dn[:4])
         assert resolver.network.calls[-2:] == [2, 2]  # nothing is tried that has failed before
 
     def test_memory_that_goes_in_the_middle(self) -> None:
         """Another process takes memory between two batches."""
         dn = patches(8)
-        assert np.array_equal(SrEngine(cramped(4, 1, 4, 1), MAX_DN, 4)(dn).numpy(), nearest(dn))
+        assert np.array_equal(SrEngine(cramped(4, 1, 4, 1), MAX_DN, 4).super_resolve(dn).numpy(), nearest(dn))
 
     def test_stream_hands_out_nothing_of_a_failed_batch(self) -> None:
         blocks = [patches(5, seed=1), patches(3, seed=2), patches(8, seed=3)]
@@ -140,7 +140,7 @@ class TestOutOfMemory:
 
     def test_not_even_one_fits(self) -> None:
         with pytest.raises(DeviceMemoryError, match=r"one image of 3 x 6 x 6 does not fit the memory of cpu"):
-            SrEngine(cramped(0), MAX_DN, 8)(patches(2))
+            SrEngine(cramped(0), MAX_DN, 8).super_resolve(patches(2))
 
     def test_other_errors_pass(self) -> None:
         class Broken(nn.Module):
@@ -148,7 +148,7 @@ class TestOutOfMemory:
                 raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
         with pytest.raises(RuntimeError, match="mat1"):
-            SrEngine(SuperResolver("broken", 4, Broken(), torch.device("cpu")), MAX_DN)(patches(2))
+            SrEngine(SuperResolver("broken", 4, Broken(), torch.device("cpu")), MAX_DN).super_resolve(patches(2))
 
 
 class TestStream:
@@ -191,8 +191,8 @@ def test_compiling_without_a_compiler_is_one_sentence(tiny: SuperResolver, monke
 @pytest.mark.slow
 def test_compiled_equals_eager(tiny: SuperResolver) -> None:
     dn = patches(6, 24)
-    compiled = SrEngine(tiny, MAX_DN, 4, compiled=True)(dn).numpy().astype(int)
-    assert np.abs(compiled - SrEngine(tiny, MAX_DN, 4)(dn).numpy()).max() <= 1
+    compiled = SrEngine(tiny, MAX_DN, 4, compiled=True).super_resolve(dn).numpy().astype(int)
+    assert np.abs(compiled - SrEngine(tiny, MAX_DN, 4).super_resolve(dn).numpy()).max() <= 1
 
 
 @pytest.mark.gpu

@@ -1,22 +1,28 @@
 """Every metric against hand numbers, a closed form or brute force in float64."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
 import sr_models
-from infra.errors import ShapeError
+from infra.errors import ConfigError, ShapeError
 from sr_models import SuperResolver
+from sr_models.opensr import detail_shares
 from sr_models.quality import (
     QUALITY_COLUMNS,
+    WALD_COLUMNS,
+    Enlarger,
     consistency,
+    degrade,
     ergas,
     psnr_db,
-    quality_rows,
+    quality_columns,
     reduce_mean,
     spectral_angle_deg,
     ssim,
@@ -55,6 +61,10 @@ def ssim_by_hand(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
             cov = (window * (p - mp) * (q - mq)).sum()
             values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     return float(np.mean(values))
+
+
+def rows_of(resolver: Enlarger, *arguments: Any) -> dict[str, NDArray[np.float32]]:
+    return dict(zip(QUALITY_COLUMNS, quality_columns(resolver, *arguments).numpy(), strict=True))
 
 
 class TestPsnr:
@@ -161,6 +171,46 @@ def test_reduce_mean_is_the_mean_of_blocks() -> None:
         reduce_mean(random(1, 3, 8, 10))
 
 
+class TestDegrade:
+    @pytest.mark.parametrize(("factor", "mtf"), [(4, 0.3), (4, 0.15), (2, 0.25), (3, 0.5)])
+    def test_mtf_at_nyquist_by_fft(self, factor: int, mtf: float) -> None:
+        """What one pixel sees of a line in every row is the line spread; its spectrum is the MTF: a Gaussian."""
+        size = 48 * factor
+        lines = torch.eye(size, dtype=torch.float64).reshape(size, 1, size, 1).expand(-1, 1, -1, 2 * factor)
+        weights = degrade(lines, factor, mtf)[:, 0, 24, 0].numpy()  # of a pixel in the middle on every row
+        assert weights.sum() == pytest.approx(1)
+        transfer = np.abs(np.fft.rfft(weights))
+        frequency = np.fft.rfftfreq(size)
+        at_nyquist = transfer[np.argmin(np.abs(frequency - 1 / (2 * factor)))]
+        assert at_nyquist == pytest.approx(mtf, abs=2e-3)
+        np.testing.assert_allclose(transfer, mtf ** ((2 * factor * frequency) ** 2), atol=5e-3)  # aliased: 0.004
+        centre = (weights * np.arange(size)).sum()
+        assert centre == pytest.approx(24 * factor + (factor - 1) / 2)  # the middle of its block
+
+    def test_a_wave_at_nyquist_keeps_its_share(self) -> None:
+        """cos(pi (i - 1.5) / 4), its crests at the middles of every second block of 4: +-mtf, away from the border."""
+        wave = torch.cos(math.pi * (torch.arange(160) - 1.5) / 4).expand(1, 1, 160, 160).clone()
+        seen = degrade(wave, 4, 0.2)[0, 0, 20]
+        torch.testing.assert_close(seen[5:-5].abs(), torch.full((30,), 0.2), atol=1e-3, rtol=0)
+        assert (seen[5:-5].sign()[1:] == -seen[5:-5].sign()[:-1]).all()
+
+    def test_none_is_the_mean_of_blocks_and_a_constant_stays(self) -> None:
+        x = random(2, 3, 24, 16)
+        assert torch.equal(degrade(x), reduce_mean(x))
+        torch.testing.assert_close(degrade(torch.full((1, 3, 24, 16), 0.7), 4, 0.3), torch.full((1, 3, 6, 4), 0.7))
+
+    def test_rows_and_columns_are_treated_alike(self) -> None:
+        x = random(1, 2, 32, 24)
+        torch.testing.assert_close(degrade(x, 4, 0.3).transpose(2, 3), degrade(x.transpose(2, 3), 4, 0.3))
+
+    def test_errors(self) -> None:
+        for mtf in (0.0, 1.0, 30.0):
+            with pytest.raises(ConfigError, match="between 0 and 1"):
+                degrade(random(1, 3, 8, 8), 4, mtf)
+        with pytest.raises(ShapeError, match="multiples of 4"):
+            degrade(random(1, 3, 8, 10), 4, 0.3)
+
+
 class TestConsistency:
     def test_hand_numbers_under_the_common_clip(self) -> None:
         lr = np.full((1, 3, 1, 1), 1000, dtype=np.uint16)
@@ -179,6 +229,16 @@ class TestConsistency:
         values = consistency(lr.repeat(4, axis=2).repeat(4, axis=3), lr, 3000)
         assert values["reflectance_mae"].tolist() == [0, 0]
         assert max(values["consistency_sam_deg"].tolist()) < 1e-4
+
+    @pytest.mark.parametrize(("row", "col"), [(0, 0), (1, 0), (-2, 1), (0, 4)])
+    def test_shift_of_an_output_that_is_off_by_its_own_pixels(self, row: int, col: int) -> None:
+        fine = np.clip(ndimage.gaussian_filter(1500 + 9000 * np.random.default_rng(0).normal(size=(2, 3, 480, 480)),
+                                               (0, 0, 8, 8), mode="wrap"), 0, 3000)  # fmt: skip
+        lr = fine.reshape(2, 3, 120, 4, 120, 4).mean(axis=(3, 5)).round().astype(np.uint16)
+        sr = np.roll(fine, (row, col), axis=(2, 3)).round().astype(np.uint16)
+        values = consistency(sr, lr, 3000)
+        np.testing.assert_allclose(values["shift_row_px"].numpy(), row / 4, atol=0.01)
+        np.testing.assert_allclose(values["shift_col_px"].numpy(), col / 4, atol=0.01)
 
     @pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 3, 8, 12), (2, 3, 8, 8), (3, 8, 8), (1, 3, 1, 1)])
     def test_shapes_that_do_not_go_together(self, shape: tuple[int, ...]) -> None:
@@ -202,6 +262,15 @@ class TestWald:
         mse = (restored - lr).square().flatten(1).mean(1)
         torch.testing.assert_close(values["psnr_db"], -10 * mse.log10())
         torch.testing.assert_close(values["ergas"], ergas(restored, lr, ratio=1 / 4))
+        shares = detail_shares(blocks, restored, lr)
+        assert all(torch.equal(values[key], share) for key, share in shares.items())
+        assert tuple(values) == WALD_COLUMNS
+
+    def test_reduces_by_the_mtf_that_is_asked_for(self, tiny: SuperResolver) -> None:
+        lr = random(2, 3, 48, 64)
+        restored = tiny(degrade(lr, 4, 0.25))
+        torch.testing.assert_close(wald(tiny, lr, mtf=0.25)["psnr_db"], psnr_db(restored, lr))
+        assert (wald(tiny, lr)["ssim"] - wald(tiny, lr, mtf=0.25)["ssim"]).abs().max() > 1e-6
 
     def test_none_restores_nothing(self) -> None:
         assert all(math.isnan(v.item()) for v in wald(sr_models.load("none"), random(1, 3, 16, 16)).values())
@@ -211,21 +280,21 @@ class TestRows:
     def test_one_value_per_image_whatever_the_batch(self, tiny: SuperResolver) -> None:
         lr = dn(5, 3, 48, 48)
         lr[3] = 0  # a black patch has no angle and no ERGAS
-        sr = sr_models.to_dn(tiny(sr_models.to_unit(lr, 3000)), 3000).numpy()
-        rows = quality_rows(tiny, lr, sr, 3000)
+        sr = lr.repeat(4, axis=2).repeat(4, axis=3)
+        rows = rows_of(tiny, lr, sr, 3000)
         assert list(rows) == list(QUALITY_COLUMNS)
-        alone = [quality_rows(tiny, lr[i : i + 1], sr[i : i + 1], 3000) for i in range(5)]
+        alone = [rows_of(tiny, lr[i : i + 1], sr[i : i + 1], 3000) for i in range(5)]
         for key, column in rows.items():
             assert column.dtype == np.float32
             assert column.shape == (5,)
             np.testing.assert_allclose(column, np.concatenate([row[key] for row in alone]), atol=1e-5, rtol=1e-5)
-        assert np.isnan([rows[key][3] for key in ("sam_deg", "ergas", "consistency_sam_deg")]).all()
+        assert np.isnan([rows[key][3] for key in ("sam_deg", "ergas", "consistency_sam_deg", "shift_row_px")]).all()
         assert np.isfinite(np.stack([column[[0, 1, 2, 4]] for column in rows.values()])).all()
 
     def test_columns_are_those_of_the_functions(self, tiny: SuperResolver) -> None:
         lr = dn(2, 3, 48, 48)
         sr = dn(2, 3, 192, 192, seed=1, top=3000)
-        rows = quality_rows(tiny, lr, sr, 3000)
+        rows = rows_of(tiny, lr, sr, 3000)
         parts = {**wald(tiny, sr_models.to_unit(lr, 3000)), **consistency(sr, lr, 3000)}
         for key, value in parts.items():
             np.testing.assert_allclose(rows[key], value.numpy(), rtol=1e-6)
@@ -233,7 +302,7 @@ class TestRows:
 
     def test_none_is_consistent_and_has_no_wald(self) -> None:
         lr = dn(2, 3, 12, 12)
-        rows = quality_rows(sr_models.load("none"), lr, np.minimum(lr, 3000), 3000)
+        rows = rows_of(sr_models.load("none"), lr, np.minimum(lr, 3000), 3000)
         assert rows["reflectance_mae"].tolist() == [0, 0]
         assert np.isnan(rows["psnr_db"]).all()
 

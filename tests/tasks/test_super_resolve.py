@@ -93,3 +93,17 @@ def test_a_network_s_pixels(archive_root: Path, tmp_path: Path) -> None:
     branch = branch_of(plan, "realesrgan_general", weights, batch_size=2)
     create(branch, plan)
     compare_stored_with_streamed(branch, 0, 2)
+
+
+def test_stored_pixels_that_were_never_judged_are_made_again(plan: Plan) -> None:
+    """As a store has them in which an earlier version measured other columns."""
+    branch = branch_of(plan, "bicubic", batch_size=3)
+    create(branch, plan)
+    ShardSuperResolver(branch).run(1)
+    judged = branch.quality.read(1)
+    stored, _, nothing = streamed(branch, 1)
+    assert not nothing
+    branch.quality.path(1).unlink()
+    pixels, _, quality = streamed(branch, 1)
+    np.testing.assert_array_equal(pixels, stored)
+    assert pa.concat_tables(quality).equals(judged)
