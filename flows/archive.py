@@ -53,6 +53,8 @@ class Run:
     paths: StorePaths
     record: RunRecord
     resources: Resources
+    weights: Mapping[str, Path | None]
+    """Weight file of each SR model, settled once, so that all workers and all stages use the same."""
 
     def stage(
         self,
@@ -112,17 +114,18 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
 def _start(config: RunConfig, paths: StorePaths) -> Run:
     if config.models_from and not published_configs(StorePaths(config.models_from.resolve())):
         raise ConfigError(f"models_from: {config.models_from} holds no finished run")
+    weights = {name: config.sr_weights(name) for name in ("none", *config.sr)}  # none: a backbone may be trained on it
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
-        sr_models.load(name, config.weights.get(name))
+        sr_models.load(name, weights[name])
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
     actors = None if config.resources.actors == "auto" else config.resources.actors
-    return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor))
+    return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor), weights)
 
 
 def _branch(run: Run, plan: Plan, sr: str) -> Branch:
     config = run.config
-    return make_branch(plan.parts, sr, config.weights.get(sr), config.sr_input_max_dn, config.resources.batch_size)
+    return make_branch(plan.parts, sr, run.weights[sr], config.sr_input_max_dn, config.resources.batch_size)
 
 
 @_stage_task

@@ -33,7 +33,7 @@ class Branch:
     sr: str
     """SR model."""
     weights: Path | None
-    """Its weight file."""
+    """Its weight file, whichever it came to be; None for a model without."""
     max_dn: int
     """sr_input_max_dn: DN of 1 in the stretch."""
     batch_size: int
@@ -93,9 +93,12 @@ class Branch:
 def make_branch(ingest: StageParts, sr: str, weights: Path | None, max_dn: int, batch_size: int) -> Branch:
     """Return the branch of one SR model over an ingested archive.
 
+    Without weights, the stored official file or the shipped one is settled on here, so that all workers use the same.
+
     Raises:
         WeightsError: The weight file is missing.
     """
+    weights = sr_models.weights_file(sr, weights)
     identity: dict[str, Json] = {
         **sr_models.fingerprint(sr, weights),
         "sr_input_max_dn": max_dn,
