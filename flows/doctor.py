@@ -65,7 +65,7 @@ def _weights() -> Check:
         count = len([path for path in store.files() if path.is_file()])
         if not store.writable() and not count:
             raise StoreError("empty, and cannot be written")
-        return f"{count} files in {store.folder}" + ("" if store.writable() else ", read-only")
+        return f"{count} stored in {store.folder}" + ("" if store.writable() else ", read-only")
 
     return _attempt("weights", look, f"set {VARIABLE} to a folder that can be written")
 
