@@ -179,7 +179,7 @@ class TestFetch:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["smal"], "no model is called 'smal'"),
+            (["magic"], "no model is called 'magic'"),
             (["bicubic"], "bicubic has no weight file"),
             ([NAME, "--mirror", "/mnt"], "--mirror /mnt"),
         ],
