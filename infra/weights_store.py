@@ -245,6 +245,8 @@ class WeightsStore:
     def lock(self, model: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold a model's folder, which is made; the kernel drops the lock when the process ends, however it ends.
 
+        The thread that holds it may take it again.
+
         Args:
             model: The model.
             waiting: Called once when another process holds it.
@@ -257,7 +259,7 @@ class WeightsStore:
         incoming = self.folder / model / ".partial"
         with writing(incoming):
             incoming.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(incoming / "lock")
+        lock = FileLock(incoming / "lock", is_singleton=True)  # so that who holds it may take it again
         with writing(incoming):
             try:
                 lock.acquire(timeout=0)

@@ -300,7 +300,23 @@ def test_a_lock_is_waited_for_and_the_wait_is_told(store: WeightsStore) -> None:
     assert order == ["waits", "first", "second"]
 
 
+@pytest.mark.timeout(20)
+def test_who_holds_the_lock_may_use_the_store(store: WeightsStore) -> None:
+    """A file that came without a record while another process fetched it is recorded by the one that waited."""
+    path = written(store.path("net", UNPINNED), ONE)
+    with store.lock("net"):
+        assert store.find("net", UNPINNED) == path
+    assert store.recorded(path) == hashlib.sha256(ONE).hexdigest()
+
+
 def test_writable_looks_at_the_folder_that_would_be_made(tmp_path: Path) -> None:
     assert WeightsStore(tmp_path / "a" / "b" / "c").writable()
     assert list(tmp_path.iterdir()) == []
     assert not WeightsStore(written(tmp_path / "file", b"") / "store").writable()
+
+
+def test_importing_the_store_needs_no_library() -> None:
+    libraries = ("filelock", "httpx", "platformdirs", "torch", "pydantic", "zarr")
+    code = f"import sys, infra.weights_store; print([m for m in {libraries} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
