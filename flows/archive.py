@@ -54,6 +54,8 @@ class Run:
     paths: StorePaths
     record: RunRecord
     resources: Resources
+    weights: Mapping[str, Path | None]
+    """Weight file of each SR model, settled once, so that all workers and all stages use the same."""
 
     def stage(
         self,
@@ -113,12 +115,13 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
 def _start(config: RunConfig, paths: StorePaths) -> Run:
     if config.models_from and not published_configs(StorePaths(config.models_from.resolve())):
         raise ConfigError(f"models_from: {config.models_from} holds no finished run")
+    weights = {name: config.sr_weights(name) for name in ("none", *config.sr)}  # none: a backbone may be trained on it
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
-        sr_models.load(name, config.weights.get(name), dtype=config.dtype_of(name))
+        sr_models.load(name, weights[name], dtype=config.dtype_of(name))
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
     actors = None if config.resources.actors == "auto" else config.resources.actors
-    return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor))
+    return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor), weights)
 
 
 def _branch(run: Run, plan: Plan, sr: str) -> Branch:
@@ -127,7 +130,7 @@ def _branch(run: Run, plan: Plan, sr: str) -> Branch:
     return make_branch(
         plan.parts,
         sr,
-        config.weights.get(sr),
+        run.weights[sr],
         bands,
         stretch_max_dn(bands, config.sr_input_max_dn),
         dtype=config.dtype_of(sr),

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows import weights
 from infra.errors import IncompleteRunError, PipelineError
 
 # Nothing is reported to the makers of the libraries, and a run's own words are not drowned in theirs.
@@ -30,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(weights.app, name="weights")
 
 RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]

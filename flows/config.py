@@ -105,7 +105,7 @@ class RunConfig(_Section):
     """Precision of SR networks; it changes pixels, and so is part of their config."""
     classifiers: Annotated[tuple[str, ...], Field(min_length=1)] = ("resnet50",)
     weights: dict[str, Path] = Field(default_factory=dict)
-    """Weight file of each SR model, and backbone file of each classifier, by name."""
+    """Weight file of each SR model (else the stored official or the shipped one), each classifier's backbone file."""
     models_from: Path | None = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
@@ -139,6 +139,10 @@ class RunConfig(_Section):
             return self.models_from is None and not spec.recompute_is_cheap
         return self.keep_sr == "always" and spec.scale > 1
 
+    def sr_weights(self, sr: str) -> Path | None:
+        """Return the weight file of an SR model as `sr_models.weights_file` does; raises WeightsError without one."""
+        return sr_models.weights_file(sr, self.weights.get(sr))
+
     @model_validator(mode="after")
     def _files_are_there(self) -> "RunConfig":
         for name, path in self.weights.items():
@@ -146,8 +150,7 @@ class RunConfig(_Section):
             if not path.is_file():
                 raise ValueError(f"weights: {name}: there is no file {path}")
         for name in self.sr:
-            if sr_models.SR_MODELS[name].needs_weights and name not in self.weights:
-                raise ValueError(_how_to_get(name))
+            self.sr_weights(name)
             allowed = [str(dtype).removeprefix("torch.") for dtype in sr_models.SR_MODELS[name].dtypes]
             if len(allowed) > 1 and self.sr_dtype not in allowed:
                 raise ValueError(f"sr_dtype: {name} does not run in {self.sr_dtype}, only in {' and '.join(allowed)}")
@@ -167,12 +170,6 @@ def _local_folder(path: Path | None) -> Path | None:
     if path is not None and re.match(r"^[a-z][a-z0-9+.-]*:/", str(path)):
         raise ValueError(f"{path} is an address; only folders of a file system can be used")
     return None if path is None else path.expanduser()
-
-
-def _how_to_get(name: str) -> str:
-    official = sr_models.SR_MODELS[name].official_file
-    where = f" The official file is {official.name}, from {official.url}." if official else ""
-    return f"SR model {name} needs a weight file: add `weights: {{{name}: FILE}}`.{where}"
 
 
 def _known(name: str, choices: tuple[str, ...], what: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from infra.errors import StoreError
+
 _FREE_GB = 5.0
 _SHM_MB = 256
 
@@ -25,7 +27,7 @@ class Check:
 
 def checks() -> list[Check]:
     """Return all checks; starting Ray takes some seconds."""
-    return [_python(), _libraries(), _gpu(), _disk(), _shared_memory(), _ray(), _prefect()]
+    return [_python(), _libraries(), _gpu(), _disk(), _weights(), _shared_memory(), _ray(), _prefect()]
 
 
 def _python() -> Check:
@@ -52,6 +54,20 @@ def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     ok = free > _FREE_GB
     return Check("disk", ok, f"{free:.1f} GB free here", "" if ok else "give `store:` a folder on a larger disk")
+
+
+def _weights() -> Check:
+    from infra.weights_store import VARIABLE, WeightsStore
+
+    store = WeightsStore.default()
+
+    def look() -> str:
+        count = len([path for path in store.files() if path.is_file()])
+        if not store.writable() and not count:
+            raise StoreError("empty, and cannot be written")
+        return f"{count} stored in {store.folder}" + ("" if store.writable() else ", read-only")
+
+    return _attempt("weights", look, f"set {VARIABLE} to a folder that can be written")
 
 
 def _shared_memory() -> Check:

@@ -1,13 +1,16 @@
 """Super-resolution models: one table of them, one way to load and run them, and measures of what they return."""
 
+from infra.weights_store import OfficialFile
 from sr_models.engine import SrEngine
-from sr_models.registry import SR_MODELS, OfficialFile, SrSpec, names, spec
+from sr_models.registry import SR_MODELS, ShippedWeights, SrSpec, names, spec
 from sr_models.stretch import clipped_share, to_dn, to_unit
 from sr_models.super_resolver import SuperResolver, fingerprint, load
+from sr_models.weights import weights_file
 
 __all__ = [
     "SR_MODELS",
     "OfficialFile",
+    "ShippedWeights",
     "SrEngine",
     "SrSpec",
     "SuperResolver",
@@ -18,4 +21,5 @@ __all__ = [
     "spec",
     "to_dn",
     "to_unit",
+    "weights_file",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from infra.bigearthnet.bands import RGB
 from infra.errors import UnknownNameError
+from infra.weights_store import OfficialFile
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
 from sr_models.interpolation import bicubic, identity
 
@@ -17,15 +19,22 @@ Scalar = str | int | float
 
 
 @dataclass(frozen=True, slots=True)
-class OfficialFile:
-    """A weight file as its authors publish it."""
+class ShippedWeights:
+    """A weight file that comes with this package, for use without a download."""
 
-    name: str
-    """File name, as published."""
-    url: str
-    """Where it, or the folder that holds it, is found."""
-    sha256: str | None
-    """Lower-case hex digest; None where none is known."""
+    file: str
+    """Path inside `sr_models/`, with forward slashes."""
+    sha256: str
+    """Lower-case hex digest."""
+    licence: str
+    """Terms of the file."""
+    provenance: str
+    """How it came about: trained on what, by what."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies in this installation."""
+        return Path(__file__).parent / self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,8 @@ class SrSpec:
     """Whether computing costs less than reading a stored result back."""
     official_file: OfficialFile | None = None
     """The published weights, None for a model without weights."""
+    shipped: ShippedWeights | None = None
+    """Weights that come with this package, used where no others are given or stored."""
 
     def build(self) -> nn.Module:
         """Return the network on the CPU, float32, with random parameters where it has any."""
@@ -102,6 +113,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
                 name="001_MSRResNet_x4_f64b16_DIV2K_1000k_B16G1_wandb/models/net_g_1000000.pth",
                 url="https://drive.google.com/drive/folders/1XN4WXKJ53KQ0Cu0Yv-uCt8DZWq6uufaP",
                 sha256=None,
+                direct=False,
             ),
         ),
         "realesrgan": SrSpec(

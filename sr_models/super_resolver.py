@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from infra.bigearthnet.bands import RGB
-from infra.errors import ConfigError, ShapeError, WeightsError
+from infra.errors import ConfigError, ShapeError
+from infra.weights_store import sha256
 from sr_models.band_groups import back_project, join, split
-from sr_models.registry import Scalar, SrSpec, spec
-from sr_models.weights import load_into, missing, sha256
+from sr_models.registry import Scalar, spec
+from sr_models.weights import load_into, weights_file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +114,8 @@ def load(
 
     Args:
         name: One of `names()`.
-        weights: Weight file, official format or safetensors; only for models that need one.
+        weights: Weight file, official format or safetensors, only for models that need one; None for the stored
+            official file or, without one, the shipped file: see `weights_file`.
         device: A torch device such as "cuda:0".
         dtype: Precision of the network, such as torch.bfloat16 or "bfloat16"; None for float32.
         bands: Bands of the input; B04, B03, B02, or these and more, see `band_groups`.
@@ -126,10 +128,11 @@ def load(
     model, precision = spec(name), _precision(name, dtype)
     if bands[:3] != RGB:
         raise ConfigError(f"{name} needs the bands {', '.join(RGB)} first, got {', '.join(bands) or 'none'}")
-    digest = _digest(name, model, weights)
+    file = weights_file(name, weights)
+    digest = None if file is None else sha256(file)
     network = model.build()
-    if weights is not None:
-        load_into(network, weights, name)
+    if file is not None:
+        load_into(network, file, name)
     try:
         place = torch.empty(0, device=device).device  # fails here, not at the first call, where it cannot be used
         network = network.eval().requires_grad_(requires_grad=False).to(place, precision)
@@ -155,23 +158,14 @@ def fingerprint(
         ConfigError: The model does not run in that precision.
     """
     model, precision = spec(name), _precision(name, dtype)
-    return _identity(name, model.scale, model.parameters, _digest(name, model, weights), precision)
+    file = weights_file(name, weights)
+    return _identity(name, model.scale, model.parameters, None if file is None else sha256(file), precision)
 
 
 def _identity(
     name: str, scale: int, parameters: Mapping[str, Scalar], digest: str | None, dtype: torch.dtype
 ) -> dict[str, Scalar | None]:
     return {**parameters, "sr": name, "scale": scale, "weights_sha256": digest, "dtype": _word(dtype)}
-
-
-def _digest(name: str, model: SrSpec, weights: str | Path | None) -> str | None:
-    if model.needs_weights:
-        if weights is None or not Path(weights).is_file():
-            raise missing(name, weights)
-        return sha256(weights)
-    if weights is not None:
-        raise WeightsError(f"{name} has no weights, but {weights} was given: leave it out")
-    return None
 
 
 def _precision(name: str, dtype: str | torch.dtype | None) -> torch.dtype:

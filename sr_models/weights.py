@@ -1,6 +1,5 @@
 """Weight files: read safely, compared with the network they are meant for, explained where they do not fit."""
 
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -13,22 +12,51 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infra.errors import WeightsError
-from sr_models.registry import SR_MODELS
+from infra.weights_store import WeightsStore, sha256
+from sr_models.registry import ShippedWeights, names, spec
 
 _SHOWN = 4  # keys named in a message before it goes on with a count
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, 64 lower-case hex digits.
+def weights_file(name: str, given: str | Path | None = None) -> Path | None:
+    """Return the file a model's weights come from: the one given, else the stored official one, else the shipped one.
+
+    Args:
+        name: One of `names()`.
+        given: A file the user named, for a model that needs one.
+
+    Returns:
+        An absolute path; None for a model without weights.
 
     Raises:
-        WeightsError: There is no such file.
+        UnknownNameError: There is no such model.
+        WeightsError: There is no file, it is not what its hash says, or it is given where none is used.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"no weight file that can be read at {path}: {error}") from error
+    model = spec(name)
+    if not model.needs_weights:
+        if given is not None:
+            raise WeightsError(f"{name} has no weights, but {given} was given: leave it out")
+        return None
+    if given is not None:
+        if not Path(given).is_file():
+            raise missing(name, given)
+        return Path(given).absolute()
+    stored = WeightsStore.default().find(name, model.official_file) if model.official_file else None
+    if stored is None and model.shipped is not None:
+        return _shipped(name, model.shipped)
+    if stored is None:
+        raise missing(name, None)
+    return stored
+
+
+def _shipped(name: str, shipped: ShippedWeights) -> Path:
+    digest = sha256(shipped.path)
+    if digest != shipped.sha256:
+        raise WeightsError(
+            f"the weights that come with superscene for {name}, {shipped.path}, have the SHA-256 {digest} instead of "
+            f"{shipped.sha256}: the installation is damaged, install superscene again"
+        )
+    return shipped.path
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -96,18 +124,21 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
 
 def missing(name: str, path: str | Path | None) -> WeightsError:
     """Return the error for a model whose weight file was not given (path None) or is not there."""
-    found = "no weight file was given" if path is None else f"there is no file at {path}"
+    found = "no weight file was given, stored or shipped" if path is None else f"there is no file at {path}"
     return WeightsError(f"{name} needs weights, but {found}. {where_to_get(name)}")
 
 
 def where_to_get(name: str) -> str:
     """Return one or two sentences for a person: which official file a model takes, where it is, how to name it."""
-    model = SR_MODELS.get(name)
+    model = spec(name) if name in names() else None
     if model is None or model.official_file is None:
         return ""
     file = model.official_file
+    store = f"`superscene weights fetch {name}` stores it"
+    if not file.direct:
+        store = f"download it with a browser and store it with `superscene weights add {name} FILE`"
     return (
-        f"The official file is {file.name}, from {file.url} ({model.licence}): download it and name it as the "
+        f"The official file is {file.name}, from {file.url} ({model.licence}): {store}; or name a file as the "
         f"`weights` argument, or in RUN.yaml as `weights: {{{name}: FILE}}`."
     )
 

@@ -34,7 +34,7 @@ class Branch:
     sr: str
     """SR model."""
     weights: Path | None
-    """Its weight file."""
+    """Its weight file, whichever it came to be; None for a model without."""
     bands: tuple[str, ...]
     """Its bands, in channel order."""
     max_dn: tuple[int, ...]
@@ -110,10 +110,13 @@ def make_branch(
 ) -> Branch:
     """Return the branch of one SR model over an ingested archive; see `Branch` for the arguments.
 
+    Without weights, the stored official file or the shipped one is settled on here, so that all workers use the same.
+
     Raises:
         WeightsError: The weight file is missing.
         ConfigError: The model does not run in that dtype.
     """
+    weights = sr_models.weights_file(sr, weights)
     identity: dict[str, Json] = {
         **sr_models.fingerprint(sr, weights, dtype),
         "max_dn": list(max_dn),

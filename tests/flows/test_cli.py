@@ -83,4 +83,4 @@ def test_synth_writes_an_archive(tmp_path: Path) -> None:
 def test_doctor_finds_nothing_wrong_here() -> None:
     result = superscene("doctor")
     assert result.returncode == 0, result.stdout
-    assert all(name in result.stdout for name in ("Python", "Ray", "Prefect", "disk", "GPU"))
+    assert all(name in result.stdout for name in ("Python", "Ray", "Prefect", "disk", "weights", "GPU"))

@@ -13,9 +13,10 @@ from torch.nn.functional import conv2d, interpolate, relu
 
 import sr_models
 from infra.errors import ConfigError, ShapeError, UnknownNameError, WeightsError
+from infra.weights_store import sha256
 from sr_models import SuperResolver
 from sr_models.basicsr_archs import srvgg_compact
-from sr_models.weights import load_state, sha256
+from sr_models.weights import load_state
 
 NETWORKS = ("srresnet", "realesrgan", "realesrgan_general")
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import sr_models
 from infra.errors import WeightsError
+from infra.weights_store import sha256
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
-from sr_models.weights import load_into, load_state, looks_like, sha256
+from sr_models.weights import load_into, load_state, looks_like
 
 
 @pytest.fixture(scope="module")
