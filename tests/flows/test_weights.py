@@ -13,6 +13,7 @@ import pytest
 import sr_models
 from flows.cli import main
 from flows.config import RunConfig, validated
+from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError
 from infra.weights_store import OfficialFile, WeightsStore, sha256
 from tests.infra.file_server import FileServer, file_server
@@ -306,10 +307,10 @@ class TestRuns:
         page = OfficialFile("w.pth", "https://example.org/folder", None, direct=False)
         put_in_table(monkeypatch, small_spec(page, shipped_with(shipped)))
         ingest = stage_parts(StorePaths(tmp_path), "ingest", {})
-        branch = make_branch(ingest, NAME, None, 3000, 8)
+        branch = make_branch(ingest, NAME, None, RGB, (3000,) * 3)
         assert branch.weights == shipped
         assert branch.identity["weights_sha256"] == sha256(shipped)
-        named = make_branch(ingest, NAME, shipped, 3000, 8)
+        named = make_branch(ingest, NAME, shipped, RGB, (3000,) * 3)
         assert named.pixels.config == branch.pixels.config
 
 
