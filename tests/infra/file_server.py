@@ -118,8 +118,8 @@ def _answer(handler: BaseHTTPRequestHandler, served: FileServer) -> None:
         content = content[: served.cut_after.pop(0)]
     try:
         for first in range(0, len(content), 16_384):
+            request.sent += len(content[first : first + 16_384])  # before the client can have it and look here
             handler.wfile.write(content[first : first + 16_384])
-            request.sent += len(content[first : first + 16_384])
             time.sleep(served.block_pause)
     except (BrokenPipeError, ConnectionResetError):
         return  # the client was killed
