@@ -46,7 +46,8 @@ def quality(seed: int = 0) -> pa.Table:
 def frame(table: pa.Table) -> pd.DataFrame:
     data: pd.DataFrame = table.to_pandas().merge(patches().to_pandas(), on="patch_id").sort_values("patch_id")
     data["shift_px"] = (data["shift_row_px"] ** 2 + data["shift_col_px"] ** 2) ** 0.5
-    return data.set_index("patch_id")
+    data.index = pd.Index(data["patch_id"])
+    return data
 
 
 def by_name(models: list[ModelQuality]) -> dict[str, ModelQuality]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,24 +96,78 @@ def test_classes_show_f2_and_support(page: Page) -> None:
         assert [cell.text for cell in forest] == ["Mixed forest", "0", NULL, NULL, NULL]  # no positive: F2 says nothing
 
 
-def test_quality_is_the_mean_over_patches(made: Made, page: Page) -> None:
-    _, bicubic, srresnet = page.tables["quality-table"]
+def plain(cell: TableCell) -> str:
+    """A cell's text with ASCII signs."""
+    return cell.text.replace("\N{MINUS SIGN}", "-")
+
+
+def test_quality_is_the_mean_over_patches_and_its_interval(page: Page) -> None:
+    """With two tiles, a quarter of the resamples holds one tile alone: the interval ends at the tiles' own means."""
+    head, bicubic, srresnet, minus = page.tables["quality-table"]
+    assert [cell.text for cell in head] == [
+        "SR model", "Patches", "PSNR, dB ↑", "SSIM ↑", "Angle, ° ↓", "ERGAS ↓",
+        "Improved, % ↑", "Omitted, % ↓", "Made up, % ↓",
+    ]  # fmt: skip
     assert [cell.text for cell in bicubic] == [
         "bicubic control",
         "4",
-        "31.50",
-        "0.750",
-        "2.00",
-        "3.00",
-        "15.00",
-        "0.25",
-        "1.50",
+        "31.50 30.50 to 32.50",
+        "0.750 0.750 to 0.750",
+        "2.00 2.00 to 2.00",
+        "3.00 3.00 to 3.00",
+        "25.0 25.0 to 25.0",
+        "50.0 50.0 to 50.0",
+        "25.0 25.0 to 25.0",
     ]
     assert srresnet[2].value == np.mean([31.0, 32, 33, 34])
-    assert srresnet[2].bold
-    assert not bicubic[2].bold
-    assert srresnet[4].bold  # a smaller angle is better
-    assert not any(cell.bold for row in (bicubic, srresnet) for cell in row[5:])  # all alike: none is best
+    assert srresnet[8].text == "25.0 12.5 to 37.5"
+    assert [cell.bold for cell in srresnet[2:]] == [True, False, True, False, False, False, False]
+    assert [cell.bold for cell in bicubic[2:]] == [False, False, False, False, True, False, False]
+    assert plain(minus[0]) == "srresnet - bicubic"
+
+
+def test_differences_to_bicubic_tell_better_from_worse(page: Page) -> None:
+    *_, minus = page.tables["quality-table"]
+    assert [plain(cell) for cell in minus[1:]] == [
+        "4",
+        "+1.00 better 1.00 to 1.00",
+        "0.000 0.000 to 0.000",
+        "-1.00 better -1.00 to -1.00",  # a smaller angle is better
+        "0.00 0.00 to 0.00",
+        "-12.5 worse -12.5 to -12.5",
+        "0.0 0.0 to 0.0",
+        "0.0 -12.5 to 12.5",  # more in one tile, less in the other: no verdict
+    ]
+    assert [cell.attributes.get("class") for cell in minus[2:]] == ["better", None, "better", None, "worse", None, None]
+
+
+def test_consistency_tells_the_shift(page: Page) -> None:
+    _, bicubic, srresnet, minus = page.tables["consistency-table"]
+    assert [cell.text.split()[0] for cell in bicubic[2:]] == ["15.00", "0.250", "0.000", "0.000", "0.000", "1.50"]
+    assert [plain(cell).split()[0] for cell in srresnet[2:]] == ["15.00", "0.250", "0.500", "-0.300", "0.400", "1.50"]
+    verdicts = [cell.attributes.get("class") for cell in minus[2:]]
+    assert verdicts == [None, None, "worse", None, None, None]  # a direction is neither
+
+
+def test_capped_and_null_patches_are_told(page: Page) -> None:
+    assert "Patches at the cap of 100 dB: 0 of 4 in bicubic, 0 of 4 in srresnet." in page.text
+    assert "ssim is null, and left out of its mean: 1 in bicubic, 1 in srresnet." in page.text
+    assert "sam_deg is null" not in page.text
+
+
+def test_quality_of_an_earlier_version_lacks_its_columns(made: Made, tmp_path: Path) -> None:
+    """Rows without the columns that were added since: they are null, nothing else changes."""
+    root = tmp_path / "store"
+    shutil.copytree(made.paths.root, root)
+    paths = StorePaths(root)
+    new = ["improvement_share", "omission_share", "hallucination_share", "shift_row_px", "shift_col_px"]
+    for file in paths.table("sr_quality").glob("*.parquet"):
+        pq.write_table(pq.ParquetFile(file).read().drop_columns(new), file)
+    write_report(paths)
+    page = Page(paths.report.read_text(encoding="utf-8"))
+    _, bicubic, _, _ = page.tables["quality-table"]
+    assert [cell.text for cell in bicubic[5:]] == ["3.00 3.00 to 3.00", NULL, NULL, NULL]
+    assert "hallucination_share is null, and left out of its mean: 4 in bicubic, 4 in srresnet." in page.text
 
 
 def test_inputs_stages_and_quarantine(page: Page) -> None:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from infra.storage import StorePaths
-from infra.tables import METRICS, publish
+from infra.tables import METRICS, SR_QUALITY, publish
 from tasks.ingest import IngestCounts
 from tasks.run_record import RunRecord
 from tasks.stage import ShardFailure, StageReport
@@ -71,6 +71,32 @@ report: {record.paths.report}"""
     )
     record.configs = []  # a run that published nothing, in a store that has metrics
     assert "macro" not in markdown_summary(record.paths, record)
+
+
+def test_means_of_super_resolution(record: RunRecord) -> None:
+    def row(patch: str, sr: str, config: str, psnr: float | None, mae: float) -> dict[str, object]:
+        shares = {"hallucination_share": 0.25, "reflectance_mae": mae, "ssim": 0.75}
+        return {"patch_id": patch, "sr": sr, "config": config, "psnr_db": psnr, "clipped_share": 0.0, **shares}
+
+    rows = [
+        row("p0", "bicubic", "a1b2c3d4", 30.0, 0.001),
+        row("p1", "bicubic", "a1b2c3d4", 33.0, 0.002),
+        row("p0", "hat", "b1b2c3d4", None, 0.0005),
+        row("p0", "hat", "of another run", 90.0, 0.5),
+    ]
+    for config in ("a1b2c3d4", "b1b2c3d4", "of another run"):
+        table = pa.Table.from_pylist([r for r in rows if r["config"] == config], SR_QUALITY)
+        publish(record.paths.table("sr_quality"), table, SR_QUALITY, ["patch_id"], file_stem=config)
+    assert markdown_summary(record.paths, record) == (
+        f"""{HEAD}
+
+| SR, means over patches | patches | PSNR, dB | SSIM | made up, % | consistency, 10⁻⁴ |
+|---|---:|---:|---:|---:|---:|
+| bicubic | 2 | 31.50 | 0.750 | 25.0 | 15.00 |
+| hat | 1 |  | 0.750 | 25.0 | 5.00 |"""
+    )
+    record.configs = []
+    assert markdown_summary(record.paths, record) == HEAD
 
 
 def test_failures_and_what_is_pending(record: RunRecord) -> None:
