@@ -84,7 +84,7 @@ class RasterLayout:
             tags: Metadata to add.
         """
         gcps = tuple(GroundControlPoint(scale * p.row, scale * p.col, p.x, p.y, p.z, p.id, p.info) for p in self.gcps)
-        transform = None if self.transform is None else self.transform * Affine.scale(1 / scale)
+        transform = None if self.transform is None else self.transform @ Affine.scale(1 / scale)
         return RasterLayout(
             scale * self.height,
             scale * self.width,
