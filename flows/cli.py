@@ -158,6 +158,40 @@ def synth(
     typer.echo(f"{patches} patches in {folder}")
 
 
+@app.command("super-resolve")
+def super_resolve(
+    source: Annotated[str, typer.Argument(help="The scene: a GeoTIFF, or another raster that GDAL reads.")],
+    target: Annotated[Path, typer.Argument(help="The GeoTIFF to write, cloud-optimised.")],
+    sr: Annotated[str, typer.Option(help="The model, such as realesrgan_general or bicubic.")],
+    weights: Annotated[Path | None, typer.Option(help="The model's weight file.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; a GPU where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Red, green, blue: 4,3,2 or B04,B03,B02; else by name.")] = None,
+    max_dn: Annotated[float | None, typer.Option(help="Clip above; 3000, 255 (uint8) or 0.3 (float32).")] = None,
+    min_dn: Annotated[float, typer.Option(help="Clip below: 1000 for DN that carry that offset.")] = 0.0,
+    window: Annotated[int | None, typer.Option(help="Edge of a window, pixels of the input.")] = None,
+    margin: Annotated[
+        int | None, typer.Option(help="Edge of a window to discard; less is faster, and may show.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,  # noqa: FBT002  # typer
+) -> None:
+    """Super-resolve a scene of any size: a GeoTIFF in, a georeferenced GeoTIFF out."""
+    from flows.progress import bars, terminal_progress
+    from sr_models import load
+    from tasks.branch import worker_device
+    from tasks.super_resolve_scene import SceneOptions, parse_bands, super_resolve_scene
+
+    options = SceneOptions(parse_bands(bands), min_dn, max_dn, window, margin, overwrite)
+    resolver = load(sr, weights, device or worker_device(), dtype)
+    try:
+        with bars("pixels"):
+            report = super_resolve_scene(source, target, resolver, options, terminal_progress())
+    except KeyboardInterrupt:
+        _say("superscene: stopped; nothing was written")
+        raise typer.Exit(130) from None
+    Console().print(str(report), markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def plan(run_yaml: RunYaml, overrides: Overrides = None) -> None:
     """Tell what a run would do: patches, shards and bytes, before anything runs."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -25,8 +26,12 @@ _terminal: ContextVar[StageProgress] = ContextVar("terminal", default=silent)
 
 
 @contextmanager
-def bars() -> Iterator[None]:
-    """Show a bar for every stage on standard error while the block runs; plain lines where that is no terminal."""
+def bars(unit: str = "patches") -> Iterator[None]:
+    """Show a bar for every stage on standard error while the block runs; plain lines where that is no terminal.
+
+    Args:
+        unit: What a stage counts beside its shards.
+    """
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description:<32}"),
@@ -37,7 +42,7 @@ def bars() -> Iterator[None]:
         console=console,
         disable=not console.is_terminal,
     )
-    tell = _Bars(progress) if console.is_terminal else _lines
+    tell = _Bars(progress, unit) if console.is_terminal else partial(_lines, unit)
     token = _terminal.set(tell)
     try:
         with progress:
@@ -47,8 +52,9 @@ def bars() -> Iterator[None]:
 
 
 class _Bars:
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, unit: str) -> None:
         self._progress = progress
+        self._unit = unit
         self._tasks: dict[str, tuple[TaskID, float]] = {}
 
     def __call__(self, stage: str, done: int, total: int, patches: int) -> None:
@@ -56,15 +62,15 @@ class _Bars:
             self._tasks[stage] = (self._progress.add_task(stage, total=total, rate=""), time.monotonic())
         task, started = self._tasks[stage]
         seconds = time.monotonic() - started
-        rate = f"{patches / seconds:8.1f} patches/s" if patches and seconds else ""
+        rate = f"{patches / seconds:8.1f} {self._unit}/s" if patches and seconds else ""
         self._progress.update(task, completed=done, total=max(total, 1) if total else 1, rate=rate)
         if not total:
             self._progress.update(task, completed=1, rate="done before")
 
 
-def _lines(stage: str, done: int, total: int, patches: int) -> None:
+def _lines(unit: str, stage: str, done: int, total: int, patches: int) -> None:
     if total and done in {0, total}:
-        what = f"{total} to do" if not done else f"{total} done, {patches} patches"
+        what = f"{total} to do" if not done else f"{total} done, {patches} {unit}"
         print(f"{stage}: {what}", file=sys.stderr, flush=True)  # noqa: T201  # the terminal is this function's purpose
 
 

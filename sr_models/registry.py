@@ -65,6 +65,10 @@ class SrSpec:
     """Whether each band is treated alone, so that any bands go through as they are."""
     recompute_is_cheap: bool = False
     """Whether computing costs less than reading a stored result back."""
+    receptive_radius: int | None = None
+    """How far an output pixel sees, in input pixels; None for a network that sees the whole image."""
+    multiple: int = 1
+    """The network pads height and width to multiples of this; windows of a scene start at multiples of it."""
     official_file: OfficialFile | None = None
     """The published weights, None for a model without weights."""
     shipped: ShippedWeights | None = None
@@ -88,6 +92,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             licence="Apache-2.0",
             bandwise=True,
             recompute_is_cheap=True,
+            receptive_radius=0,
         ),
         "bicubic": SrSpec(
             title="bicubic enlargement, the control: larger inputs without a network",
@@ -98,6 +103,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             licence="Apache-2.0",
             bandwise=True,
             recompute_is_cheap=True,
+            receptive_radius=2,
         ),
         "srresnet": SrSpec(
             title="MSRResNet, trained for PSNR on DIV2K",
@@ -108,6 +114,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             licence="Apache-2.0 (BasicSR)",
             dtypes=_NETWORK_DTYPES,
             needs_weights=True,
+            receptive_radius=35,  # 33 convolutions before the enlargement, then 1 at x1, 1 at x2, 2 at x4
             official_file=OfficialFile(
                 # net_g_1000000.pth of the experiment 001_MSRResNet_x4_f64b16_DIV2K_1000k_B16G1_wandb
                 name="001_MSRResNet_x4_f64b16_DIV2K_1000k_B16G1_wandb/models/net_g_1000000.pth",
@@ -125,6 +132,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             licence="BSD-3-Clause (Real-ESRGAN)",
             dtypes=_NETWORK_DTYPES,
             needs_weights=True,
+            receptive_radius=349,  # 1 + 23 * 15 + 1 convolutions at x1, then 1 at x2, 3 at x4
             official_file=OfficialFile(
                 name="RealESRGAN_x4plus.pth",
                 url=f"{_REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth",
@@ -140,6 +148,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             licence="BSD-3-Clause (Real-ESRGAN)",
             dtypes=_NETWORK_DTYPES,
             needs_weights=True,
+            receptive_radius=34,  # 34 convolutions at x1
             official_file=OfficialFile(
                 name="realesr-general-x4v3.pth",
                 url=f"{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",

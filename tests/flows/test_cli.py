@@ -3,13 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import rasterio
+from rasterio.transform import Affine
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import app, main
 from tests.flows.stores import PATCHES, Inputs, superscene
 
+GRID = Affine(10.0, 0.0, 600_000.0, 0.0, -10.0, 5_300_000.0)
 STORED = PATCHES - PATCHES // 24
 
 
@@ -84,3 +88,52 @@ def test_doctor_finds_nothing_wrong_here() -> None:
     result = superscene("doctor")
     assert result.returncode == 0, result.stdout
     assert all(name in result.stdout for name in ("Python", "Ray", "Prefect", "disk", "weights", "GPU"))
+
+
+def scene(path: Path) -> Path:
+    values = np.random.default_rng(0).integers(0, 3500, (3, 40, 50)).astype(np.uint16)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=40, width=50, dtype="uint16", crs="EPSG:32633", transform=GRID
+    ) as dataset:
+        dataset.write(values)
+    return path
+
+
+def test_super_resolve_writes_a_georeferenced_scene(tmp_path: Path) -> None:
+    source, target = scene(tmp_path / "in.tif"), tmp_path / "out.tif"
+    arguments = ["super-resolve", str(source), str(target), "--sr", "bicubic", "--max-dn", "3500", "--window", "30"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "200 x 160 pixels in 4 windows" in result.output
+    assert "0.00% clipped at 3500" in result.output
+    with rasterio.open(source) as lr, rasterio.open(target) as sr:
+        assert sr.shape == (160, 200)
+        assert (sr.crs, sr.bounds) == (lr.crs, lr.bounds)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sr", "bicubic"], "is there already: choose another name, or --overwrite"),
+        (["--sr", "bicubix", "--overwrite"], "did you mean 'bicubic'"),
+        (["--sr", "none", "--overwrite"], "enlarges nothing"),
+        (["--sr", "realesrgan_general", "--overwrite"], "needs weights"),
+        (["--sr", "bicubic", "--overwrite", "--bands", "1,2,9"], "no band '9'"),
+    ],
+)
+def test_super_resolve_says_in_one_sentence_what_is_wrong(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    (tmp_path / "out.tif").write_bytes(b"mine")
+    source = scene(tmp_path / "in.tif")
+    monkeypatch.setattr("sys.argv", ["superscene", "super-resolve", str(source), str(tmp_path / "out.tif"), *options])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert words in sentence
+    assert (tmp_path / "out.tif").read_bytes() == b"mine"
