@@ -109,9 +109,9 @@ def random_weights(name: str, folder: Path) -> Path:
 
 def our_run(name: str, weights: Path | None, device: str, dtype: str, dn: NDArray[np.uint16]) -> Run:
     """Return the engine over all patches, host to host."""
-    engine = sr_models.SrEngine(sr_models.load(name, weights, device, dtype), MAX_MAX_DN)
+    engine = sr_models.SrEngine(sr_models.load(name, weights, device, dtype))
     blocks = np.array_split(dn, max(1, len(dn) // 64))
-    return lambda: np.concatenate([item.dn for item in engine.stream(blocks)])
+    return lambda: np.concatenate([item.dn for item in engine.stream(blocks, MAX_MAX_DN)])
 
 
 def realesrganer_run(name: str, weights: Path, device: str, dn: NDArray[np.uint16]) -> Run:

@@ -49,14 +49,11 @@ class SrEngine:
     shape is all it ever sees.
     """
 
-    def __init__(
-        self, resolver: SuperResolver, max_dn: MaxDn, batch_size: int | None = None, *, compiled: bool | None = None
-    ) -> None:
+    def __init__(self, resolver: SuperResolver, batch_size: int | None = None, *, compiled: bool | None = None) -> None:
         """Make an engine.
 
         Args:
             resolver: The model, on its device.
-            max_dn: DN that becomes 1 in the stretch (`sr_input_max_dn`), one or one a band.
             batch_size: Patches that go through the network at once; None: as many as the free memory takes, at most
                 `MAX_BATCH`, measured on the first batch; 4 on the CPU.
             compiled: Whether the network is compiled; None: on CUDA, for networks that have weights.
@@ -70,7 +67,6 @@ class SrEngine:
         self._compiled = on_gpu and resolver.weights_sha256 is not None if compiled is None else compiled
         self._eager = resolver
         self._resolver = resolver.compiled() if self._compiled else resolver
-        self._max_dn = max_dn
         self._asked = batch_size
         self._fits: dict[tuple[int, ...], int] = {}  # largest batch known to fit, by the shape of a patch
 
@@ -99,11 +95,12 @@ class SrEngine:
         """
         return self._in_batches(x.to(self._resolver.device), lambda model, part: model(part))
 
-    def super_resolve(self, dn: NDArray[np.uint16] | Tensor) -> Tensor:
+    def super_resolve(self, dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn) -> Tensor:
         """Return patches enlarged, as DN, on the device.
 
         Args:
             dn: (N, C, H, W), DN, integer, in host memory or on the device; N may be any number.
+            max_dn: DN that becomes 1 in the stretch (`sr_input_max_dn`), one or one a band.
 
         Returns:
             (N, C, scale*H, scale*W), torch.uint16, DN, 0..max_dn.
@@ -113,9 +110,11 @@ class SrEngine:
             DeviceMemoryError: Not even one patch fits.
         """
         lr = as_tensor(dn, self._resolver.device)
-        return self._in_batches(lr, lambda model, x: to_dn(model(to_unit(x, self._max_dn)), self._max_dn))
+        return self._in_batches(lr, lambda model, x: to_dn(model(to_unit(x, max_dn)), max_dn))
 
-    def stream(self, batches: Iterable[NDArray[np.uint16]], columns: Columns | None = None) -> Iterator[Enlarged]:
+    def stream(
+        self, batches: Iterable[NDArray[np.uint16]], max_dn: MaxDn, columns: Columns | None = None
+    ) -> Iterator[Enlarged]:
         """Yield each batch enlarged, on the host, one behind the device.
 
         While the caller compresses and writes one batch, the device works on the next: its upload, its kernels and its
@@ -123,6 +122,7 @@ class SrEngine:
 
         Args:
             batches: (N, C, H, W) each, DN, uint16.
+            max_dn: See `super_resolve`.
             columns: Further numbers to compute of every batch, on the device.
 
         Raises:
@@ -132,7 +132,7 @@ class SrEngine:
         pending: _Pending | None = None
         for batch in batches:
             lr = transfer.upload(batch)
-            sr = self.super_resolve(lr)
+            sr = self.super_resolve(lr, max_dn)
             launched = transfer.download(sr, columns(lr, sr) if columns is not None else None)
             if pending is not None:
                 yield pending.wait()
@@ -201,7 +201,7 @@ class SrEngine:
         if size <= 1:
             raise DeviceMemoryError(
                 f"{self._resolver.name}: one image of {' x '.join(map(str, shape))} does not fit the memory of "
-                f"{self._resolver.device}: give the actor a larger device, or choose another SR model or dtype"
+                f"{self._resolver.device}: choose a larger device, a smaller window, another SR model or dtype"
             )
         self._fits[shape] = size // 2
 

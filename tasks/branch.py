@@ -158,7 +158,7 @@ class BranchReader:
         if self._engine is None:
             branch = self.branch
             resolver = sr_models.load(branch.sr, branch.weights, self.device, branch.dtype, branch.bands)
-            self._engine = sr_models.SrEngine(resolver, branch.max_dn, compiled=branch.compiled)
+            self._engine = sr_models.SrEngine(resolver, compiled=branch.compiled)
         return self._engine
 
     def batches(self, shard: int, patches: pa.Table) -> Iterator[Batch]:
@@ -194,14 +194,14 @@ class BranchReader:
     def super_resolve(self, dn: NDArray[np.uint16], ids: list[str]) -> tuple[Tensor, pa.Table | None]:
         """Return SR pixels as uint16 DN on the device, (N, C, scale*H, scale*W), and their quality rows."""
         lr = as_tensor(dn, self.device)
-        sr = self.engine.super_resolve(lr)
+        sr = self.engine.super_resolve(lr, self.branch.max_dn)
         if self.branch.scale == 1:
             return sr, None
         return sr, self.quality_table(ids, self._judge(lr, sr).cpu().numpy())
 
     def stream(self, batches: Iterable[NDArray[np.uint16]]) -> Iterator[Enlarged]:
         """Yield SR pixels and `QUALITY_COLUMNS` of each batch on the host, while the device works on the next."""
-        return self.engine.stream(batches, self._judge)
+        return self.engine.stream(batches, self.branch.max_dn, self._judge)
 
     def quality_table(self, ids: list[str], columns: NDArray[np.float32]) -> pa.Table:
         """Return SR_QUALITY rows of `QUALITY_COLUMNS`, (K, N); NaN becomes null."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from infra.errors import ConfigError
 from infra.geotiff import RasterReader, cog_writer
-from sr_models import SuperResolver, spec
+from sr_models import SrEngine, SuperResolver, spec
 from sr_models.windows import Band, enlarge_in_windows, plan_windows, window_rule
 from tasks.scene_pixels import Stretch, filled, stretch_for, with_nodata
 from tasks.stage import Progress, silent
@@ -113,7 +113,7 @@ def super_resolve_scene(
             for band in enlarge_in_windows(
                 rows.unit,
                 plan,
-                resolver,
+                SrEngine(resolver),
                 resolver.scale,
                 valid=rows.has_data if reader.may_lack_data else None,
                 batch_size=_batch_size(resolver, rule.window),

@@ -97,7 +97,7 @@ def test_each_band_has_its_own_stretch() -> None:
     assert stretch_max_dn(TEN_M, 3000) == (3000, 3000, 3000, 6000)
     assert stretch_max_dn(TEN_M, 60_000)[3] == 65_535
     dn = np.random.default_rng(0).integers(0, 8000, (3, 4, 6, 6), dtype=np.uint16)
-    kept = SrEngine(sr_models.load("none", bands=TEN_M), (3000, 3000, 3000, 6000)).super_resolve(dn).numpy()
+    kept = SrEngine(sr_models.load("none", bands=TEN_M)).super_resolve(dn, (3000, 3000, 3000, 6000)).numpy()
     assert np.array_equal(kept, np.minimum(dn, np.array([3000, 3000, 3000, 6000], np.uint16)[:, None, None]))
 
 
@@ -113,10 +113,10 @@ def test_real_weights_keep_the_radiometry_of_real_bands(shared_data: Path) -> No
     dn = np.array(bands)[None]
     weights = shared_data / "weights" / "realesr-general-x4v3-fp16.pth"
     limits = stretch_max_dn(TEN_M, 3000)
-    sr = SrEngine(sr_models.load("realesrgan_general", weights, bands=TEN_M), limits).super_resolve(dn).numpy()
+    sr = SrEngine(sr_models.load("realesrgan_general", weights, bands=TEN_M)).super_resolve(dn, limits).numpy()
     reduced = sr.reshape(1, 4, 120, 4, 120, 4).mean(axis=(3, 5))
     error = np.abs(reduced - np.minimum(dn, np.array(limits)[:, None, None])).mean(axis=(0, 2, 3))
-    rgb = SrEngine(sr_models.load("realesrgan_general", weights), 3000).super_resolve(dn[:, :3]).numpy()
+    rgb = SrEngine(sr_models.load("realesrgan_general", weights)).super_resolve(dn[:, :3], 3000).numpy()
     plain = np.abs(rgb.reshape(1, 3, 120, 4, 120, 4).mean(axis=(3, 5)) - np.minimum(dn[:, :3], 3000)).mean(
         axis=(0, 2, 3)
     )

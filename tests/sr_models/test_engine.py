@@ -69,7 +69,7 @@ class TestEngine:
     @pytest.mark.parametrize("batch_size", [None, 1, 3, 64])
     def test_is_the_model_patch_by_patch(self, tiny: SuperResolver, batch_size: int | None) -> None:
         dn = patches(7)
-        result = SrEngine(tiny, MAX_DN, batch_size).super_resolve(dn)
+        result = SrEngine(tiny, batch_size).super_resolve(dn, MAX_DN)
         assert result.dtype == torch.uint16
         difference = result.numpy().astype(int) - one_by_one(tiny, dn)
         assert np.abs(difference).max() <= 1  # a half may round either way
@@ -77,7 +77,7 @@ class TestEngine:
 
     def test_a_call_is_the_model_in_batches(self, tiny: SuperResolver) -> None:
         x = torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(SrEngine(tiny, MAX_DN, 2)(x), tiny(x), atol=1e-6, rtol=0)
+        torch.testing.assert_close(SrEngine(tiny, 2)(x), tiny(x), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1 / 512), ("bfloat16", 1 / 64)])
     def test_batch_size_does_not_matter(self, tiny: SuperResolver, dtype: str, tolerance: float) -> None:
@@ -88,24 +88,24 @@ class TestEngine:
         x = torch.rand(9, 3, 24, 24, generator=torch.Generator().manual_seed(0))
         alone = torch.cat([resolver(image[None]) for image in x])
         for batch_size in (2, 9):
-            torch.testing.assert_close(SrEngine(resolver, MAX_DN, batch_size)(x), alone, atol=tolerance, rtol=0)
+            torch.testing.assert_close(SrEngine(resolver, batch_size)(x), alone, atol=tolerance, rtol=0)
 
     def test_no_patches(self, tiny: SuperResolver) -> None:
-        assert SrEngine(tiny, MAX_DN).super_resolve(patches(0)).shape == (0, 3, 24, 24)
+        assert SrEngine(tiny).super_resolve(patches(0), MAX_DN).shape == (0, 3, 24, 24)
 
     def test_a_compiled_network_sees_one_shape(self, tiny: SuperResolver) -> None:
-        engine, spy = SrEngine(tiny, MAX_DN, 4), cramped(64)
+        engine, spy = SrEngine(tiny, 4), cramped(64)
         engine._compiled, engine._resolver = True, spy  # the filling up, without the minutes of a compiler
         dn = patches(6)
-        assert np.array_equal(engine.super_resolve(dn).numpy(), nearest(dn))
+        assert np.array_equal(engine.super_resolve(dn, MAX_DN).numpy(), nearest(dn))
         assert isinstance(spy.network, Cramped)
         assert set(spy.network.calls) == {4}
 
     def test_rejects_floats_and_a_batch_of_none(self, tiny: SuperResolver) -> None:
         with pytest.raises(ShapeError, match="integer"):
-            SrEngine(tiny, MAX_DN).super_resolve(patches(1).astype(np.float32))
+            SrEngine(tiny).super_resolve(patches(1).astype(np.float32), MAX_DN)
         with pytest.raises(ConfigError, match="at least 1"):
-            SrEngine(tiny, MAX_DN, 0)
+            SrEngine(tiny, 0)
 
 
 class TestOutOfMemory:
@@ -114,33 +114,33 @@ class TestOutOfMemory:
     def test_every_patch_comes_out_right_and_in_order(self, n: int, room: int, batch_size: int) -> None:
         dn = patches(n, seed=n)
         resolver = cramped(room)
-        assert np.array_equal(SrEngine(resolver, MAX_DN, batch_size).super_resolve(dn).numpy(), nearest(dn))
+        assert np.array_equal(SrEngine(resolver, batch_size).super_resolve(dn, MAX_DN).numpy(), nearest(dn))
 
     @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
     def test_the_batch_is_halved_and_stays_so(self, error: type[RuntimeError]) -> None:
         resolver = cramped(3, error=error)
-        engine = SrEngine(resolver, MAX_DN, 16)
+        engine = SrEngine(resolver, 16)
         dn = patches(16)
-        assert np.array_equal(engine.super_resolve(dn).numpy(), nearest(dn))
+        assert np.array_equal(engine.super_resolve(dn, MAX_DN).numpy(), nearest(dn))
         assert isinstance(resolver.network, Cramped)
         assert resolver.network.calls == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-        engine.super_resolve(dn[:4])
+        engine.super_resolve(dn[:4], MAX_DN)
         assert resolver.network.calls[-2:] == [2, 2]  # nothing is tried that has failed before
 
     def test_memory_that_goes_in_the_middle(self) -> None:
         """Another process takes memory between two batches."""
         dn = patches(8)
-        assert np.array_equal(SrEngine(cramped(4, 1, 4, 1), MAX_DN, 4).super_resolve(dn).numpy(), nearest(dn))
+        assert np.array_equal(SrEngine(cramped(4, 1, 4, 1), 4).super_resolve(dn, MAX_DN).numpy(), nearest(dn))
 
     def test_stream_hands_out_nothing_of_a_failed_batch(self) -> None:
         blocks = [patches(5, seed=1), patches(3, seed=2), patches(8, seed=3)]
-        results = [item.dn for item in SrEngine(cramped(2), MAX_DN, 8).stream(blocks)]
+        results = [item.dn for item in SrEngine(cramped(2), 8).stream(blocks, MAX_DN)]
         for block, result in zip(blocks, results, strict=True):
             assert np.array_equal(result, nearest(block))
 
     def test_not_even_one_fits(self) -> None:
         with pytest.raises(DeviceMemoryError, match=r"one image of 3 x 6 x 6 does not fit the memory of cpu"):
-            SrEngine(cramped(0), MAX_DN, 8).super_resolve(patches(2))
+            SrEngine(cramped(0), 8).super_resolve(patches(2), MAX_DN)
 
     def test_other_errors_pass(self) -> None:
         class Broken(nn.Module):
@@ -148,7 +148,7 @@ class TestOutOfMemory:
                 raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
         with pytest.raises(RuntimeError, match="mat1"):
-            SrEngine(SuperResolver("broken", 4, Broken(), torch.device("cpu")), MAX_DN).super_resolve(patches(2))
+            SrEngine(SuperResolver("broken", 4, Broken(), torch.device("cpu"))).super_resolve(patches(2), MAX_DN)
 
 
 class TestStream:
@@ -158,7 +158,7 @@ class TestStream:
         def columns(lr: Tensor, sr: Tensor) -> Tensor:
             return torch.stack([t.float().mean(dim=(1, 2, 3)) for t in (lr, sr)])
 
-        found = list(SrEngine(tiny, MAX_DN).stream(blocks, columns))
+        found = list(SrEngine(tiny).stream(blocks, MAX_DN, columns))
         for block, item in zip(blocks, found, strict=True):
             assert item.columns is not None
             np.testing.assert_allclose(item.columns[0], block.mean(axis=(1, 2, 3)), rtol=1e-5)
@@ -167,7 +167,7 @@ class TestStream:
 
     def test_the_next_batch_is_begun_before_one_is_handed_over(self) -> None:
         resolver = cramped(64)
-        stream = SrEngine(resolver, MAX_DN, 8).stream([patches(1), patches(2), patches(3)])
+        stream = SrEngine(resolver, 8).stream([patches(1), patches(2), patches(3)], MAX_DN)
         next(stream)
         assert isinstance(resolver.network, Cramped)
         assert resolver.network.calls == [1, 2]
@@ -191,8 +191,8 @@ def test_compiling_without_a_compiler_is_one_sentence(tiny: SuperResolver, monke
 @pytest.mark.slow
 def test_compiled_equals_eager(tiny: SuperResolver) -> None:
     dn = patches(6, 24)
-    compiled = SrEngine(tiny, MAX_DN, 4, compiled=True).super_resolve(dn).numpy().astype(int)
-    assert np.abs(compiled - SrEngine(tiny, MAX_DN, 4).super_resolve(dn).numpy()).max() <= 1
+    compiled = SrEngine(tiny, 4, compiled=True).super_resolve(dn, MAX_DN).numpy().astype(int)
+    assert np.abs(compiled - SrEngine(tiny, 4).super_resolve(dn, MAX_DN).numpy()).max() <= 1
 
 
 @pytest.mark.gpu
@@ -204,6 +204,6 @@ def test_gpu_gives_the_pixels_of_the_cpu(tiny: SuperResolver, dtype: str) -> Non
     network = network.to("cuda", precision).to(memory_format=torch.channels_last)
     there = SuperResolver("tiny", 4, network, torch.device("cuda"), precision, memory_format=torch.channels_last)
     blocks = [patches(n, 120, seed=n) for n in (5, 64, 1)]
-    engine = SrEngine(there, MAX_DN)
-    for block, item in zip(blocks, engine.stream(blocks), strict=True):
+    engine = SrEngine(there)
+    for block, item in zip(blocks, engine.stream(blocks, MAX_DN), strict=True):
         assert np.abs(item.dn.astype(int) - one_by_one(tiny, block)).max() <= tolerance
