@@ -253,8 +253,8 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 
 def number(value: float | None, decimals: int) -> str:
-    """Return a number as the page shows it, with a real minus sign; a dash for null."""
-    return NULL if value is None else f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    """Return a number as the page shows it, with a real minus sign, 0 without any; a dash for null."""
+    return NULL if value is None else f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")  # z: no -0.00
 
 
 def with_best(rows: Sequence[Row], columns: Sequence[Column], group: Callable[[Row], str]) -> list[Row]:

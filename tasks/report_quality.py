@@ -24,8 +24,8 @@ CONSISTENCY_COLUMNS = (
     Column("reflectance_mae", "Error, 10⁻⁴", "absolute error of the reduced output, in 0.0001 reflectance", 2, -1),
     Column("consistency_sam_deg", "Angle, °", "spectral angle of the reduced output", 3, -1),
     Column("shift_px", "Shift, px", "distance of the reduced output from its place, 10 m pixels", 3, -1),
-    Column("shift_row_px", "down", "part of the shift, positive where the output lies too low", 3, 0),
-    Column("shift_col_px", "right", "part of the shift, positive where it lies too far to the right", 3, 0),
+    Column("shift_row_px", "Down, px", "part of the shift, positive where the output lies too low", 3, 0),
+    Column("shift_col_px", "Right, px", "part of the shift, positive where it lies too far to the right", 3, 0),
     Column("clipped_share", "Clipped, %", "share of input pixels brighter than the stretch allows", 2, 0),
 )
 """Columns of the consistency with the input."""

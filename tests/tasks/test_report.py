@@ -363,4 +363,4 @@ def test_words_for_numbers() -> None:
         "0.0 s", "59.9 s", "1 min", "3 min 20 s", "2 h 5 min", "2 h",
     ]  # fmt: skip
     assert grouped(1234567) == "1\u202f234\u202f567"
-    assert [number(v, 2) for v in (-0.125, 1.0, None)] == ["\u22120.12", "1.00", NULL]
+    assert [number(v, 2) for v in (-0.125, 1.0, None, -0.001)] == ["\u22120.12", "1.00", NULL, "0.00"]
