@@ -11,6 +11,7 @@ from torch import nn
 from infra.bigearthnet.bands import RGB
 from infra.errors import UnknownNameError
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
+from sr_models.hat import hat
 from sr_models.interpolation import bicubic, identity
 
 Scalar = str | int | float
@@ -56,6 +57,10 @@ class SrSpec:
     """Whether computing costs less than reading a stored result back."""
     official_file: OfficialFile | None = None
     """The published weights, None for a model without weights."""
+    multiple: int = 1
+    """Edge of the network's windows, LR pixels: an input of another multiple is padded inside, and cropped back."""
+    receptive_radius: int | None = None
+    """How far around an LR pixel the input is seen by the output in its place, LR pixels; None: the whole image."""
 
     def build(self) -> nn.Module:
         """Return the network on the CPU, float32, with random parameters where it has any."""
@@ -64,6 +69,11 @@ class SrSpec:
 
 _NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+_HAT_DTYPES = (torch.float32, torch.bfloat16)  # no float16: spandrel, too, refuses it for HAT
+_HAT_FOLDER = "https://drive.google.com/drive/folders/1HpmReFfoUqUbnAOQ7rvOeNU3uf_m69w0"
+_HAT_PARAMETERS = MappingProxyType(
+    {"embed_dim": 180, "num_groups": 6, "num_blocks": 6, "compress_ratio": 3, "squeeze_factor": 30}
+)
 
 SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
     {
@@ -74,6 +84,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             paper="none",
             licence="Apache-2.0",
             recompute_is_cheap=True,
+            receptive_radius=0,
         ),
         "bicubic": SrSpec(
             title="bicubic enlargement, the control: larger inputs without a network",
@@ -83,6 +94,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             paper="Keys 1981, doi:10.1109/TASSP.1981.1163711",
             licence="Apache-2.0",
             recompute_is_cheap=True,
+            receptive_radius=2,
         ),
         "srresnet": SrSpec(
             title="MSRResNet, trained for PSNR on DIV2K",
@@ -99,6 +111,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
                 url="https://drive.google.com/drive/folders/1XN4WXKJ53KQ0Cu0Yv-uCt8DZWq6uufaP",
                 sha256=None,
             ),
+            receptive_radius=35,  # conv_first, 2 x 16, upconv1; upconv2, conv_hr and conv_last together 1
         ),
         "realesrgan": SrSpec(
             title="RealESRGAN_x4plus, RRDBNet with 23 blocks",
@@ -114,6 +127,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
                 url=f"{_REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth",
                 sha256="4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
             ),
+            receptive_radius=349,  # conv_first, 15 x 23, conv_body; conv_up1, conv_up2, conv_hr, conv_last together 2
         ),
         "realesrgan_general": SrSpec(
             title="realesr-general-x4v3, the small SRVGGNetCompact with 32 convolutions",
@@ -129,6 +143,74 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
                 url=f"{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",
                 sha256="8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
             ),
+            receptive_radius=34,  # the first convolution, 32, and the last
+        ),
+        "hat": SrSpec(
+            title="HAT, hybrid attention transformer, trained for PSNR on ImageNet, then DIV2K and Flickr2K",
+            scale=4,
+            architecture=hat,
+            parameters=_HAT_PARAMETERS,
+            paper="Chen et al. 2023, arXiv:2205.04437",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="HAT_SRx4_ImageNet-pretrain.pth",
+                url=_HAT_FOLDER,
+                sha256="4ee053c42461187846dc0e93aa5abd34591c0725a8e044a59000e92ee215e833",
+            ),
+            multiple=16,
+        ),
+        "hat_s": SrSpec(
+            title="HAT-S, the small HAT, trained for PSNR on DIV2K and Flickr2K",
+            scale=4,
+            architecture=hat,
+            parameters=MappingProxyType(
+                {"embed_dim": 144, "num_groups": 6, "num_blocks": 6, "compress_ratio": 24, "squeeze_factor": 24}
+            ),
+            paper="Chen et al. 2023, arXiv:2205.04437",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="HAT-S_SRx4.pth",
+                url=_HAT_FOLDER,
+                sha256="a92f81bd2c0c1aaa371a6e4d6cac69e749fde2e36196885ee47a4a3667542c9a",
+            ),
+            multiple=16,
+        ),
+        "hat_l": SrSpec(
+            title="HAT-L, HAT of twice the depth, trained for PSNR on ImageNet, then DIV2K and Flickr2K",
+            scale=4,
+            architecture=hat,
+            parameters=MappingProxyType({**_HAT_PARAMETERS, "num_groups": 12}),
+            paper="Chen et al. 2023, arXiv:2205.04437",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="HAT-L_SRx4_ImageNet-pretrain.pth",
+                url=_HAT_FOLDER,
+                sha256="5992bd38522f2b8faf11ea4bd8ee08de92465bb66892166576999afc36d60043",
+            ),
+            multiple=16,
+        ),
+        "real_hat_gan": SrSpec(
+            title="Real_HAT_GAN_SRx4, HAT trained as a GAN on Real-ESRGAN's degradations",
+            scale=4,
+            architecture=hat,
+            parameters=_HAT_PARAMETERS,
+            paper="Chen et al. 2023, arXiv:2309.05239",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                # the folder holds Real_HAT_GAN_SRx4_sharper.pth too, SHA-256 5800b671...c00271: the same network
+                name="Real_HAT_GAN_SRx4.pth",
+                url=_HAT_FOLDER,
+                sha256="f5b1e3bbbb05147ca2beefcc715279cb647d7976cbda67d62ea7e6e20d5ffcc7",
+            ),
+            multiple=16,
         ),
     }
 )
