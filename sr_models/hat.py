@@ -5,7 +5,8 @@ things differ from the usual implementation, and none of them changes the result
 
 - **No attention masks.** A window shifted across the border holds up to four pieces that must not see each other, and
   since the shift is half a window, such pieces are whole half windows. They are attended as windows of their own, for
-  which the bias of relative positions is a corner of the full window's. So nothing depends on the image's size.
+  which the bias of relative positions is a corner of the full window's (the usual mask of -100 leaves weights of
+  e^-100). So nothing depends on the image's size, and nothing needs to be kept for one.
 - Features stay (N, H, W, C) from the first convolution to the last: what is channels-last memory for convolutions, and
   tokens for linear layers, without a copy between them.
 - Attention is torch's fused kernel, so the (pixels x pixels) matrix of a window is not kept.

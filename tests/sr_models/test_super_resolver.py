@@ -151,6 +151,17 @@ class TestBatches:
         plain = SuperResolver("plain", 4, resolver.network.to(memory_format=torch.contiguous_format), resolver.device)
         torch.testing.assert_close(plain(x), resolver(x), atol=1e-6, rtol=0)
 
+    def test_float32_is_float32_whatever_the_process_has_set(self) -> None:
+        """ "medium" turns products of matrices into bfloat16 or TensorFloat-32, on CPUs and GPUs that can."""
+        resolver, x = stand_in("hat"), picture(1, 20)
+        expected = resolver(x)
+        torch.set_float32_matmul_precision("medium")
+        try:
+            assert torch.equal(resolver(x), expected)
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
     @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
     def test_half_precision_stays_close(self, dtype: str | torch.dtype, official: Callable[[str], Path]) -> None:
         path, x = official("realesrgan_general"), picture(1, 16)
