@@ -13,6 +13,7 @@ from infra.bigearthnet.bands import RGB
 from infra.errors import UnknownNameError
 from infra.weights_store import OfficialFile
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
+from sr_models.hat import hat
 from sr_models.interpolation import bicubic, identity
 
 Scalar = str | int | float
@@ -81,6 +82,11 @@ class SrSpec:
 
 _NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+_HAT_DTYPES = (torch.float32, torch.bfloat16)  # no float16: spandrel, too, refuses it for HAT
+_HAT_FOLDER = "https://drive.google.com/drive/folders/1HpmReFfoUqUbnAOQ7rvOeNU3uf_m69w0"
+_HAT_PARAMETERS = MappingProxyType(
+    {"embed_dim": 180, "num_groups": 6, "num_blocks": 6, "compress_ratio": 3, "squeeze_factor": 30}
+)
 
 SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
     {
@@ -154,6 +160,77 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
                 url=f"{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",
                 sha256="8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
             ),
+        ),
+        "hat": SrSpec(
+            title="HAT, hybrid attention transformer, trained for PSNR on ImageNet, then DIV2K and Flickr2K",
+            scale=4,
+            architecture=hat,
+            parameters=_HAT_PARAMETERS,
+            paper="Chen et al. 2023, arXiv:2205.04437",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="HAT_SRx4_ImageNet-pretrain.pth",
+                url=_HAT_FOLDER,
+                direct=False,
+                sha256="4ee053c42461187846dc0e93aa5abd34591c0725a8e044a59000e92ee215e833",
+            ),
+            multiple=16,
+        ),
+        "hat_s": SrSpec(
+            title="HAT-S, the small HAT, trained for PSNR on DIV2K and Flickr2K",
+            scale=4,
+            architecture=hat,
+            parameters=MappingProxyType(
+                {"embed_dim": 144, "num_groups": 6, "num_blocks": 6, "compress_ratio": 24, "squeeze_factor": 24}
+            ),
+            paper="Chen et al. 2023, arXiv:2205.04437",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="HAT-S_SRx4.pth",
+                url=_HAT_FOLDER,
+                direct=False,
+                sha256="a92f81bd2c0c1aaa371a6e4d6cac69e749fde2e36196885ee47a4a3667542c9a",
+            ),
+            multiple=16,
+        ),
+        "hat_l": SrSpec(
+            title="HAT-L, HAT of twice the depth, trained for PSNR on ImageNet, then DIV2K and Flickr2K",
+            scale=4,
+            architecture=hat,
+            parameters=MappingProxyType({**_HAT_PARAMETERS, "num_groups": 12}),
+            paper="Chen et al. 2023, arXiv:2205.04437",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                name="HAT-L_SRx4_ImageNet-pretrain.pth",
+                url=_HAT_FOLDER,
+                direct=False,
+                sha256="5992bd38522f2b8faf11ea4bd8ee08de92465bb66892166576999afc36d60043",
+            ),
+            multiple=16,
+        ),
+        "real_hat_gan": SrSpec(
+            title="Real_HAT_GAN_SRx4, HAT trained as a GAN on Real-ESRGAN's degradations",
+            scale=4,
+            architecture=hat,
+            parameters=_HAT_PARAMETERS,
+            paper="Chen et al. 2023, arXiv:2309.05239",
+            licence="Apache-2.0 (HAT)",
+            dtypes=_HAT_DTYPES,
+            needs_weights=True,
+            official_file=OfficialFile(
+                # the folder holds Real_HAT_GAN_SRx4_sharper.pth too, SHA-256 5800b671...c00271: the same network
+                name="Real_HAT_GAN_SRx4.pth",
+                url=_HAT_FOLDER,
+                direct=False,
+                sha256="f5b1e3bbbb05147ca2beefcc715279cb647d7976cbda67d62ea7e6e20d5ffcc7",
+            ),
+            multiple=16,
         ),
     }
 )

@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -48,11 +48,14 @@ class SuperResolver:
     def __call__(self, x: Tensor) -> Tensor:
         """Return the batch enlarged, each image by itself.
 
-        float32 means float32: TensorFloat-32 is off on CUDA, so that devices agree. What the network returns beyond
-        [0, 1] is clamped. Values are not checked: a NaN stays within the receptive field of its pixel.
+        float32 means float32: TensorFloat-32 is off, whatever the process has set, so that devices agree. What the
+        network returns beyond [0, 1] is clamped. Values are not checked: the network sees those beyond [0, 1] as they
+        are, and a NaN spreads over the receptive field of its pixel (`SrSpec.receptive_radius`; the whole image for
+        HAT), to no other image.
 
         Args:
-            x: (N, C, H, W), floating point, in [0, 1], on any device; C is the number of `bands`.
+            x: (N, C, H, W), floating point, in [0, 1], on any device; C is the number of `bands`, H and W from 1 on, of
+                any multiple.
 
         Returns:
             (N, C, scale*H, scale*W), float32, in [0, 1], on `device`; free of autograd, fit for it later.
@@ -96,11 +99,18 @@ class SuperResolver:
         """Return whatever determines the output: what a `config` is made of. Never paths, device or batch size."""
         return _identity(self.name, self.scale, self.parameters, self.weights_sha256, self.dtype)
 
-    def _exact_float32(self) -> AbstractContextManager[None]:
-        if self.device.type != "cuda" or self.dtype != torch.float32:
-            return nullcontext()
-        now = torch.backends.cudnn
-        return now.flags(enabled=True, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False)
+    @contextmanager
+    def _exact_float32(self) -> Iterator[None]:
+        if self.dtype != torch.float32:
+            yield
+            return
+        now, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # no TensorFloat-32 in linear layers, on CPUs no bfloat16
+        try:
+            with now.flags(now.enabled, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(products)
 
 
 def load(

@@ -94,6 +94,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, path: str | Path, name: str) -> None:
     """Load a weight file into a network, every parameter and nothing else.
 
+    Buffers that a network names as its `constants`, since they follow from its arguments, may be left out of the file;
+    where they are in it they must be what the network has.
+
     Args:
         model: The network; its parameters keep their dtype, so a half-precision file ends up as float32.
         path: See `load_state`.
@@ -105,6 +108,8 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
     if not Path(path).is_file():
         raise missing(name, path)
     state, wanted = load_state(path), model.state_dict()
+    constants: frozenset[str] = getattr(model, "constants", frozenset())
+    state = {key: wanted[key] for key in constants} | state
     absent = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
     misfit = [
@@ -112,7 +117,12 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
-    found = {"missing": absent, "unexpected": extra, "of another shape": misfit}
+    changed = [
+        key
+        for key in sorted(constants)
+        if state[key].shape == wanted[key].shape and not torch.equal(state[key].to(wanted[key].dtype), wanted[key])
+    ]
+    found = {"missing": absent, "unexpected": extra, "of another shape": misfit, "of another value": changed}
     if any(found.values()):
         faults = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys)
         raise WeightsError(
@@ -167,7 +177,11 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
         )
         return f"SRVGGNetCompact with {features('body.0.weight')} features and {convolutions - 2} convolutions"
     if any("overlap_attn" in key for key in state):
-        return "HAT"
+        groups = count(r"layers\.(\d+)\.residual_group")
+        blocks = count(r"layers\.0\.residual_group\.blocks\.(\d+)\.")
+        if "conv_first.weight" not in state:
+            return f"a part of a HAT with {groups} groups"
+        return f"HAT with {features('conv_first.weight')} channels and {groups} groups of {blocks} blocks"
     if any(key.startswith("layers.0.residual_group") for key in state):
         return "SwinIR"
     if "fc.weight" in state and "layer1.0.conv1.weight" in state:

@@ -12,6 +12,7 @@ import sr_models
 from infra.errors import WeightsError
 from infra.weights_store import sha256
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
+from sr_models.hat import hat
 from sr_models.weights import load_into, load_state, looks_like
 
 
@@ -151,7 +152,11 @@ class TestWrongFiles:
 def test_what_a_file_looks_like() -> None:
     assert looks_like(msrresnet(num_feat=4, num_block=2).state_dict()) == "MSRResNet with 4 features and 2 blocks"
     assert looks_like({"model.1.sub.0.RDB1.conv1.0.weight": torch.zeros(1)}).startswith("RRDBNet under the key names")
-    assert looks_like({"layers.0.residual_group.overlap_attn.qkv.weight": torch.zeros(1)}) == "HAT"
+    small = {"embed_dim": 12, "compress_ratio": 3, "squeeze_factor": 6, "window_size": 4}
+    state = hat(num_groups=3, num_blocks=2, **small).state_dict()
+    assert looks_like(state) == "HAT with 12 channels and 3 groups of 2 blocks"
+    del state["conv_first.weight"]
+    assert looks_like(state) == "a part of a HAT with 3 groups"
     assert looks_like({"layers.0.residual_group.blocks.0.norm1.weight": torch.zeros(1)}) == "SwinIR"
     resnet = {"fc.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}
     assert looks_like(resnet) == "a ResNet classifier"

@@ -312,7 +312,7 @@ def test_windows_without_data_do_not_go_through_the_model() -> None:
 def test_defaults_keep_the_cost_bounded() -> None:
     for name, model in SR_MODELS.items():
         rule = window_rule(model)
-        assert rule.margin == model.receptive_radius
+        assert rule.margin == (64 if model.receptive_radius is None else model.receptive_radius)
         assert rule.blend == 0
         cost = plan_windows(50_000, 50_000, rule).cost
         assert cost < 4.01, name
