@@ -219,17 +219,8 @@ def enlarge_in_windows(
             outputs = enlarge(crops).to("cpu", torch.float32)
             _checked(outputs, (*crops.shape[:2], scale * crops.shape[2], scale * crops.shape[3]), "the model's output")
             for j, output in zip(batch, outputs, strict=True):
-                across, weights_across = columns[j]
-                kept = output[
-                    :,
-                    scale * (support.start - row.start) : scale * (support.stop - row.start),
-                    scale * (across.start - plan.columns[j].start) : scale * (across.stop - plan.columns[j].start),
-                ]
-                place = sums[:, :, scale * across.start : scale * across.stop]
-                if plan.blend:
-                    place.add_(kept * weights[:, None] * weights_across)
-                else:
-                    place.copy_(kept)
+                corner = row.start, plan.columns[j].start
+                _add(output, corner, sums, (support, columns[j][0]), (weights, columns[j][1]), plan.blend, scale)
             done += len(batch)
             if tell is not None and done < plan.windows:
                 tell(done, plan.windows)
@@ -276,6 +267,29 @@ def super_resolve_image(
         lambda first, last: x[:, first:last], plan, resolver, resolver.scale, batch_size=batch_size
     )
     return torch.cat([band.values for band in bands], dim=1)
+
+
+def _add(
+    output: Tensor,
+    corner: tuple[int, int],
+    sums: Tensor,
+    support: tuple[slice, slice],
+    weights: tuple[Tensor, Tensor],
+    blend: int,
+    scale: int,
+) -> None:
+    """Add the part of a window's output that counts to the rows in work, which begin at the support's first row."""
+    (top, left), (down, across) = corner, support
+    kept = output[
+        :,
+        scale * (down.start - top) : scale * (down.stop - top),
+        scale * (across.start - left) : scale * (across.stop - left),
+    ]
+    place = sums[:, :, scale * across.start : scale * across.stop]
+    if blend:
+        place.add_(kept * weights[0][:, None] * weights[1])
+    else:
+        place.copy_(kept)
 
 
 def _weights(spans: tuple[Span, ...], i: int, blend: int, scale: int) -> tuple[slice, Tensor]:

@@ -40,12 +40,12 @@ class Stretch:
 
         Integers in the range of the stretch survive `to_unit` and back exactly.
         """
-        values = x * np.float32(self.high - self.low) + np.float32(self.low)
+        values = x * np.float32(self.high - self.low)  # in place from here on: scenes are large
+        values += np.float32(self.low)
         if np.dtype(dtype).kind in "ui":
             limits = np.iinfo(dtype)
-            values = np.clip(
-                np.rint(values), max(limits.min, math.ceil(self.low)), min(limits.max, math.floor(self.high))
-            )
+            np.rint(values, out=values)
+            np.clip(values, max(limits.min, math.ceil(self.low)), min(limits.max, math.floor(self.high)), out=values)
         return values.astype(dtype)
 
 
@@ -92,12 +92,24 @@ def filled(x: NDArray[np.float32], valid: NDArray[np.bool_], reach: int) -> NDAr
             continue
         key = np.packbits(mask).tobytes()
         if key not in known:
-            distance, (rows, columns) = ndimage.distance_transform_edt(~mask, return_indices=True)
-            gaps = ~mask & (distance <= reach)
-            known[key] = rows[gaps], columns[gaps], gaps
+            known[key] = _nearest(mask, reach)
         rows, columns, gaps = known[key]
         result[band][gaps] = x[band][rows, columns]
     return result
+
+
+def _nearest(mask: NDArray[np.bool_], reach: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+    """Return row and column of the nearest pixel with data for each gap within reach, and which pixels those are."""
+    gaps = np.zeros_like(mask)
+    near = ndimage.maximum_filter1d(mask.any(axis=0).view(np.uint8), 2 * reach + 1, mode="constant")
+    wanted = np.nonzero(~mask.all(axis=0) & (near > 0))[0]  # the edge of a swath is a few columns of a wide scene
+    if not len(wanted):
+        return np.zeros(0, np.int32), np.zeros(0, np.int32), gaps
+    first, last = max(int(wanted[0]) - reach, 0), int(wanted[-1]) + reach + 1
+    part = ~mask[:, first:last]
+    distance, (rows, columns) = ndimage.distance_transform_edt(part, return_indices=True)
+    gaps[:, first:last] = within = part & (distance <= reach)
+    return rows[within], columns[within] + np.int32(first), gaps
 
 
 def with_nodata(

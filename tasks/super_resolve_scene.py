@@ -122,6 +122,7 @@ def super_resolve_scene(
                 for values, valid in _finished(band, rows, resolver.scale, layout.nodata):
                     writer.append(values, valid)
                     written += values[0].size
+                del band  # before the next rows are made: they are large
             progress("write the overviews", 0, 1, 0)
         progress("write the overviews", 1, 1, written)
     return SceneReport(

@@ -313,7 +313,7 @@ def test_defaults_keep_the_cost_bounded() -> None:
     for name, model in SR_MODELS.items():
         rule = window_rule(model)
         assert rule.margin == (64 if model.receptive_radius is None else model.receptive_radius)
-        assert rule.blend == 0
+        assert rule.blend == (32 if model.receptive_radius is None else 0)
         cost = plan_windows(50_000, 50_000, rule).cost
         assert cost < 4.01, name
         assert rule.window >= SMALLEST_WINDOW

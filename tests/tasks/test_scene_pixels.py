@@ -81,6 +81,12 @@ def test_gaps_are_filled_alike_wherever_the_image_is_cut() -> None:
         np.testing.assert_array_equal(part[:, 7:-7], whole[:, first:last])
 
 
+def test_a_model_that_sees_one_pixel_needs_no_neighbours() -> None:
+    x, valid = np.ones((1, 3, 4), np.float32), np.ones((1, 3, 4), np.bool_)
+    valid[:, :, 2:] = False
+    np.testing.assert_array_equal(filled(x, valid, 0), [[[1, 1, 0, 0]] * 3])
+
+
 def test_nodata_fills_its_blocks_and_nothing_else() -> None:
     valid = np.array([[[True, False], [True, True]]])
     values = np.array([[[0, 1, 2, 3], [0, 5, 6, 7], [8, 0, 9, 9], [9, 9, 9, 9]]], np.uint16)
