@@ -194,6 +194,7 @@ def fit_on_workers(job: SrTrainJob, resources: Resources, tell: Callable[[SrProg
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    job.progress.unlink(missing_ok=True)  # how far a stopped run was says nothing of this one
     outcome = _in_thread(trainer, job, tell)
     if isinstance(outcome, BaseException):
         raise _plain(outcome) from outcome
@@ -279,11 +280,11 @@ def _work(config: dict[str, Any]) -> str | None:
         told = 0.0
         while trainer.step < job.settings.steps:
             row = trainer.advance()
+            if row is not None:
+                _report(trainer, row, rank)
             if rank == 0 and (row is not None or time.monotonic() - told > _POLL_SECONDS):
                 told = time.monotonic()
                 _write_progress(job, trainer)
-            if row is not None:
-                _report(trainer, row, rank)
     except TrainingError as error:  # a loss that is not finite is so on all workers, since gradients are averaged
         return str(error)
     return None
@@ -363,7 +364,8 @@ def _plain(error: BaseException) -> BaseException:
         return error
     lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
     why = lines[-1] if lines else type(error).__name__
-    return TrainingError(f"training stopped, workers failed more than {_MAX_FAILURES} times: {why}")
+    times = f"workers died more than {_MAX_FAILURES} times" if failures else "Ray Train failed"
+    return TrainingError(f"training stopped, {times}: {why}; the same command goes on from the last validation")
 
 
 def _write_progress(job: SrTrainJob, trainer: SrTrainer) -> None:

@@ -56,7 +56,7 @@ def test_no_crop_ever_touches_the_held_out_quarter_or_the_validation_strip(
     images = tuple(scene[:, a.top : a.bottom, a.left : a.right] for a in scene_areas(height, width, "train"))
     _, hr = draw_batch([ImageSet("scene", images, 65_535)], seed, step, range(6), 32, SCALE)
     rows, columns = (hr[:, :2] * 65_535).round().int().unbind(1)
-    assert rows.unique().numel() >= 32
+    assert len(np.unique(rows)) >= 32
     held_out = (rows >= height // 2 - MARGIN) & (columns >= width // 2 - MARGIN)
     assert not held_out.any()
     assert not ((rows >= height - height // 8 - MARGIN) & (columns < width // 2)).any()

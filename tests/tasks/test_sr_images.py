@@ -29,9 +29,9 @@ def test_a_scene_is_read_as_rasterio_reads_it_and_only_its_parts(scene: Path) ->
     planes = [rasterio.open(scene / f"{band}.tif").read(1) for band in ("B04", "B03", "B02")]
     whole = np.stack(planes)
     for part in ("train", "validation", "test"):
-        images = Scene(scene, max_dn=2800, weight=3).read(part)  # type: ignore[arg-type]
+        images = Scene(scene, max_dn=2800, weight=3).read(part)
         assert (images.max_dn, images.weight) == (2800, 3)
-        areas = scene_areas(240, 320, part)  # type: ignore[arg-type]
+        areas = scene_areas(240, 320, part)
         for image, area in zip(images.images, areas, strict=True):
             np.testing.assert_array_equal(image.numpy(), whole[:, area.top : area.bottom, area.left : area.right])
 
@@ -71,7 +71,7 @@ def test_pictures_are_read_as_pillow_reads_them_and_parted_by_name(tmp_path: Pat
     (tmp_path / "README.md").write_text("no picture")
     found = 0
     for part in ("train", "validation", "test"):
-        images = ImageFolder(tmp_path).read(part).images  # type: ignore[arg-type]
+        images = ImageFolder(tmp_path).read(part).images
         expected = [name for name in sorted(names) if image_part(name) == part]
         assert len(images) == len(expected)
         for image, name in zip(images, expected, strict=True):
