@@ -30,7 +30,7 @@ from sr_models.quality import consistency, wald
 from sr_models.stretch import to_dn, to_unit
 from sr_models.super_resolver import SuperResolver
 from sr_models.wald_pairs import ImageSet
-from tasks.sr_images import ImageFolder, Scene
+from tasks.sr_images import ImageFolder, ImageSource, Scene
 
 MAX_DN = 3000
 QUARTER = "Sentinel-2 quarter"
@@ -67,7 +67,7 @@ def models(data: Path) -> dict[str, SuperResolver]:
 def test_sets(data: Path) -> dict[str, ImageSet]:
     """Return the images that nothing was trained or chosen on, each cut to a multiple of four pixels."""
     (cell,) = (path for path in (data / "sentinel2_l2a_cell").iterdir() if path.is_dir())
-    sets = {
+    sets: dict[str, ImageSource] = {
         QUARTER: Scene(cell, max_dn=MAX_DN),
         "EuroSAT, held out": ImageFolder(data / "eurosat_rgb"),
     }

