@@ -174,7 +174,7 @@ def main() -> None:
         mae = "" if row.reflectance_mae is None else f"{row.reflectance_mae:.5f}"
         numbers = f"{row.psnr_db:.2f}", f"{row.ssim:.4f}", f"{row.sam_deg:.3f}", f"{row.ergas:.3f}", mae
         table.add_row(row.set, row.model, str(row.images), *numbers)
-    Console().print(table)
+    Console(width=100).print(table)
     result = {
         "benchmark": "sr_quality",
         "max_dn": MAX_DN,

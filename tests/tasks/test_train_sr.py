@@ -145,8 +145,10 @@ def test_two_workers_stopped_on_the_way_give_the_weights_of_one_plain_loop(
     plain = job_of(pictures, tmp_path / "plain", settings)
     publish_weights(plain, plain_state(plain))
     expected = load_state(plain.out)
+    begun = build_trainer(job, torch.device("cpu")).network.state_dict()
+    assert max(float((value - begun[key]).abs().max()) for key, value in expected.items()) > 0.02
     for key, value in load_state(job.out).items():  # only the order in which gradients are added up differs
         torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-3)
     mine, theirs = (provenance(path)["validation"][0] for path in (job.out, plain.out))
-    assert mine["psnr_db"] == pytest.approx(theirs["psnr_db"], abs=0.05)
+    assert mine["psnr_db"] == pytest.approx(theirs["psnr_db"], abs=0.5)
     assert not ray.is_initialized()
