@@ -98,6 +98,20 @@ def train(run_yaml: RunYaml, overrides: Overrides = None) -> None:
     _run(run_yaml, overrides, "train")
 
 
+@app.command("train-sr")
+def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Fit or fine-tune a super-resolution model on the archive's own images; a stopped run goes on."""
+    from flows.config import load_config
+
+    config = load_config(run_yaml, overrides)
+    from flows.progress import bars
+    from flows.train_sr import train_sr as fit
+
+    with bars():
+        summary = fit(config)
+    Console().print(summary, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def predict(run_yaml: RunYaml, overrides: Overrides = None) -> None:
     """Predict and explain every patch, after what that needs."""

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 import classifiers
 import sr_models
 from infra.archives.layouts import LAYOUTS
+from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError
 
 
@@ -80,6 +81,95 @@ class ExplainConfig(_Section):
         return tuple(_known(m, classifiers.explain_methods(), "explanation method") for m in _once(methods))
 
 
+class SrSourceConfig(_Section):
+    """Images beside the archive's patches: a scene, or a folder of pictures."""
+
+    scene: Path | None = None
+    """Folder with one Sentinel-2 file a band."""
+    images: Path | None = None
+    """Folder of RGB pictures of 8 bits."""
+    bands: tuple[str, str, str] = RGB
+    """Scene: the bands that become the three channels; the same one thrice gives grey images."""
+    max_dn: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Scene: DN of 1 in the stretch; None: sr_input_max_dn."""
+    boa_add_offset: int | None = None
+    """Scene: BOA_ADD_OFFSET, DN, where no MTD_MSIL2A.xml tells it."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the steps, relative to the other sources' and to `patches`."""
+
+    @field_validator("scene", "images")
+    @classmethod
+    def _local(cls, path: Path | None) -> Path | None:
+        return _local_folder(path)
+
+    @field_validator("bands")
+    @classmethod
+    def _known_bands(cls, bands: tuple[str, str, str]) -> tuple[str, str, str]:
+        for band in bands:
+            _known(band, S2_BANDS, "Sentinel-2 band")
+        return bands
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> "SrSourceConfig":
+        folder = self.scene if self.images is None else self.images
+        if folder is None or (self.scene is not None and self.images is not None):
+            raise ValueError("a source is either `scene: FOLDER` or `images: FOLDER`")
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        if self.images is not None and {"bands", "max_dn", "boa_add_offset"} & self.model_fields_set:
+            raise ValueError("bands, max_dn and boa_add_offset are for scenes; pictures of 8 bits have none")
+        return self
+
+
+class TrainSrConfig(_Section):
+    """How a super-resolution model is fitted, by Wald's protocol; for `superscene train-sr`."""
+
+    model: str = "srresnet"
+    """An SR model with weights."""
+    start: Path | None = None
+    """Weights to start from (fine-tuning); None: random ones."""
+    patches: Annotated[float, Field(ge=0)] = 1.0
+    """Share of the steps that train on the archive's patches, relative to the sources' weights; 0: none."""
+    sources: tuple[SrSourceConfig, ...] = ()
+    steps: Annotated[int, Field(ge=1)] = 20_000
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Crops of a step, over all workers."""
+    crop: Annotated[int, Field(ge=16)] = 96
+    """Edge of a crop, pixels of the truth."""
+    lr: Annotated[float, Field(gt=0)] = 5.0e-4
+    warmup: Annotated[int, Field(ge=0)] = 200
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    loss: Literal["l1", "charbonnier"] = "l1"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    seed: Annotated[int, Field(ge=0)] = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision inside the network; bfloat16 is twice as fast on a GPU, and on a CPU with AVX-512 BF16."""
+    validate_every: Annotated[int, Field(ge=1)] = 250
+    out: Path | None = None
+    """The weight file, .safetensors; None: in the store's checkpoints."""
+    terms: str = "not stated: the terms of the sources hold"
+    """Licence and attribution of the weights, written into the file."""
+
+    @field_validator("model")
+    @classmethod
+    def _trainable(cls, name: str) -> str:
+        return _known(name, tuple(n for n, s in sr_models.SR_MODELS.items() if s.needs_weights), "trainable SR model")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainSrConfig":
+        if self.crop % sr_models.SR_MODELS[self.model].scale:
+            raise ValueError(
+                f"crop is {self.crop}: it needs to be a multiple of {sr_models.SR_MODELS[self.model].scale}"
+            )
+        if not self.patches and not self.sources:
+            raise ValueError("nothing to train on: give sources, or let patches be above 0")
+        if self.start is not None and not self.start.is_file():
+            raise ValueError(f"start: there is no file {self.start}")
+        if self.out is not None and self.out.suffix != ".safetensors":
+            raise ValueError(f"out: {self.out} needs to end in .safetensors")
+        return self
+
+
 class ResourceConfig(_Section):
     """What the run may use; never changes a row."""
 
@@ -109,6 +199,7 @@ class RunConfig(_Section):
     models_from: Path | None = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
+    train_sr: TrainSrConfig = TrainSrConfig()
     explain: ExplainConfig = ExplainConfig()
     keep_sr: Literal["auto", "always", "never"] = "auto"
     resources: ResourceConfig = ResourceConfig()

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tasks.stage import Progress as StageProgress
 from tasks.stage import silent
+from tasks.train_sr import SrProgress
 
 _ARTIFACT_SECONDS = 5.0
 """Artifacts are calls to a server: this often at most."""
@@ -66,6 +67,47 @@ class _Bars:
         self._progress.update(task, completed=done, total=max(total, 1) if total else 1, rate=rate)
         if not total:
             self._progress.update(task, completed=1, rate="done before")
+
+
+@contextmanager
+def training_progress(title: str, steps: int) -> Iterator[Callable[[SrProgress], None]]:
+    """Show the steps, the loss, the validation and the time left of a fit; a line a validation without a terminal.
+
+    Args:
+        title: What is fitted.
+        steps: Steps of the whole run.
+
+    Yields:
+        What to call with how far the run is.
+    """
+    bar = Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[found]}"),
+        TimeRemainingColumn(),
+        console=_console(),
+        disable=not _console().is_terminal,
+    )
+    task = bar.add_task(title, total=steps, found="")
+    shown: list[SrProgress] = []
+
+    def tell(now: SrProgress) -> None:
+        found = (
+            "" if now.gain_db is None else f"loss {now.loss:.4f}, {now.psnr_db:.2f} dB ({now.gain_db:+.2f} on bicubic)"
+        )
+        bar.update(task, completed=now.step, found=found)
+        fresh = not shown or shown[-1].gain_db != now.gain_db
+        if bar.disable and _terminal.get() is not silent and fresh:
+            shown[:] = [now]
+            print(f"{title}: step {now.step} of {steps} {found}", file=sys.stderr, flush=True)  # noqa: T201  # as `_lines`
+
+    with bar:
+        yield tell
+
+
+def _console() -> Console:
+    return Console(stderr=True)
 
 
 def _lines(unit: str, stage: str, done: int, total: int, patches: int) -> None:

@@ -63,6 +63,10 @@ class StorePaths:
         """A trained classifier; sr is "backbone" for a network that only lends its backbone."""
         return self.root / "checkpoints" / f"{sr}-{classifier}-{config}" / f"seed-{seed}.safetensors"
 
+    def trained_sr(self, model: str, config: str) -> Path:
+        """Weights of a super-resolution network that was fitted here."""
+        return self.root / "checkpoints" / f"sr-{model}-{config}" / "weights.safetensors"
+
     def table(self, name: str) -> Path:
         """One table's folder."""
         return self.tables / name

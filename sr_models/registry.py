@@ -112,7 +112,7 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             receptive_radius=2,
         ),
         "srresnet": SrSpec(
-            title="MSRResNet, trained for PSNR on DIV2K",
+            title="MSRResNet, trained for PSNR: shipped weights on Sentinel-2, official ones on DIV2K",
             scale=4,
             architecture=msrresnet,
             parameters=MappingProxyType({"num_feat": 64, "num_block": 16}),
@@ -127,6 +127,12 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
                 url="https://drive.google.com/drive/folders/1XN4WXKJ53KQ0Cu0Yv-uCt8DZWq6uufaP",
                 sha256=None,
                 direct=False,
+            ),
+            shipped=ShippedWeights(
+                file="shipped/srresnet_sentinel2.safetensors",
+                sha256="f633fda09d847e22fd7356d717bec42fa582fbb0c1d57326420d962f2dbd7654",
+                licence="CC BY-SA 4.0",
+                provenance="trained on a Sentinel-2 cell of Major-TOM Core and EuroSAT: sr_models/shipped/README.md",
             ),
         ),
         "realesrgan": SrSpec(

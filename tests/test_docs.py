@@ -45,7 +45,7 @@ def test_the_reference_of_run_yaml_is_complete_and_true() -> None:
     )
     assert config == defaults
     assert set(told) == set(RunConfig.model_fields)
-    for section in ("archive", "train", "explain", "resources"):
+    for section in ("archive", "train", "train_sr", "explain", "resources"):
         assert set(told[section]) == set(type(getattr(config, section)).model_fields)
 
 

@@ -41,7 +41,7 @@ S2_GROUPS = (S2_10M, S2_20M, S2_60M)
 S2_BANDS: tuple[str, ...] = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """The twelve L2A bands in spectral order (B10 is absent from L2A)."""
 
-RGB: tuple[str, ...] = ("B04", "B03", "B02")
+RGB: tuple[str, str, str] = ("B04", "B03", "B02")
 """Band order of every SR model's input and of `bands: rgb`."""
 
 BAND_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"rgb": RGB, "10m": (*RGB, "B08")})

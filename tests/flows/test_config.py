@@ -54,6 +54,16 @@ def test_settings_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
         (GOOD + "explain: {methods: [lucky]}", ["lucky", "grad_cam"]),
         (GOOD + "models_from: /data/store", ["models_from", "itself"]),
         (GOOD.replace("store: /data/store", ""), ["store"]),
+        (GOOD + "train_sr: {model: bicubic}", ["train_sr.model", "bicubic", "srresnet"]),
+        (GOOD + "train_sr: {patches: 0}", ["train_sr", "nothing to train on"]),
+        (GOOD + "train_sr: {crop: 50}", ["train_sr", "multiple of 4"]),
+        (GOOD + "train_sr: {out: weights.pth}", ["train_sr", "weights.pth", ".safetensors"]),
+        (GOOD + "train_sr: {start: /nowhere.pth}", ["train_sr", "/nowhere.pth"]),
+        (GOOD + "train_sr: {ema: 1}", ["train_sr.ema"]),
+        (GOOD + "train_sr: {sources: [{weight: 2}]}", ["train_sr.sources.0", "scene: FOLDER"]),
+        (GOOD + "train_sr: {sources: [{images: /nowhere}]}", ["train_sr.sources.0", "/nowhere"]),
+        (GOOD + "train_sr: {sources: [{scene: /, bands: [B04, B03, B10]}]}", ["train_sr.sources.0.bands", "B10"]),
+        (GOOD + "train_sr: {sources: [{images: /, max_dn: 255}]}", ["train_sr.sources.0", "pictures of 8 bits"]),
     ],
 )
 def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, words: list[str]) -> None:

@@ -1,0 +1,89 @@
+"""The train-sr flow: from the archive's images, and others, to weights of a super-resolution model."""
+
+from prefect import flow
+
+from flows.archive import archive
+from flows.config import RunConfig, TrainSrConfig
+from flows.progress import training_progress
+from infra.fingerprint import Json
+from infra.ray_pool import Resources, cluster
+from infra.storage import StorePaths, locked_store
+from infra.weights_store import sha256
+from sr_models.trained_weights import provenance
+from sr_models.training import SrTrainSettings
+from tasks.plan import Plan, make_plan
+from tasks.sr_images import ImageFolder, Scene, StorePatches
+from tasks.train_sr import SrTrainJob, fit_on_workers, is_trained, sr_train_job
+
+
+@flow(name="train-sr", validate_parameters=True)
+def train_sr(config: RunConfig) -> str:
+    """Fit one super-resolution model and return a one-line summary; a stopped run goes on from its last validation.
+
+    Raises:
+        ConfigError, ArchiveError, StoreError, WeightsError, TrainingError: The message says what to change.
+    """
+    chosen = config.train_sr
+    paths = StorePaths(config.store.resolve())
+    if chosen.patches:
+        archive(config, "ingest")
+    with locked_store(paths):
+        patches = _patches(config, _plan(config, paths)) if chosen.patches else None
+        job = sr_train_job(paths, _settings(chosen), chosen.start, _sources(config), patches, chosen.out, chosen.terms)
+        if not is_trained(job):
+            with cluster(), training_progress(f"train {chosen.model}", chosen.steps) as tell:
+                actors = None if config.resources.actors == "auto" else config.resources.actors
+                fit_on_workers(job, Resources(actors, config.resources.gpus_per_actor), tell)
+    return _summary(job)
+
+
+def _plan(config: RunConfig, paths: StorePaths) -> Plan:
+    offset: dict[str, Json] = {}
+    if config.archive.boa_add_offset is not None:
+        offset["boa_add_offset"] = config.archive.boa_add_offset
+    return make_plan(None, paths, config.archive.layout, config.shard_size, offset)
+
+
+def _patches(config: RunConfig, plan: Plan) -> StorePatches:
+    train = plan.ingested("train", "all")
+    validation = plan.ingested("validation")
+    return StorePatches(plan.parts, tuple(train), tuple(validation), config.sr_input_max_dn, config.train_sr.patches)
+
+
+def _sources(config: RunConfig) -> list[Scene | ImageFolder]:
+    sources: list[Scene | ImageFolder] = []
+    for source in config.train_sr.sources:
+        if source.scene is not None:
+            max_dn = source.max_dn or config.sr_input_max_dn
+            scene = source.scene.resolve()
+            sources.append(Scene(scene, source.bands, max_dn, source.weight, source.boa_add_offset))
+        elif source.images is not None:
+            sources.append(ImageFolder(source.images.resolve(), source.weight))
+    return sources
+
+
+def _settings(chosen: TrainSrConfig) -> SrTrainSettings:
+    return SrTrainSettings(
+        model=chosen.model,
+        steps=chosen.steps,
+        batch_size=chosen.batch_size,
+        crop=chosen.crop,
+        lr=chosen.lr,
+        warmup=chosen.warmup,
+        weight_decay=chosen.weight_decay,
+        loss=chosen.loss,
+        ema=chosen.ema,
+        seed=chosen.seed,
+        dtype=chosen.dtype,
+        validate_every=chosen.validate_every,
+    )
+
+
+def _summary(job: SrTrainJob) -> str:
+    made = provenance(job.out)
+    gains = ", ".join(
+        f"{found['set']} {found['psnr_db']:.2f} dB ({found['psnr_db'] - found['bicubic_psnr_db']:+.2f} on bicubic), "
+        f"SSIM {found['ssim']:.4f} ({found['ssim'] - found['bicubic_ssim']:+.4f})"
+        for found in made["validation"]
+    )
+    return f"{job.settings.model}: {gains}, step {made['step']}; {job.out}, SHA-256 {sha256(job.out)}"

@@ -1,0 +1,163 @@
+"""Ray Train behind three words: workers run one loop, save its state now and then, and begin again from the last one.
+
+The state is bytes, kept in a folder that all nodes see. Where a worker dies, all are replaced and go on from the last
+state; a run whose driver dies goes on when it is called again on the same folder.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read when ray.train is imported
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+from infra.errors import ConfigError, PipelineError, TrainingError
+from infra.ray_pool import Resources
+
+MAX_FAILURES = 3
+"""Times the workers may die in one call before it gives up."""
+
+_STATE_FILE = "state.pt"
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainWorker:
+    """What the loop knows of its place among the workers."""
+
+    rank: int
+    workers: int
+    device: torch.device
+
+    def saved(self) -> bytes | None:
+        """Return the state to go on from; None at the first start."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return (Path(folder) / _STATE_FILE).read_bytes()
+
+    def save(self, state: Callable[[], bytes]) -> None:
+        """Keep the state, which only the first worker makes; all workers meet here."""
+        if self.rank:
+            ray.train.report({})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / _STATE_FILE).write_bytes(state())
+            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def train_on_workers(
+    loop: Callable[[TrainWorker], None], folder: Path, resources: Resources, batch_size: int, tell: Callable[[], None]
+) -> bytes:
+    """Run a loop on the cluster that this process is connected to, and return the last state it saved.
+
+    Args:
+        loop: Run by every worker; must end on all of them alike. Pickled.
+        folder: Where the states lie, seen by all nodes; of one run only.
+        resources: `actors` workers; None: one a GPU, or one a node without GPUs.
+        batch_size: Samples of a step; shared evenly, so the number of workers is a divisor of it.
+        tell: Called about once a second while the workers run. What it raises ends the run, the states stay.
+
+    Raises:
+        PipelineError: What the loop raised; a TrainingError, which all workers raise alike, at once.
+        TrainingError: Workers kept dying.
+        ConfigError: The cluster has nothing to train on.
+    """
+    workers, per_worker = share(resources, batch_size)
+    trainer = TorchTrainer(
+        _work,  # type: ignore[arg-type]  # Ray's annotation forgets the returned value, which its result carries
+        train_loop_config={"loop": loop, "threads": int(per_worker["CPU"])},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in per_worker, resources_per_worker=per_worker),
+        torch_config=TorchConfig(backend="nccl" if "GPU" in per_worker else "gloo"),
+        run_config=RunConfig(  # type: ignore[arg-type]  # the class of version 2, which is the one in use
+            name="ray",
+            storage_path=str(folder.resolve()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    outcome = _in_thread(trainer, tell)
+    if isinstance(outcome, BaseException):
+        raise plain_error(outcome) from outcome
+    if outcome.return_value is not None:
+        raise TrainingError(str(outcome.return_value))
+    with outcome.checkpoint.as_directory() as place:
+        return (Path(place) / _STATE_FILE).read_bytes()
+
+
+def share(resources: Resources, batch_size: int) -> tuple[int, dict[str, float]]:
+    """Return the number of workers, a divisor of the batch, and what each gets.
+
+    Raises:
+        ConfigError: The cluster has no CPU.
+    """
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if not cores:
+        raise ConfigError("the Ray cluster has no CPU to train on")
+    most = min(resources.actors or gpus or len(cores), gpus or sum(cores), batch_size)
+    workers = max(n for n in range(1, most + 1) if batch_size % n == 0)
+    if gpus:
+        return workers, {"CPU": 1.0, "GPU": 1.0}
+    per_node = -(-workers // len(cores))
+    return workers, {"CPU": float(max(1, min(cores) // per_node))}
+
+
+def plain_error(error: BaseException) -> BaseException:
+    """Return the project's own error that a worker raised, or one that tells of Ray's in a sentence."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in (*failures.values(), error):
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, PipelineError):
+                return cause
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    if not isinstance(error, Exception):
+        return error
+    lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
+    why = lines[-1] if lines else type(error).__name__
+    times = f"workers died more than {MAX_FAILURES} times" if failures else "Ray Train failed"
+    return TrainingError(f"training stopped, {times}: {why}; the same command goes on from the last validation")
+
+
+def _work(config: dict[str, Any]) -> str | None:
+    """Run the loop on one worker; return why the run failed where another attempt would fail too."""
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    try:
+        config["loop"](TrainWorker(context.get_world_rank(), context.get_world_size(), get_device()))
+    except TrainingError as error:  # such as a loss that is not finite: so on all workers, gradients are averaged
+        return str(error)
+    return None
+
+
+def _in_thread(trainer: TorchTrainer, tell: Callable[[], None]) -> Any:  # noqa: ANN401  # Ray's
+    """Run the trainer in a thread, so that an interrupt reaches this one and not Ray; return its result or error."""
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        tell()
+    return outcome[0]

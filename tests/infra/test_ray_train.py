@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+import ray
+
+from infra.errors import ArchiveError, ConfigError, TrainingError
+from infra.ray_pool import Resources
+from infra.ray_train import plain_error, share
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "batch", "expected"),
+    [
+        ([{"CPU": 8.0}], None, 16, (1, {"CPU": 8.0})),
+        ([{"CPU": 8.0}], 2, 16, (2, {"CPU": 4.0})),
+        ([{"CPU": 8.0}, {"CPU": 6.0}], None, 16, (2, {"CPU": 6.0})),
+        ([{"CPU": 8.0}], 3, 16, (2, {"CPU": 4.0})),
+        ([{"CPU": 2.0}], 99, 16, (2, {"CPU": 1.0})),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}], None, 32, (8, {"CPU": 1.0, "GPU": 1.0})),
+        ([{"CPU": 16.0, "GPU": 8.0}], None, 12, (6, {"CPU": 1.0, "GPU": 1.0})),
+    ],
+)
+def test_the_batch_is_shared_evenly_by_as_many_workers_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, float]],
+    actors: int | None,
+    batch: int,
+    expected: tuple[int, dict[str, float]],
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    assert share(Resources(actors), batch) == expected
+
+
+def test_dead_nodes_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False, "Resources": {"CPU": 4.0}}])
+    with pytest.raises(ConfigError, match="no CPU"):
+        share(Resources(), 4)
+
+
+class _GroupError(RuntimeError):
+    """As Ray Train's: it holds what each worker died of."""
+
+    def __init__(self, worker_failures: dict[int, BaseException]) -> None:
+        super().__init__("Training failed due to worker errors")
+        self.worker_failures = worker_failures
+
+
+def caused(error: Exception, cause: BaseException) -> Any:
+    error.__cause__ = cause
+    return error
+
+
+def test_a_worker_s_own_error_is_found_below_ray_s() -> None:
+    gone = ArchiveError("the folder is gone")
+    assert plain_error(_GroupError({0: ValueError("x"), 1: caused(RuntimeError("wrapped"), gone)})) is gone
+    died = plain_error(_GroupError({0: RuntimeError("first line\nout of memory")}))
+    assert isinstance(died, TrainingError)
+    assert "out of memory" in str(died)
+    interrupt = KeyboardInterrupt()
+    assert plain_error(interrupt) is interrupt
