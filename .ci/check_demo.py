@@ -19,7 +19,7 @@ assert patches["patch_id"].is_unique
 assert set(patches["split"]) == {"train", "validation", "test"}
 
 predictions = pd.read_parquet(tables / "predictions")
-assert set(predictions["sr"]) == {"none", "bicubic"}
+assert set(predictions["sr"]) == {"none", "bicubic", "srresnet"}
 for sr, rows in predictions.groupby("sr", observed=True):
     assert set(rows["patch_id"]) == set(patches["patch_id"]), f"{sr}: not every patch is predicted once"
     probs = np.stack(rows["probs"].to_list())
@@ -31,13 +31,17 @@ for sr, rows in predictions.groupby("sr", observed=True):
 
 metrics = pd.read_parquet(tables / "metrics")
 above = metrics.query("split == 'test' and metric == 'ap_macro_above_prevalence'")
-assert len(above) == 2
+assert len(above) == 3
 assert (above["value"] > 0.1).all(), above[["sr", "value", "low", "high"]]
 
 explanations = pd.read_parquet(tables / "explanations")
 assert len(explanations) > 0
 assert explanations["coverage"].dropna().between(0, 1).all()
-assert len(pd.read_parquet(tables / "sr_quality")) == len(patches)
+quality = pd.read_parquet(tables / "sr_quality")
+assert quality.groupby("sr", observed=True)["patch_id"].nunique().to_dict() == {
+    "bicubic": len(patches),
+    "srresnet": len(patches),
+}
 assert len(pd.read_parquet(tables / "training")) > 0
 assert len(pd.read_parquet(tables / "classes")) == 19
 

@@ -8,7 +8,7 @@ from infra.archives.synthetic import write_synthetic_archive
 
 _SETTINGS = {
     "shard_size": 32,
-    "sr": ["none", "bicubic"],
+    "sr": ["none", "bicubic", "srresnet"],
     "classifiers": ["resnet18"],
     "train": {
         "epochs": 25,
