@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -16,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tasks.stage import Progress as StageProgress
 from tasks.stage import silent
-from tasks.train_sr import SrProgress
+
+if TYPE_CHECKING:
+    from tasks.train_sr import SrProgress  # imports Ray Train, which the other commands have no use for
 
 _ARTIFACT_SECONDS = 5.0
 """Artifacts are calls to a server: this often at most."""
@@ -70,7 +73,7 @@ class _Bars:
 
 
 @contextmanager
-def training_progress(title: str, steps: int) -> Iterator[Callable[[SrProgress], None]]:
+def training_progress(title: str, steps: int) -> Iterator["Callable[[SrProgress], None]"]:
     """Show the steps, the loss, the validation and the time left of a fit; a line a validation without a terminal.
 
     Args:
@@ -92,7 +95,7 @@ def training_progress(title: str, steps: int) -> Iterator[Callable[[SrProgress],
     task = bar.add_task(title, total=steps, found="")
     shown: list[SrProgress] = []
 
-    def tell(now: SrProgress) -> None:
+    def tell(now: "SrProgress") -> None:
         found = (
             "" if now.gain_db is None else f"loss {now.loss:.4f}, {now.psnr_db:.2f} dB ({now.gain_db:+.2f} on bicubic)"
         )

@@ -21,7 +21,7 @@ from infra.bigearthnet.bands import RGB
 from infra.errors import ArchiveError, BadPatchError, ConfigError, TrainingError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
-from sr_models.wald_pairs import ImagePools, ImageSet, Part, image_part, scene_areas
+from sr_models.wald_pairs import FixedImages, ImagePools, ImageSet, Part, image_part, scene_areas
 from tasks.branch import read_bands
 from tasks.labels import is_clean
 
@@ -239,7 +239,7 @@ def parts_by_place(patch_ids: Sequence[str]) -> dict[str, Part]:
 def pools(sources: Sequence[Scene | ImageFolder], patches: StorePatches | None, seed: int) -> ImagePools:
     """Return the training images of all sources."""
     fixed = [source.read("train") for source in sources]
-    return _Fixed(tuple(fixed)) if patches is None else PatchPools(patches, fixed, seed)
+    return FixedImages(tuple(fixed)) if patches is None else PatchPools(patches, fixed, seed)
 
 
 def validation_sets(sources: Sequence[Scene | ImageFolder], patches: StorePatches | None) -> tuple[ImageSet, ...]:
@@ -258,14 +258,6 @@ def validation_sets(sources: Sequence[Scene | ImageFolder], patches: StorePatche
             f"{', '.join(RGB)}, or a folder of some more pictures"
         )
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Fixed:
-    sets: tuple[ImageSet, ...]
-
-    def at(self, step: int) -> Sequence[ImageSet]:  # noqa: ARG002  # the protocol's
-        return self.sets
 
 
 def _areas_of_band(path: Path, offset: int, part: Part) -> list[NDArray[np.uint16]]:
