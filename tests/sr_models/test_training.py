@@ -98,9 +98,9 @@ def test_starting_weights_are_taken_and_the_seed_decides_the_others() -> None:
 
 
 def test_a_patch_is_learnt_by_heart_beyond_bicubic() -> None:
-    run = trainer(SrTrainSettings("srresnet", 90, 2, crop=32, lr=2e-3, warmup=10, ema=0.8, validate_every=45), size=32)
+    run = trainer(SrTrainSettings("srresnet", 160, 2, crop=32, lr=1e-3, warmup=10, ema=0.8, validate_every=80), size=32)
     rows = list(run.run())
-    assert [row.step for row in rows] == [45, 90]
+    assert [row.step for row in rows] == [80, 160]
     assert rows[1].loss < 0.9 * rows[0].loss
     assert rows[1].gain_db > max(0.3, rows[0].gain_db)
 
