@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # A uv that really runs (a shim that only says "not found for this Python" does not count), else one of our own.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 BIN := .venv/bin
-PATCHES ?= 192
+PATCHES ?= 160
 
 export UV_PROJECT_ENVIRONMENT := .venv
 export RAY_USAGE_STATS_ENABLED := 0
@@ -29,7 +29,7 @@ help:  ## List the targets
 
 setup: .venv/.ready  ## Install everything into .venv
 
-demo: setup  ## A synthetic archive through the whole flow; PATCHES=192
+demo: setup  ## A synthetic archive through the whole flow; PATCHES=160
 	$(BIN)/superscene demo demo --patches $(PATCHES)
 
 test: setup lint types contracts unit  ## Lint, types, import contracts and tests: what CI runs

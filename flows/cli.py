@@ -139,7 +139,7 @@ def report(run_yaml: RunYaml, overrides: Overrides = None) -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the archive and the store go.")] = Path("demo"),
-    patches: Annotated[int, typer.Option(min=1, help="Patches of the synthetic archive.")] = 192,
+    patches: Annotated[int, typer.Option(min=1, help="Patches of the synthetic archive.")] = 160,
 ) -> None:
     """Write a small synthetic archive, run the whole flow on it, and show where the report is."""
     from infra.storage import writing
