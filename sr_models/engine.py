@@ -143,24 +143,31 @@ class SrEngine:
     def _in_batches(self, x: Tensor, work: _Work) -> Tensor:
         """Return work on x, batch by batch; a batch that does not fit is halved and begun again."""
         shape, start = tuple(x.shape[1:]), 0
-        done: list[Tensor] = []
-        while start < len(x) or not done:
+        whole: Tensor | None = None
+        while whole is None or start < len(x):
             size = self._batch_size(x, work)
             batch = x[start : start + size]
             result = self._attempt(batch, size, work)
-            if result is not None:
-                done.append(result)
-                start += len(batch)
-            else:
+            if result is None:
                 self._shrink(shape, size if self._compiled else len(batch))
-        return done[0] if len(done) == 1 else torch.cat(done)
+                continue
+            if len(result) == len(x):
+                return result
+            if whole is None:
+                whole = result.new_empty((len(x), *result.shape[1:]))
+            whole[start : start + len(batch)].copy_(result)  # CUDA knows little more of uint16 than to copy it
+            start += len(batch)
+        return whole
 
     def _attempt(self, batch: Tensor, size: int, work: _Work) -> Tensor | None:
         """Return work on one batch, or None where it does not fit the memory."""
         n = len(batch)
         try:
-            if self._compiled and n < size:
-                batch = torch.cat([batch, batch.new_zeros((size - n, *batch.shape[1:]))])
+            if self._compiled and 0 < n < size:
+                full = batch.new_empty((size, *batch.shape[1:]))
+                full[:n].copy_(batch)
+                full[n:].copy_(batch[-1:].expand(size - n, *batch.shape[1:]))
+                batch = full
             return work(self._resolver, batch)[:n]
         except RuntimeError as error:
             if not _is_out_of_memory(error):
