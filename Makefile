@@ -51,8 +51,10 @@ unit: setup
 slow: setup  ## The tests that take minutes
 	$(BIN)/pytest -m slow
 
-bench: setup  ## Every benchmark, results to benchmarks/results
-	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file --out benchmarks/results/$$(basename $$file .py).json; done
+bench: setup  ## Every benchmark, results to benchmarks/results; sr_quality needs SUPERSCENE_DATA
+	failed=0; for file in benchmarks/*.py; do \
+	  $(BIN)/python $$file --out benchmarks/results/$$(basename $$file .py).json || failed=1; \
+	done; exit $$failed
 
 lock: | $(filter .tools/bin/uv,$(UV))  ## Resolve requirements.lock anew
 	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade --python-version 3.12 \
