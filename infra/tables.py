@@ -83,7 +83,9 @@ def predictions_schema(n_labels: int) -> pa.Schema:
             _required("split", pa.string(), "Split of the patch"),
             _required("seed", pa.int32(), "Training seed"),
             _required(
-                "probs", pa.list_(pa.float32(), n_labels), "Probability of each label, in the order of tables/classes"
+                "probs",
+                pa.list_(pa.float32(), n_labels),
+                "Probability of each label, in the order of tables/classes; null where the classifier does not know it",
             ),
             _required("predicted", pa.list_(pa.string()), "Labels whose probability reaches its threshold"),
             _field("labels", pa.list_(pa.string()), "True labels, null where unknown"),
@@ -114,6 +116,8 @@ METRICS = pa.schema(
         _required("config", pa.string(), "Config of the predictions"),
         _required("seed", pa.int32(), "Training seed"),
         _required("split", pa.string(), "Split scored"),
+        _field("country", pa.string(), "Country scored, null for all"),
+        _field("season", pa.string(), "Season scored, null for all"),
         _required("metric", pa.string(), "Name, see docs/metrics.md"),
         _field("label", pa.string(), "Label, null for metrics over all labels"),
         _field("value", pa.float64(), "Value; null where it is not defined"),
@@ -121,6 +125,46 @@ METRICS = pa.schema(
         _field("high", pa.float64(), "Upper end of the 95 % interval"),
         _required("n", pa.int64(), "Patches scored"),
         _required("n_labels", pa.int32(), "Labels that went into a macro mean"),
+    ]
+)
+
+COMPARISONS = pa.schema(
+    [
+        _required("sr", pa.string(), "SR model"),
+        _required("reference", pa.string(), "Branch it is compared with: none or bicubic"),
+        _required("classifier", pa.string(), "Network"),
+        _required("config", pa.string(), "Config of the SR model's predictions"),
+        _required("reference_config", pa.string(), "Config of the reference's predictions"),
+        _required("split", pa.string(), "Split scored"),
+        _field("country", pa.string(), "Country scored, null for all"),
+        _field("season", pa.string(), "Season scored, null for all"),
+        _required("metric", pa.string(), "Name, see docs/metrics.md"),
+        _field("label", pa.string(), "Label, null for metrics over all labels"),
+        _field(
+            "value", pa.float64(), "SR model minus reference, mean over the seeds that both have; null where undefined"
+        ),
+        _field("low", pa.float64(), "Lower end of the 95 % interval: tiles and seeds resampled, alike for both"),
+        _field("high", pa.float64(), "Upper end of the 95 % interval"),
+        _field("significant", pa.bool_(), "Whether the interval excludes 0; null with fewer than three seeds"),
+        _required("n_seeds", pa.int32(), "Seeds that both have"),
+        _required("n", pa.int64(), "Patches that both scored"),
+        _required("n_labels", pa.int32(), "Labels that went into a macro mean"),
+    ]
+)
+
+CALIBRATION = pa.schema(
+    [
+        _required("sr", pa.string(), "SR model"),
+        _required("classifier", pa.string(), "Network"),
+        _required("config", pa.string(), "Config of the predictions"),
+        _required("seed", pa.int32(), "Training seed"),
+        _required("split", pa.string(), "Split scored"),
+        _required("bin", pa.int32(), "Number of the bin of probabilities, from 0"),
+        _required("prob_low", pa.float64(), "Lower end of the bin"),
+        _required("prob_high", pa.float64(), "Upper end of the bin"),
+        _required("n", pa.int64(), "Label decisions whose probability lies in the bin"),
+        _field("prob_mean", pa.float64(), "Their mean probability; null for an empty bin"),
+        _field("positive_share", pa.float64(), "Share of them where the label is true; null for an empty bin"),
     ]
 )
 
@@ -153,11 +197,14 @@ TRAINING = pa.schema(
         _required("fitted", pa.string(), "What was fitted: network, backbone or head"),
         _required("epoch", pa.int32(), "Epoch, from 0"),
         _required("lr", pa.float64(), "Learning rate at the epoch's last step"),
-        _required("train_loss", pa.float64(), "Mean binary cross-entropy of the epoch"),
-        _required("validation_loss", pa.float64(), "Mean binary cross-entropy after the epoch"),
-        _field("validation_ap_macro", pa.float64(), "Macro average precision after the epoch"),
+        _required("train_loss", pa.float64(), "Mean loss over the epoch's samples, as the weights changed"),
+        _required("validation_loss", pa.float64(), "Mean loss over the validation samples after the epoch"),
+        _required("train_accuracy", pa.float64(), "Share of right decisions over the epoch's samples"),
+        _required("validation_accuracy", pa.float64(), "Share of right decisions over the validation samples"),
+        _field("validation_ap_macro", pa.float64(), "Macro average precision of the validation samples"),
         _required("best", pa.bool_(), "Whether the checkpoint holds this epoch's weights"),
         _required("seconds", pa.float64(), "Seconds the epoch took"),
+        _required("wait_share", pa.float64(), "Share of the training seconds in which the device waited for data"),
     ]
 )
 
