@@ -7,10 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infra.bigearthnet.bands import STATISTICS
+from infra.bigearthnet.bands import IMAGE_RGB, STATISTICS
 from infra.errors import ConfigError, ShapeError, UnknownNameError
 
 _DECIBEL_BANDS = frozenset({"VV", "VH"})
+
+_IMAGE_MOMENTS = dict(zip(IMAGE_RGB, ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225)), strict=True))
+"""Mean and deviation of ImageNet's channels in [0, 1]: what published backbones expect of pictures.
+
+Source: torchvision, ImageNet weights' transforms.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class Standardiser:
 def from_archive_statistics(bands: Sequence[str], max_dn: float | Sequence[float]) -> Standardiser:
     """Return the standardiser of the BigEarthNet v2 train split under the stretch min(DN, max_dn) / max_dn.
 
-    The published moments are of unclipped DN, so this approximates the moments under the clip; statistics of the
+    Bands of pictures (R, G, B) have ImageNet's moments instead, whatever their max_dn. The published moments are of unclipped DN, so this approximates the moments under the clip; statistics of the
     clipped training patches, where they are at hand, are better. Sentinel-1 stays in dB.
 
     Args:
@@ -74,12 +80,16 @@ def from_archive_statistics(bands: Sequence[str], max_dn: float | Sequence[float
     limits = [max_dn] * len(bands) if isinstance(max_dn, int | float) else list(max_dn)
     if len(limits) != len(bands) or not all(limit > 0 for limit in limits):
         raise ConfigError(f"the stretch needs max_dn > 0, one or one for each of {', '.join(bands)}, got {max_dn}")
-    if unknown := [band for band in bands if band not in STATISTICS]:
-        raise UnknownNameError(f"no statistics of band {', '.join(unknown)}: known are {', '.join(STATISTICS)}")
-    divisors = [1.0 if band in _DECIBEL_BANDS else limit for band, limit in zip(bands, limits, strict=True)]
-    moments = [STATISTICS[band] for band in bands]
-    return Standardiser(
-        tuple(bands),
-        tuple(m.mean / d for m, d in zip(moments, divisors, strict=True)),
-        tuple(m.std / d for m, d in zip(moments, divisors, strict=True)),
-    )
+    if unknown := [band for band in bands if band not in STATISTICS and band not in _IMAGE_MOMENTS]:
+        known = ", ".join([*STATISTICS, *_IMAGE_MOMENTS])
+        raise UnknownNameError(f"no statistics of band {', '.join(unknown)}: known are {known}")
+    moments = [_moments(band, limit) for band, limit in zip(bands, limits, strict=True)]
+    return Standardiser(tuple(bands), tuple(mean for mean, _ in moments), tuple(std for _, std in moments))
+
+
+def _moments(band: str, max_dn: float) -> tuple[float, float]:
+    """Return a band's mean and deviation after the stretch."""
+    if band in _IMAGE_MOMENTS:
+        return _IMAGE_MOMENTS[band]
+    divisor = 1.0 if band in _DECIBEL_BANDS else max_dn
+    return STATISTICS[band].mean / divisor, STATISTICS[band].std / divisor

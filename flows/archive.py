@@ -1,8 +1,8 @@
 """The archive flow: from an archive's files to tables and a report. Every stage resumes where it stopped."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,30 +14,31 @@ from prefect.cache_policies import NO_CACHE
 
 import sr_models
 from classifiers.training import TrainSettings
-from flows.config import RunConfig
+from flows.config import RunConfig, TrainConfig
 from flows.progress import stage_progress, summary_artifact
-from infra.archives.layouts import open_archive
-from infra.bigearthnet.bands import BAND_SETS, stretch_max_dn
+from infra.archives.layouts import determining, open_archive
+from infra.bigearthnet.bands import stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
 from infra.ray_pool import Resources, Worker, cluster
 from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone
-from tasks.branch import Branch, make_branch
+from tasks.branch import Branch, Inputs, make_branch
 from tasks.evaluate import publish_metrics
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
 from tasks.models_from import borrowed_checkpoints
+from tasks.patch_pixels import band_set
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.report import write_report
 from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
-from tasks.stage import ShardCount, run_stage
+from tasks.stage import ShardCount, run_fits, run_stage
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
-from tasks.train import Fitted, Trainer, train_job, training_set
+from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
 
 Stage = Literal["ingest", "train", "predict", "evaluate", "report"]
 """What a run may end with."""
@@ -66,6 +67,19 @@ class Run:
         resources: Resources | None = None,
     ) -> bool:
         """Run one stage's missing shards; return whether any was done now."""
+        self._begin(title, outputs, shards)
+        report = run_stage(title, build, outputs, shards, resources or self.resources, stage_progress())
+        self.record.add(report)
+        return report.done > 0
+
+    def stage_of_fits(
+        self, title: str, fit: Callable[..., ShardCount], parts: StageParts, seeds: Sequence[int], epochs: int
+    ) -> None:
+        """Fit each missing seed, one after the other, each with all workers."""
+        self._begin(title, [parts], list(seeds))
+        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress()))
+
+    def _begin(self, title: str, outputs: list[StageParts], shards: list[int]) -> None:
         if not self.record.stages:
             self.record.startup_seconds = time.time() - psutil.Process().create_time()
         self.record.outputs += [
@@ -73,9 +87,6 @@ class Run:
         ]
         self.record.save("running")
         self.record.configs += [p.config for p in outputs]
-        report = run_stage(title, build, outputs, shards, resources or self.resources, stage_progress())
-        self.record.add(report)
-        return report.done > 0
 
 
 _stage_task = task(cache_policy=NO_CACHE, persist_result=False)
@@ -99,11 +110,10 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         run = _start(config, paths)
         plan = ingest(run)
         if until != "ingest" and plan.ingested():
-            backbones = (
-                {} if config.models_from else {name: fit_backbone(run, plan, name) for name in config.classifiers}
-            )
+            inputs = _inputs(run, plan)
+            backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             for sr in config.sr:
-                branch = _branch(run, plan, sr)
+                branch = _branch(run, inputs, sr)
                 if config.stores_pixels(sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
@@ -124,15 +134,24 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
     return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor), weights)
 
 
-def _branch(run: Run, plan: Plan, sr: str) -> Branch:
+def _trained_here(config: RunConfig) -> list[str]:
+    """Return the classifiers that this run trains itself."""
+    return [] if config.models_from else [name for name in config.classifiers if name not in config.trained]
+
+
+def _inputs(run: Run, plan: Plan) -> Inputs:
     config = run.config
-    bands = BAND_SETS[config.bands]
+    bands = band_set(config.bands, plan.format)
+    max_dn = stretch_max_dn(bands, config.sr_input_max_dn)
+    return Inputs(plan.parts, plan.format, bands, max_dn, config.degrade or 1, config.resampling)
+
+
+def _branch(run: Run, inputs: Inputs, sr: str) -> Branch:
+    config = run.config
     return make_branch(
-        plan.parts,
+        inputs,
         sr,
         run.weights[sr],
-        bands,
-        stretch_max_dn(bands, config.sr_input_max_dn),
         dtype=config.dtype_of(sr),
         batch_size=config.resources.batch_size,
         compiled=config.resources.compile,
@@ -145,17 +164,11 @@ def ingest(run: Run) -> Plan:
     chosen = run.config.archive
     source = None
     if chosen.root is not None:
-        source = open_archive(
-            chosen.layout,
-            chosen.root,
-            include_flagged=chosen.include_flagged,
-            subset=chosen.subset,
-            boa_add_offset=chosen.boa_add_offset,
-        )
-    offset = {} if chosen.boa_add_offset is None else {"boa_add_offset": chosen.boa_add_offset}
-    plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size, offset)
+        source = open_archive(chosen.layout, chosen.root, chosen.options)
+    options = determining(chosen.layout, chosen.options)
+    plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size, options)
     if source is not None:
-        build = partial(ShardIngester, source, plan.parts)
+        build = partial(ShardIngester, source, plan.format, plan.parts)
         run.stage("ingest", build, [plan.parts], sorted(plan.shards), run.resources.without_gpu())
     run.record.counts = publish_archive(plan)
     return plan
@@ -170,59 +183,87 @@ def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
 
 
 @_stage_task
-def fit_backbone(run: Run, plan: Plan, classifier: str) -> Backbone | None:
+def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backbone | None:
     """Return where a classifier's backbone starts; one from this archive is trained on the patches as they are.
 
     None: that training failed, and so will whatever needs it.
     """
-    config = run.config
-    if config.train.backbone == "random":
-        return Backbone(classifier, "random")
-    if config.train.backbone == "weights":
-        return Backbone(classifier, "weights", config.weights[classifier])
-    seed = config.train.seeds[0]
-    fitted = _fit(run, plan, _branch(run, plan, "none"), Backbone(classifier, "random"), "backbone", (seed,), None)
-    return Backbone(classifier, "archive", fitted[seed]) if seed in fitted else None
+    chosen, network = run.config.train_of(classifier), run.config.network_of(classifier)
+    if chosen.backbone == "random":
+        return Backbone(network, "random")
+    if chosen.backbone == "weights":
+        return Backbone(network, "weights", run.config.backbone_weights(classifier))
+    whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
+    branch = _branch(run, inputs, "none")
+    fitted = _fit(run, plan, branch, classifier, whole, Backbone(network, "random"), "backbone", None)
+    return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
 
 
 @_stage_task
 def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backbone | None) -> Checkpoints:
     """Train one classifier on one branch, every seed, or borrow it from another store."""
     config = run.config
+    if classifier in config.trained:
+        return {0: config.trained[classifier]}
     if config.models_from is not None:
         return borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier)
     if backbone is None:
         return {}
-    if not config.train.freeze_backbone:
-        return _fit(run, plan, branch, backbone, "network", config.train.seeds, None)
-    features = features_parts(branch, backbone)
-    build = partial(ShardFeatures, branch, backbone, features)
+    chosen = config.train_of(classifier)
+    if not chosen.freeze_backbone:
+        return _fit(run, plan, branch, classifier, chosen, backbone, "network", None)
+    features = features_parts(branch, backbone, augment=chosen.augments)
+    build = partial(ShardFeatures, branch, backbone, features, augment=chosen.augments)
     shards = plan.ingested("train", "validation")
     run.stage(f"features {branch.sr} {classifier}", build, [features], shards)
-    return _fit(run, plan, branch, backbone, "head", config.train.seeds, features)
+    return _fit(run, plan, branch, classifier, chosen, backbone, "head", features)
 
 
 def _fit(
     run: Run,
     plan: Plan,
     branch: Branch,
+    classifier: str,
+    chosen: TrainConfig,
     backbone: Backbone,
     fitted: Fitted,
-    seeds: tuple[int, ...],
     features: StageParts | None,
 ) -> Checkpoints:
-    chosen = run.config.train
-    done = features.done() if features is not None else set(plan.ingested())
-    train_shards, validation_shards = (
-        [s for s in plan.ingested(name) if s in done] for name in ("train", "validation")
+    done = set(plan.ingested())
+    if features is not None:
+        done = features.done()
+    elif run.config.stores_pixels(branch.sr):
+        done = branch.pixels.done()
+    shards = [[s for s in plan.ingested(name) if s in done] for name in ("train", "validation")]
+    labels = labels_to_learn(branch.inputs, chosen.one_against_rest)
+    data = training_set(branch.inputs, *shards, labels, exactly_one=chosen.loss == "softmax")
+    if data.absent:
+        run.record.note(f"{classifier}: no training patch has the label {', '.join(data.absent)}")
+    job = train_job(
+        branch,
+        classifier,
+        backbone,
+        fitted,
+        chosen.head,
+        labels,
+        _settings(chosen),
+        data,
+        features=features,
+        compiled=run.config.resources.compile,
     )
-    data = training_set(plan.parts, train_shards, validation_shards)
-    settings = TrainSettings(chosen.epochs, chosen.batch_size, chosen.lr, chosen.weight_decay, chosen.optimizer)
-    job = train_job(branch, backbone, fitted, chosen.head, settings, data, features)
-    of = "backbone" if fitted == "backbone" else branch.sr
-    run.stage(f"train {of} {backbone.classifier}", partial(Trainer, job), [job.parts], list(seeds))
-    publish_training(job, seeds)
-    return {seed: job.checkpoint(seed) for seed in seeds if job.parts.is_done(seed)}
+    title = f"train {'backbone' if fitted == 'backbone' else branch.sr} {classifier}"
+    if features is not None:
+        run.stage(title, partial(HeadFitter, job), [job.parts], list(chosen.seeds))
+    else:
+        fit = partial(fit_network, job, resources=run.resources)
+        run.stage_of_fits(title, fit, job.parts, chosen.seeds, chosen.epochs)
+    publish_training(job, chosen.seeds)
+    return {seed: job.checkpoint(seed) for seed in chosen.seeds if job.parts.is_done(seed)}
+
+
+def _settings(chosen: TrainConfig) -> TrainSettings:
+    of_the_loop = {field.name for field in fields(TrainSettings)} - {"seed", "augment", "adam_eps"}
+    return TrainSettings(**{name: getattr(chosen, name) for name in of_the_loop}, augment=chosen.augments)
 
 
 @_stage_task

@@ -1,6 +1,7 @@
 """RUN.yaml: what a run is asked to do, checked before anything starts."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,9 +11,10 @@ from pydantic_core import ErrorDetails
 
 import classifiers
 import sr_models
-from infra.archives.layouts import LAYOUTS
+from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError
+from tasks.patch_pixels import Resampling
 
 
 class _Section(BaseModel):
@@ -32,6 +34,27 @@ class ArchiveConfig(_Section):
     """all: a patch that is named but absent is quarantined; present: it is only counted."""
     boa_add_offset: int | None = None
     """Layout scene: the products' BOA_ADD_OFFSET, DN, where no MTD_MSIL2A.xml tells it."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Pictures: the edge that all are resized to, pixels; None: they are of one size already."""
+    label_table: str = "labels.csv"
+    """Layout image-table: the CSV file of labels and splits, below the root."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Pictures without a column `split`: the share that validates; 0: one split, `all`."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Pictures without a column `split`: which of them validate."""
+
+    @property
+    def options(self) -> ArchiveOptions:
+        """The options as the layouts take them."""
+        names = {field.name for field in fields(ArchiveOptions)}
+        return ArchiveOptions(**{name: getattr(self, name) for name in names})
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> "ArchiveConfig":
+        names = {field.name for field in fields(ArchiveOptions)} & self.model_fields_set
+        if without_use := unused(self.layout, sorted(names)):
+            raise ValueError(f"the layout {self.layout} has no use for {', '.join(without_use)}")
+        return self
 
     @field_validator("root")
     @classmethod
@@ -52,12 +75,43 @@ class TrainConfig(_Section):
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1.0e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    head: Literal["linear"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps in which the learning rate rises; a half cosine follows."""
+    head: Literal["linear", "mlp"] = "linear"
+    """One linear layer, or two with 256 hidden units and a ReLU."""
     backbone: Literal["weights", "archive", "random"] = "weights"
     """Where the backbone starts: a weight file, a network trained first on this archive's "none" branch, or chance."""
     freeze_backbone: bool = False
     """Whether only the head is trained, on features that are computed once."""
+    freeze_norm: bool = False
+    """Whether batch normalisation keeps the statistics it starts with."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each block to the one before it; 1: the same for all."""
+    loss: Literal["bce", "asymmetric", "softmax"] = "bce"
+    """bce and asymmetric: any labels at once; softmax: exactly one of all."""
+    class_weights: bool = False
+    """Whether rare labels weigh more, by their counts among the training samples."""
+    one_against_rest: str | None = None
+    """The only label to learn, against all others; None: all labels of the archive."""
+    augment: bool | None = None
+    """Whether images are turned and mirrored at random; null: where the whole network is trained. A frozen backbone
+    then computes the features of all eight symmetries once."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup, 0: none."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the running mean of the weights, which is then what is kept; 0: none."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Epochs without a better validation macro AP after which a fit ends; null: never."""
+    thresholds: Literal["half", "tuned"] = "half"
+    """half: a label is predicted from 0.5 on; tuned: from the probability of the best F1 on validation."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision inside the network in training; auto: bfloat16 on GPUs."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+
+    @property
+    def augments(self) -> bool:
+        """Whether images are turned and mirrored."""
+        return not self.freeze_backbone if self.augment is None else self.augment
 
     @model_validator(mode="after")
     def _frozen_chance(self) -> "TrainConfig":
@@ -65,7 +119,25 @@ class TrainConfig(_Section):
             raise ValueError("freeze_backbone keeps the backbone as it starts; backbone: random would keep noise")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds are given twice")
+        if self.one_against_rest is not None and self.loss == "softmax":
+            raise ValueError("one_against_rest has one label, and softmax needs several: choose loss: bce")
+        if self.freeze_backbone and (self.mixup or self.layer_decay < 1 or self.freeze_norm):
+            raise ValueError("mixup, layer_decay and freeze_norm are for networks that are trained as a whole")
         return self
+
+
+class VariantConfig(_Section):
+    """A classifier of its own name: a network trained in another way than the run's others."""
+
+    network: str
+    """The network."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the run's `train`."""
+
+    @field_validator("network")
+    @classmethod
+    def _known_network(cls, name: str) -> str:
+        return _known(name, classifiers.names(), "classifier")
 
 
 class ExplainConfig(_Section):
@@ -187,15 +259,25 @@ class RunConfig(_Section):
     archive: ArchiveConfig
     store: Path
     shard_size: Annotated[int, Field(ge=1)] = 512
-    bands: Literal["rgb", "10m"] = "rgb"
-    """Bands of every branch; SR models take more than RGB in groups, an approximation."""
+    bands: Literal["rgb", "10m", "s2", "s1s2"] = "rgb"
+    """Bands of every branch; SR models take more than RGB in groups, an approximation, and those of 10 m at most."""
+    resampling: Resampling = "nearest"
+    """How bands of 20 and 60 m are brought to 10 m."""
+    degrade: Literal[4] | None = None
+    """Factor by which all branches but `hr` see the archive's pixels reduced, so that SR models have a truth."""
     sr: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "bicubic")
     sr_input_max_dn: Annotated[int, Field(ge=1, le=65535)] = 3000
+    """DN that becomes 1 for every branch; by default 3000, and 255 for pictures."""
     sr_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of SR networks; it changes pixels, and so is part of their config."""
     classifiers: Annotated[tuple[str, ...], Field(min_length=1)] = ("resnet50",)
     weights: dict[str, Path] = Field(default_factory=dict)
-    """Weight file of each SR model (else the stored official or the shipped one), each classifier's backbone file."""
+    """Weight file of each SR model (else the stored official or the shipped one) and of each network's backbone (else
+    the stored official one)."""
+    variants: dict[str, VariantConfig] = Field(default_factory=dict)
+    """Classifiers by names of their own."""
+    trained: dict[str, Path] = Field(default_factory=dict)
+    """Classifiers by names of their own that are used as they are: checkpoints, or published BigEarthNet files."""
     models_from: Path | None = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
@@ -217,7 +299,31 @@ class RunConfig(_Section):
     @field_validator("classifiers")
     @classmethod
     def _known_classifiers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_known(name, classifiers.names(), "classifier") for name in _once(names))
+        return _once(names)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stretch_of_layout(cls, values: Any) -> Any:  # noqa: ANN401  # as pydantic hands it over
+        if isinstance(values, dict) and "sr_input_max_dn" not in values and isinstance(values.get("archive"), dict):
+            pictures = str(values["archive"].get("layout")).startswith("image-")
+            return {**values, "sr_input_max_dn": 255} if pictures else values
+        return values
+
+    def network_of(self, classifier: str) -> str:
+        """Return the network of a classifier that is trained."""
+        return self.variants[classifier].network if classifier in self.variants else classifier
+
+    def train_of(self, classifier: str) -> TrainConfig:
+        """Return how a classifier is trained."""
+        if classifier not in self.variants:
+            return self.train
+        changes = self.variants[classifier].train
+        return TrainConfig.model_validate({**self.train.model_dump(exclude_unset=True), **changes})
+
+    def backbone_weights(self, classifier: str) -> Path | None:
+        """Return the weight file of a classifier's backbone as `classifiers.weights_file` does."""
+        network = self.network_of(classifier)
+        return classifiers.weights_file(network, self.weights.get(network))
 
     def dtype_of(self, sr: str) -> str | None:
         """Return the precision of an SR model; None for one without a network, which has no choice."""
@@ -245,15 +351,45 @@ class RunConfig(_Section):
             allowed = [str(dtype).removeprefix("torch.") for dtype in sr_models.SR_MODELS[name].dtypes]
             if len(allowed) > 1 and self.sr_dtype not in allowed:
                 raise ValueError(f"sr_dtype: {name} does not run in {self.sr_dtype}, only in {' and '.join(allowed)}")
-        if self.models_from is None and self.train.backbone == "weights":
-            for name in self.classifiers:
-                if name not in self.weights:
-                    raise ValueError(
-                        f"{name} starts from a weight file, and none is given: add `weights: {{{name}: FILE}}`, or say "
-                        "`train: {backbone: archive}` (train one on this archive) or `train: {backbone: random}`"
-                    )
         if self.models_from is not None and self.models_from.resolve() == self.store.resolve():
             raise ValueError("models_from names the store itself: leave it out, trained classifiers are kept")
+        return self
+
+    @model_validator(mode="after")
+    def _classifiers_can_be_had(self) -> "RunConfig":
+        if both := (self.variants.keys() & self.trained.keys()) | (
+            {*self.variants, *self.trained} & {*classifiers.names()}
+        ):
+            raise ValueError(f"two classifiers are called {', '.join(sorted(both))}: give variants names of their own")
+        for name, path in self.trained.items():
+            if not path.is_file():
+                raise ValueError(f"trained: {name}: there is no file {path}")
+        for name in (*self.variants, *self.trained):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+]*", name):
+                raise ValueError(f"{name!r} cannot name a classifier: letters, digits, _ . + only")
+        for name in self.classifiers:
+            _known(name, (*classifiers.names(), *self.variants, *self.trained), "classifier")
+            if self.models_from is not None or name in self.trained:
+                continue
+            try:
+                chosen = self.train_of(name)
+            except ValidationError as error:
+                raise ValueError("; ".join(f"variants.{name}.train.{_fault(fault)}" for fault in error.errors())) from error
+            if chosen.backbone == "weights" and self.backbone_weights(name) is None:
+                network = self.network_of(name)
+                raise ValueError(
+                    f"{name} starts from a weight file, and none is given: add `weights: {{{network}: FILE}}`, fetch "
+                    f"the official one (`superscene weights fetch {network}`), or say `train: {{backbone: archive}}` "
+                    "(train one on this archive) or `train: {backbone: random}`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _branches_are_possible(self) -> "RunConfig":
+        if self.bands in {"s2", "s1s2"} and (self.sr != ("none",) or self.degrade is not None):
+            raise ValueError(f"bands: {self.bands} is for the branch none without degrade: super-resolution takes 10 m")
+        if "hr" in self.sr and self.degrade is None:
+            raise ValueError("sr: hr is the untouched image of a run with `degrade: 4`; without it, take none")
         return self
 
 

@@ -5,12 +5,13 @@ from prefect import flow
 from flows.archive import archive
 from flows.config import RunConfig, TrainSrConfig
 from flows.progress import training_progress
-from infra.fingerprint import Json
+from infra.archives.layouts import determining
 from infra.ray_pool import Resources, cluster
 from infra.storage import StorePaths, locked_store
 from infra.weights_store import sha256
 from sr_models.trained_weights import provenance
 from sr_models.training import SrTrainSettings
+from tasks.patch_pixels import band_set, groups_of
 from tasks.plan import Plan, make_plan
 from tasks.sr_images import ImageFolder, Scene, StorePatches
 from tasks.train_sr import SrTrainJob, fit_on_workers, is_trained, sr_train_job
@@ -38,16 +39,24 @@ def train_sr(config: RunConfig) -> str:
 
 
 def _plan(config: RunConfig, paths: StorePaths) -> Plan:
-    offset: dict[str, Json] = {}
-    if config.archive.boa_add_offset is not None:
-        offset["boa_add_offset"] = config.archive.boa_add_offset
-    return make_plan(None, paths, config.archive.layout, config.shard_size, offset)
+    options = determining(config.archive.layout, config.archive.options)
+    return make_plan(None, paths, config.archive.layout, config.shard_size, options)
 
 
 def _patches(config: RunConfig, plan: Plan) -> StorePatches:
     train = plan.ingested("train", "all")
     validation = plan.ingested("validation")
-    return StorePatches(plan.parts, tuple(train), tuple(validation), config.sr_input_max_dn, config.train_sr.patches)
+    bands = band_set("rgb", plan.format)
+    (group,) = groups_of(plan.format, bands)
+    return StorePatches(
+        plan.parts,
+        tuple(train),
+        tuple(validation),
+        config.sr_input_max_dn,
+        config.train_sr.patches,
+        group,
+        (bands[0], bands[1], bands[2]),
+    )
 
 
 def _sources(config: RunConfig) -> list[Scene | ImageFolder]:

@@ -31,7 +31,7 @@ PATCHES = pa.schema(
         _required("shard", pa.int32(), "Shard of archive.zarr"),
         _required("row", pa.int32(), "Row in the shard; patch index = shard * shard_size + row"),
         _field(
-            "labels", pa.list_(pa.string()), "Names of the 19 classes present; null where nobody labelled the patch"
+            "labels", pa.list_(pa.string()), "Labels present, of tables/classes; null where nobody labelled the patch"
         ),
         _required("split", pa.string(), "train, validation, test, or all where the archive has no splits"),
         _field("country", pa.string(), "Country, as the archive names it"),
@@ -43,8 +43,8 @@ PATCHES = pa.schema(
         _required("has_s1", pa.bool_(), "A Sentinel-1 pair is stored"),
         _required("has_map", pa.bool_(), "A land-cover reference map is stored"),
         _required("nodata_share", pa.float32(), "Share of 10 m pixels without data, 0 to 1"),
-        _required("crs", pa.string(), "The patch's CRS, for example EPSG:32633"),
-        _required("geometry", pa.binary(), "Footprint, WKB polygon in EPSG:4326"),
+        _field("crs", pa.string(), "The patch's CRS, for example EPSG:32633; null for pictures without a place"),
+        _field("geometry", pa.binary(), "Footprint, WKB polygon in EPSG:4326; null without a place"),
         _required("source_version", pa.string(), "Archive layout and version the patch came from"),
     ]
 )
@@ -62,7 +62,7 @@ CLASSES = pa.schema(
     [
         _required("label_index", pa.int32(), "Place of the label in every vector of the store"),
         _required("label", pa.string(), "Name"),
-        _required("clc_codes", pa.list_(pa.int32()), "CORINE level-3 codes that make up the class"),
+        _field("clc_codes", pa.list_(pa.int32()), "CORINE level-3 codes that make up the class; null for other labels"),
     ]
 )
 

@@ -279,26 +279,49 @@ def wald(resolver: Enlarger, lr: Tensor, mtf: float | None = None) -> dict[str, 
         nothing = lr.new_full((lr.shape[0],), torch.nan)
         return dict.fromkeys(WALD_COLUMNS, nothing)
     reduced = degrade(lr, resolver.scale, mtf)
-    restored = resolver(reduced)
+    return against_truth(reduced, resolver(reduced), lr)
+
+
+def against_truth(lr: Tensor, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """Return how near a super-resolved image is to the truth.
+
+    Args:
+        lr: (N, C, H, W), float32, in [0, 1]: what was super-resolved.
+        sr: (N, C, s*H, s*W), likewise: the output.
+        hr: The shape of sr: the truth.
+
+    Returns:
+        The keys of `WALD_COLUMNS`, `ergas` with the ratio 1/s: (N,) each.
+
+    Raises:
+        ShapeError: The shapes do not go together.
+    """
     return {
-        "psnr_db": psnr_db(restored, lr),
-        "ssim": ssim(restored, lr),
-        "sam_deg": spectral_angle_deg(restored, lr),
-        "ergas": ergas(restored, lr, ratio=1 / resolver.scale),
-        **detail_shares(reduced, restored, lr),
+        "psnr_db": psnr_db(sr, hr),
+        "ssim": ssim(sr, hr),
+        "sam_deg": spectral_angle_deg(sr, hr),
+        "ergas": ergas(sr, hr, ratio=lr.shape[-1] / hr.shape[-1]),
+        **detail_shares(lr, sr, hr),
     }
 
 
 def quality_columns(
-    resolver: Enlarger, lr_dn: NDArray[np.uint16] | Tensor, sr_dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn
+    resolver: Enlarger,
+    lr_dn: NDArray[np.uint16] | Tensor,
+    sr_dn: NDArray[np.uint16] | Tensor,
+    max_dn: MaxDn,
+    hr_dn: NDArray[np.uint16] | Tensor | None = None,
 ) -> Tensor:
     """Return the columns of `tables/sr_quality` for one batch.
 
     Args:
-        resolver: The model that made sr_dn; it is run once more, on the reduced input (1/scale² of the work).
+        resolver: The model that made sr_dn; without hr_dn it is run once more, on the reduced input (1/scale² of the
+            work).
         lr_dn: (N, C, H, W), DN, integer.
         sr_dn: (N, C, scale*H, scale*W), DN, integer, as stored.
         max_dn: DN at which the stretch clips.
+        hr_dn: The truth, of the shape of sr_dn, where there is one: the output is compared with it, and Wald's
+            protocol, which does without, is not needed.
 
     Returns:
         (K, N), float32, on the device: a row for each of `QUALITY_COLUMNS`, a value per image, NaN where there is
@@ -308,8 +331,12 @@ def quality_columns(
         ShapeError: The shapes do not go together, or H and W are no multiples of the scale.
     """
     lr, sr = as_tensor(lr_dn, resolver.device), as_tensor(sr_dn, resolver.device)
+    if hr_dn is None:
+        restored = wald(resolver, to_unit(lr, max_dn))
+    else:
+        restored = against_truth(to_unit(lr, max_dn), to_unit(sr, max_dn), to_unit(hr_dn, max_dn, resolver.device))
     columns = {
-        **wald(resolver, to_unit(lr, max_dn)),
+        **restored,
         **consistency(sr, lr, max_dn),
         "clipped_share": clipped_share(lr, max_dn),
     }

@@ -100,6 +100,16 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
             recompute_is_cheap=True,
             receptive_radius=0,
         ),
+        "hr": SrSpec(
+            title="the archive's own pixels where `degrade` reduces all others: the ceiling, not a competitor",
+            scale=1,
+            architecture=identity,
+            paper="none",
+            licence="Apache-2.0",
+            bandwise=True,
+            recompute_is_cheap=True,
+            receptive_radius=0,
+        ),
         "bicubic": SrSpec(
             title="bicubic enlargement, the control: larger inputs without a network",
             scale=4,

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from infra.bigearthnet.bands import RGB
+from infra.bigearthnet.bands import IMAGE_RGB, RGB
 from infra.errors import ConfigError, ShapeError
 from infra.weights_store import sha256
 from sr_models.band_groups import back_project, join, split
@@ -74,7 +74,7 @@ class SuperResolver:
                 self.device
             )
         x = x.to(self.device)
-        grouped = self.bands != RGB and not self.bandwise
+        grouped = channels > len(RGB) and not self.bandwise
         with torch.inference_mode(), self._exact_float32():
             images = split(x) if grouped else x
             y: Tensor = self.network(images.to(self.dtype, memory_format=self.memory_format)).float()
@@ -128,7 +128,7 @@ def load(
             official file or, without one, the shipped file: see `weights_file`.
         device: A torch device such as "cuda:0".
         dtype: Precision of the network, such as torch.bfloat16 or "bfloat16"; None for float32.
-        bands: Bands of the input; B04, B03, B02, or these and more, see `band_groups`.
+        bands: Bands of the input: B04, B03, B02 or R, G, B, or these and more, see `band_groups`.
 
     Raises:
         UnknownNameError: There is no such model.
@@ -136,7 +136,7 @@ def load(
         ConfigError: The model does not run in that precision or on those bands, or the device cannot be used.
     """
     model, precision = spec(name), _precision(name, dtype)
-    if bands[:3] != RGB:
+    if bands[:3] not in (RGB, IMAGE_RGB):
         raise ConfigError(f"{name} needs the bands {', '.join(RGB)} first, got {', '.join(bands) or 'none'}")
     file = weights_file(name, weights)
     digest = None if file is None else sha256(file)

@@ -14,7 +14,7 @@ from infra.fingerprint import Json
 class Backbone:
     """A backbone by name and file; cheap to pickle."""
 
-    classifier: str
+    network: str
     """Network."""
     kind: Literal["weights", "archive", "random"]
     """A weight file, a checkpoint trained on this archive, or chance."""
@@ -24,17 +24,17 @@ class Backbone:
     def identity(self) -> dict[str, Json]:
         """Return what determines it."""
         digest = None if self.file is None else checkpoint.sha256(self.file)
-        return {"classifier": self.classifier, "kind": self.kind, "sha256": digest}
+        return {"classifier": self.network, "kind": self.kind, "sha256": digest}
 
 
-def load_network(backbone: Backbone, num_labels: int, in_channels: int, head: str = "linear") -> Classifier:
+def load_network(backbone: Backbone, num_labels: int, bands: tuple[str, ...], head: str = "linear") -> Classifier:
     """Return a network with this backbone and a new head, both from torch's seed where they are random.
 
     Raises:
         WeightsError: The file is missing or holds another network.
     """
     if backbone.kind == "archive" and backbone.file is not None:
-        network = classifiers.build(backbone.classifier, num_labels, in_channels, head)
+        network = classifiers.build(backbone.network, num_labels, len(bands), head)
         network.backbone.load_state_dict(checkpoint.load(backbone.file).network.backbone.state_dict())
         return network
-    return classifiers.build(backbone.classifier, num_labels, in_channels, head, backbone.file)
+    return classifiers.build(backbone.network, num_labels, len(bands), head, backbone.file)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sr_models
-from infra.bigearthnet.bands import S2_10M
+from infra.archives.model import PatchFormat
+from infra.bigearthnet.bands import IMAGE_RGB, S1, BandGroup
+from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
@@ -19,26 +21,54 @@ from infra.tables import SR_QUALITY
 from infra.zarr_store import ArraySpec, ShardedStore, divisor
 from sr_models.engine import Enlarged
 from sr_models.quality import QUALITY_COLUMNS, quality_columns
-from sr_models.stretch import as_tensor
+from sr_models.stretch import as_tensor, to_unit
+from tasks.patch_pixels import Resampling, groups_of, joined, picked, reduced
+
+CEILING = "hr"
+"""The branch that sees the archive's own pixels where `degrade` reduces those of all others."""
 
 _QUALITY_SCHEMA = 2  # raised when a column of SR_QUALITY comes, goes or changes; pixels that are stored stay
 _STORED_BLOCK = 64  # patches of SR pixels written at once: 88 MB at 480 x 480
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
-    """What a branch is and where its pixels and parts lie. Holds names, no model; cheap to pickle."""
+class Inputs:
+    """What all branches of a run see of the archive."""
 
     ingest: StageParts
     """Parts that say which patches a shard holds."""
+    format: PatchFormat
+    """What the archive's patches have in common."""
+    bands: tuple[str, ...]
+    """Bands, in channel order."""
+    max_dn: tuple[int, ...]
+    """DN of 1 in the stretch, of each band."""
+    degrade: int = 1
+    """Factor by which all branches but the ceiling see the pixels reduced."""
+    resampling: Resampling = "nearest"
+    """How bands of coarser grids are enlarged."""
+
+    @property
+    def groups(self) -> tuple[BandGroup, ...]:
+        """The grids that hold the bands, the finest first."""
+        return groups_of(self.format, self.bands)
+
+    def patches(self, shard: int) -> pa.Table:
+        """Return a shard's patches that have all the bands, in the order of their rows."""
+        patches = self.ingest.read(shard).sort_by("row")
+        return patches.filter(patches["has_s1"]) if S1 in self.groups else patches
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What a branch is and where its pixels and parts lie. Holds names, no model; cheap to pickle."""
+
+    inputs: Inputs
+    """What it sees of the archive."""
     sr: str
     """SR model."""
     weights: Path | None
     """Its weight file, whichever it came to be; None for a model without."""
-    bands: tuple[str, ...]
-    """Its bands, in channel order."""
-    max_dn: tuple[int, ...]
-    """DN of 1 in the stretch, of each band."""
     dtype: str | None
     """Precision of the SR network; None: its default."""
     batch_size: int
@@ -51,6 +81,21 @@ class Branch:
     """Parts of the super_resolve stage: SR pixels that are stored."""
     quality: StageParts
     """Parts of tables/sr_quality."""
+
+    @property
+    def ingest(self) -> StageParts:
+        """Parts that say which patches a shard holds."""
+        return self.inputs.ingest
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands, in channel order."""
+        return self.inputs.bands
+
+    @property
+    def max_dn(self) -> tuple[int, ...]:
+        """DN of 1 in the stretch, of each band."""
+        return self.inputs.max_dn
 
     @property
     def paths(self) -> StorePaths:
@@ -68,25 +113,39 @@ class Branch:
         return sr_models.SR_MODELS[self.sr].scale
 
     @property
+    def degrade(self) -> int:
+        """Factor by which the archive's pixels are reduced before the SR model sees them."""
+        return 1 if self.sr == CEILING else self.inputs.degrade
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the SR pixels have the size of the archive's own, which are then the truth."""
+        return self.degrade == self.scale > 1
+
+    @property
+    def size(self) -> int:
+        """Edge of what a classifier sees, pixels."""
+        return self.inputs.format.size // self.degrade * self.scale
+
+    @property
     def quality_outputs(self) -> list[StageParts]:
         """The quality parts, where the branch has any: a branch that does not enlarge has nothing to judge."""
         return [self.quality] if self.scale > 1 else []
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Return the arrays of the branch's store."""
-        size = S2_10M.size * self.scale
-        gsd = S2_10M.gsd / self.scale
+        gsd = self.inputs.groups[0].gsd
         attributes: dict[str, Json] = {
-            "units": "DN = 10000 * surface reflectance",
-            "gsd_m": gsd,
-            "long_name": f"Sentinel-2 super-resolved by {self.sr}",
+            "units": "DN of the archive" if gsd is None else "DN = 10000 * surface reflectance",
+            "gsd_m": None if gsd is None else gsd * self.degrade / self.scale,
+            "long_name": f"{'images' if gsd is None else 'Sentinel-2'} super-resolved by {self.sr}",
             "max_dn": list(self.max_dn),
         }
         return (
             ArraySpec(
                 "sr",
                 ("band", "y", "x"),
-                (len(self.bands), size, size),
+                (len(self.bands), self.size, self.size),
                 "uint16",
                 0,
                 attributes,
@@ -98,11 +157,9 @@ class Branch:
 
 
 def make_branch(
-    ingest: StageParts,
+    inputs: Inputs,
     sr: str,
     weights: Path | None,
-    bands: tuple[str, ...],
-    max_dn: tuple[int, ...],
     *,
     dtype: str | None = None,
     batch_size: int = 16,
@@ -114,20 +171,34 @@ def make_branch(
 
     Raises:
         WeightsError: The weight file is missing.
-        ConfigError: The model does not run in that dtype.
+        ConfigError: The model does not run in that dtype, on those bands, or on patches of that size.
     """
     weights = sr_models.weights_file(sr, weights)
+    if len(inputs.groups) > 1 and (sr != "none" or inputs.degrade > 1):
+        raise ConfigError(
+            f"{sr}: bands of several grids ({', '.join(group.array for group in inputs.groups)}) are for the branch "
+            "none without degrade; choose bands: rgb or 10m"
+        )
+    if inputs.format.size % inputs.degrade:
+        raise ConfigError(f"degrade: {inputs.degrade} does not divide patches of {inputs.format.size} pixels")
+    if sr == CEILING and inputs.degrade == 1:
+        raise ConfigError(f"the branch {CEILING} is the ceiling of a run with degrade; without it, take none")
     identity: dict[str, Json] = {
         **sr_models.fingerprint(sr, weights, dtype),
-        "max_dn": list(max_dn),
-        "bands": list(bands),
+        "max_dn": list(inputs.max_dn),
+        "bands": list(inputs.bands),
     }
+    if inputs.degrade > 1 and sr != CEILING:
+        identity["degrade"] = inputs.degrade
+    if len(inputs.groups) > 1:
+        identity["resampling"] = inputs.resampling
+    ingest = inputs.ingest
     determines: dict[str, Json] = {**identity, "input": ingest.config, "schema": 1}
     pixels = stage_parts(ingest.paths, "super_resolve", determines)
     quality = stage_parts(
         ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA}
     )
-    return Branch(ingest, sr, weights, bands, max_dn, dtype, batch_size, compiled, identity, pixels, quality)
+    return Branch(inputs, sr, weights, dtype, batch_size, compiled, identity, pixels, quality)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +207,14 @@ class Batch:
 
     rows: NDArray[np.int64]
     """Their rows in the shard, (N,)."""
-    dn: Tensor
-    """The branch's pixels, (N, C, H, W) uint16 DN, on the device."""
+    x: Tensor
+    """What classifiers standardise, (N, C, H, W) float32 on the device: [0, 1] after the stretch; Sentinel-1 in dB."""
     quality: pa.Table | None
     """SR_QUALITY rows, where the pixels were computed here and the model enlarges."""
+
+
+Stored = dict[str, NDArray[np.generic]]
+"""Pixels as they are stored, by array: SR pixels as `sr`, or the archive's wanted bands by grid."""
 
 
 class BranchReader:
@@ -161,6 +236,16 @@ class BranchReader:
             self._engine = sr_models.SrEngine(resolver, compiled=branch.compiled)
         return self._engine
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether SR pixels are stored, or are being stored."""
+        return self._stored is not None
+
+    @property
+    def shard_size(self) -> int:
+        """Rows of a shard."""
+        return self._archive.shard_size
+
     def batches(self, shard: int, patches: pa.Table) -> Iterator[Batch]:
         """Yield the patches of one shard in the order of their rows.
 
@@ -173,51 +258,93 @@ class BranchReader:
         """
         patches = patches.sort_by("row")
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
-        done = all(parts.is_done(shard) for parts in (self.branch.pixels, *self.branch.quality_outputs))
-        stored = self._stored if self._stored is not None and done else None
-        lr = self.input(shard) if stored is None else None
-        block = stored_block(self._archive.shard_size)
-        for first in range(0, self._archive.shard_size, block):
+        judged = all(parts.is_done(shard) for parts in self.branch.quality_outputs)
+        block = stored_block(self.shard_size)
+        for first in range(0, self.shard_size, block):
             parts = block_batches(rows, first, block, self.branch.batch_size)
-            pixels = stored.read(shard, "sr", first, block) if stored is not None and parts else None
+            if not parts:
+                continue
+            stored = self.read(shard, first, block) if judged else self._read_archive(shard, first, block)
             for part in parts:
-                if pixels is not None:
-                    dn = as_tensor(pixels[rows[part] - first].astype(np.uint16, copy=False), self.device)
-                    yield Batch(rows[part], dn, None)
-                elif lr is not None:
-                    yield Batch(rows[part], *self.super_resolve(lr[rows[part]], ids[part]))
+                chosen = {name: torch.from_numpy(values[rows[part] - first]) for name, values in stored.items()}
+                if judged or self.branch.scale == 1:
+                    yield Batch(rows[part], self.network_input(chosen), None)
+                else:
+                    sr, quality = self._super_resolve_and_judge(chosen, ids[part])
+                    yield Batch(rows[part], to_unit(sr, self.branch.max_dn), quality)
 
-    def input(self, shard: int) -> NDArray[np.uint16]:
-        """Return the shard's bands as they are, DN, (shard_size, C, 120, 120)."""
-        return read_bands(self._archive, shard, self.branch.bands)
+    def read(self, shard: int, first_row: int, rows: int) -> Stored:
+        """Return rows of one shard as they are stored: SR pixels where they are, else the archive's wanted bands."""
+        if self._stored is not None and self.branch.pixels.is_done(shard):
+            return {"sr": self._stored.read(shard, "sr", first_row, rows).astype(np.uint16, copy=False)}
+        return self._read_archive(shard, first_row, rows)
 
-    def super_resolve(self, dn: NDArray[np.uint16], ids: list[str]) -> tuple[Tensor, pa.Table | None]:
-        """Return SR pixels as uint16 DN on the device, (N, C, scale*H, scale*W), and their quality rows."""
-        lr = as_tensor(dn, self.device)
-        sr = self.engine.super_resolve(lr, self.branch.max_dn)
-        if self.branch.scale == 1:
-            return sr, None
-        return sr, self.quality_table(ids, self._judge(lr, sr).cpu().numpy())
+    def network_input(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return what classifiers standardise, of rows from `read`, on any device: see `Batch.x`."""
+        branch = self.branch
+        stored = {name: values.to(self.device, non_blocking=True) for name, values in stored.items()}
+        if "sr" in stored:
+            return to_unit(stored["sr"], branch.max_dn)
+        groups = branch.inputs.groups
+        if len(groups) > 1:
+            return joined(stored, groups, branch.bands, branch.max_dn, branch.inputs.resampling)
+        lr = reduced(stored[groups[0].array], branch.degrade)
+        return to_unit(self.engine.super_resolve(lr, branch.max_dn), branch.max_dn)
+
+    def archive_rows(self, shard: int) -> NDArray[np.uint16]:
+        """Return the bands of a whole shard as the archive has them, DN, (shard_size, C, H, W)."""
+        (values,) = self._read_archive(shard, 0, self.shard_size).values()
+        return values.astype(np.uint16, copy=False)
 
     def stream(self, batches: Iterable[NDArray[np.uint16]]) -> Iterator[Enlarged]:
-        """Yield SR pixels and `QUALITY_COLUMNS` of each batch on the host, while the device works on the next."""
-        return self.engine.stream(batches, self.branch.max_dn, self._judge)
+        """Yield SR pixels and `QUALITY_COLUMNS` of each batch on the host, while the device works on the next.
+
+        Args:
+            batches: The archive's pixels, DN, (N, C, H, W) each.
+        """
+        judging: list[Tensor | None] = []  # the engine judges each batch once, in order
+
+        def inputs() -> Iterator[NDArray[np.uint16]]:
+            for dn in batches:
+                hr = as_tensor(dn)
+                judging.append(hr if self.branch.has_truth else None)
+                yield reduced(hr, self.branch.degrade).numpy()
+
+        return self.engine.stream(
+            inputs(), self.branch.max_dn, lambda lr, sr: self._judge(lr, sr, judging.pop(0))
+        )
 
     def quality_table(self, ids: list[str], columns: NDArray[np.float32]) -> pa.Table:
         """Return SR_QUALITY rows of `QUALITY_COLUMNS`, (K, N); NaN becomes null."""
-        values = zip(QUALITY_COLUMNS, columns, strict=True)
+        values = dict(zip(QUALITY_COLUMNS, columns, strict=True))
+        if self.branch.bands[:3] == IMAGE_RGB:
+            values["reflectance_mae"] = np.full(len(ids), np.nan, np.float32)  # the DN of a picture are none
         rows = pa.table(
             {
                 "patch_id": ids,
                 "sr": [self.branch.sr] * len(ids),
                 "config": [self.branch.pixels.config] * len(ids),
-                **{name: pa.array(value, pa.float32(), from_pandas=True) for name, value in values},
+                **{name: pa.array(value, pa.float32(), from_pandas=True) for name, value in values.items()},
             }
         )
         return rows.select(SR_QUALITY.names).cast(SR_QUALITY)
 
-    def _judge(self, lr: Tensor, sr: Tensor) -> Tensor:
-        return quality_columns(self.engine, lr, sr, self.branch.max_dn)
+    def _super_resolve_and_judge(self, stored: Mapping[str, Tensor], ids: list[str]) -> tuple[Tensor, pa.Table]:
+        (hr,) = (values.to(self.device) for values in stored.values())
+        lr = reduced(hr, self.branch.degrade)
+        sr = self.engine.super_resolve(lr, self.branch.max_dn)
+        columns = self._judge(lr, sr, hr if self.branch.has_truth else None)
+        return sr, self.quality_table(ids, columns.cpu().numpy())
+
+    def _judge(self, lr: Tensor, sr: Tensor, truth: Tensor | None) -> Tensor:
+        return quality_columns(self.engine, lr, sr, self.branch.max_dn, truth)
+
+    def _read_archive(self, shard: int, first_row: int, rows: int) -> Stored:
+        bands = self.branch.bands
+        return {
+            group.array: picked(self._archive.read(shard, group.array, first_row, rows), group, bands)
+            for group in self.branch.inputs.groups
+        }
 
 
 def stored_block(shard_size: int) -> int:
@@ -233,12 +360,6 @@ def block_batches(rows: NDArray[np.int64], first: int, block: int, batch_size: i
     """
     start, stop = np.searchsorted(rows, [first, first + block]).tolist()
     return [slice(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
-
-
-def read_bands(archive: ShardedStore, shard: int, bands: tuple[str, ...]) -> NDArray[np.uint16]:
-    """Return a shard's 10 m bands as DN, (shard_size, C, 120, 120)."""
-    index = [S2_10M.bands.index(band) for band in bands]
-    return archive.read(shard, S2_10M.array)[:, index].astype(np.uint16, copy=False)
 
 
 def worker_device() -> torch.device:

@@ -10,17 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchInput, Scan
-from infra.bigearthnet.bands import S1, S2_GROUPS
-from infra.bigearthnet.classes import CLASSES, NAMES
+from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchFormat, PatchInput, Scan
+from infra.bigearthnet.classes import CLASSES
 from infra.bigearthnet.seasons import season
 from infra.errors import BadPatchError, ConfigError, PipelineError
+from infra.bigearthnet.bands import S1
 from infra.geo import footprints
 from infra.parts import StageParts, read_parts
 from infra.storage import write_text
 from infra.tables import CLASSES as CLASSES_SCHEMA
 from infra.tables import PATCHES, QUARANTINE, publish
-from infra.zarr_store import ShardedStore
+from infra.zarr_store import VALID, ShardedStore, archive_arrays
 from tasks.plan import Plan, last_places, quarantined_pixels, shard_inputs
 from tasks.stage import ShardCount
 
@@ -28,11 +28,11 @@ from tasks.stage import ShardCount
 class ShardIngester:
     """Reads the patches of one shard and writes their pixels and rows. Writing a shard again writes the same."""
 
-    def __init__(self, archive: Archive, parts: StageParts) -> None:
+    def __init__(self, archive: Archive, patch_format: PatchFormat, parts: StageParts) -> None:
         self._archive = archive
         self._parts = parts
         self._store = ShardedStore(parts.paths.archive, writable=True)
-        self._pixels = _ShardPixels(self._store.shard_size)
+        self._pixels = _ShardPixels(self._store.shard_size, patch_format)
 
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard; a bad patch becomes a quarantine row, and its row in the store stays invalid."""
@@ -52,7 +52,7 @@ class ShardIngester:
             placed.append(_Placed(row, source, patch))
         rows = []
         for item, footprint in zip(placed, _footprints(placed), strict=True):
-            if footprint is None:
+            if footprint is None and item.epsg is not None:
                 pixels.clear(item.row)
                 detail = f"EPSG:{item.epsg} {item.bounds} lies nowhere on Earth"
                 problems.append(_problem(item.source, item.source.source, "grid_mismatch", detail))
@@ -77,13 +77,13 @@ class _Placed:
             "season": None if patch.acquired is None else season(patch.acquired),
             "acquired": patch.acquired,
             "tile": patch.tile,
-            "has_s1": patch.s1 is not None,
+            "has_s1": S1.array in patch.arrays,
             "has_map": patch.reference_map is not None,
             "nodata_share": patch.nodata_share,
-            "crs": f"EPSG:{patch.epsg}",
+            "crs": None if patch.epsg is None else f"EPSG:{patch.epsg}",
         }
 
-    def table_row(self, shard: int, footprint: bytes, version: str) -> dict[str, Any]:
+    def table_row(self, shard: int, footprint: bytes | None, version: str) -> dict[str, Any]:
         """Return the patch's row of tables/patches."""
         return {
             **self._of_patch,
@@ -99,8 +99,11 @@ class _Placed:
         }
 
 
-def _footprints(placed: Sequence[_Placed]) -> NDArray[np.object_]:
-    return footprints([item.epsg for item in placed], [item.bounds for item in placed])
+def _footprints(placed: Sequence[_Placed]) -> list[bytes | None]:
+    """Return the footprint of each patch; None for one that has no place, or lies nowhere on Earth."""
+    located = [(item.epsg, item.bounds) for item in placed if item.epsg is not None and item.bounds is not None]
+    found = iter(footprints([epsg for epsg, _ in located], [bounds for _, bounds in located]) if located else ())
+    return [None if item.epsg is None else next(found) for item in placed]
 
 
 def _problem(source: PatchInput, path: str, reason: str, detail: str) -> dict[str, str]:
@@ -110,13 +113,10 @@ def _problem(source: PatchInput, path: str, reason: str, detail: str) -> dict[st
 class _ShardPixels:
     """The arrays of one shard, filled row by row, and used again for the next: fresh memory has to be zeroed."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, patch_format: PatchFormat) -> None:
+        self._labels = patch_format.labels
         self._arrays: dict[str, NDArray[np.generic]] = {
-            **{g.array: np.zeros((size, len(g.bands), g.size, g.size), np.uint16) for g in S2_GROUPS},
-            "s1": np.zeros((size, len(S1.bands), S1.size, S1.size), np.float32),
-            "reference_map": np.zeros((size, 120, 120), np.uint16),
-            "labels": np.zeros((size, len(NAMES)), np.bool_),
-            "valid": np.zeros(size, np.bool_),
+            spec.name: np.zeros((size, *spec.shape), spec.dtype) for spec in (*archive_arrays(patch_format), VALID)
         }
         self._filled = {name: np.zeros(size, np.bool_) for name in self._arrays}
         self._stale = {name: np.zeros(size, np.bool_) for name in self._arrays}
@@ -130,12 +130,9 @@ class _ShardPixels:
     def put(self, row: int, patch: Patch) -> None:
         labels = patch.labels or ()
         values = {
-            "s2_10m": patch.s2_10m,
-            "s2_20m": patch.s2_20m,
-            "s2_60m": patch.s2_60m,
-            "s1": patch.s1,
+            **patch.arrays,
             "reference_map": patch.reference_map,
-            "labels": [name in labels for name in NAMES],
+            "labels": [name in labels for name in self._labels],
             "valid": True,
         }
         for name, value in values.items():
@@ -213,7 +210,7 @@ def publish_archive(plan: Plan) -> IngestCounts:
     table = plan.paths.table
     publish(table("patches"), patches, PATCHES, ["patch_id"], complete=complete)
     publish(table("quarantine"), quarantine, QUARANTINE, ["path", "reason", "detail"], complete=complete)
-    publish(table("classes"), _classes(), CLASSES_SCHEMA, ["label_index"])
+    publish(table("classes"), _classes(plan.format.labels), CLASSES_SCHEMA, ["label_index"])
     write_text(counts_file, json.dumps(asdict(counts)))
     return counts
 
@@ -233,6 +230,7 @@ def _without_place(scan: Scan, placed: pa.Array) -> pa.Table:
     return scan.problems.filter(pa.array(keep))
 
 
-def _classes() -> pa.Table:
-    rows = [{"label_index": i, "label": c.name, "clc_codes": sorted(c.clc)} for i, c in enumerate(CLASSES)]
+def _classes(labels: Sequence[str]) -> pa.Table:
+    codes = {c.name: sorted(c.clc) for c in CLASSES}
+    rows = [{"label_index": i, "label": label, "clc_codes": codes.get(label)} for i, label in enumerate(labels)]
     return pa.Table.from_pylist(rows, schema=CLASSES_SCHEMA)

@@ -7,17 +7,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.bigearthnet.classes import NAMES
 
-_INDEX = {name: i for i, name in enumerate(NAMES)}
-
-
-def multi_hot(label_lists: Sequence[Sequence[str] | None]) -> NDArray[np.bool_]:
-    """Return label names as (N, L), in the one label order; None has no label."""
-    hot = np.zeros((len(label_lists), len(NAMES)), np.bool_)
+def multi_hot(label_lists: Sequence[Sequence[str] | None], names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return label names as (N, L), in the order of `names`; None has no label, and others than `names` are left out."""
+    index = {name: i for i, name in enumerate(names)}
+    hot = np.zeros((len(label_lists), len(names)), np.bool_)
     for i, labels in enumerate(label_lists):
         for label in labels or ():
-            hot[i, _INDEX[label]] = True
+            if label in index:
+                hot[i, index[label]] = True
     return hot
 
 

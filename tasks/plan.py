@@ -1,6 +1,7 @@
 """The plan: every patch gets its shard and row before a pixel is read, and keeps them for ever."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchInput, Scan
-from infra.bigearthnet.classes import NAMES
+from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchFormat, PatchInput, Scan
 from infra.errors import ArchiveError, BadPatchError, ConfigError
 from infra.fingerprint import Json
 from infra.geo import footprints
 from infra.parts import StageParts, stage_config, stage_parts, write_parquet
-from infra.storage import StorePaths
+from infra.storage import StorePaths, write_text
 from infra.zarr_store import archive_arrays, create_store
 
 PLAN_SCHEMA = INPUT_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False)).append(
@@ -29,6 +29,7 @@ PLAN_SCHEMA = INPUT_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False))
 ORDER_SEED = 0
 """Seed of the order within a split."""
 
+_FORMAT_FILE = "format.json"
 _SPLIT_ORDER = ("train", "validation", "test", "all")
 _ROWS_PER_GROUP = 8192  # a worker reads its shard's rows, not the whole plan
 
@@ -43,6 +44,8 @@ class Plan:
     shards: Mapping[int, str]
     """Split of every planned shard."""
     shard_size: int
+    format: PatchFormat
+    """What all patches have in common."""
     scan: Scan | None
     """What the archive held when the plan was made; None where the store alone was asked."""
 
@@ -69,36 +72,49 @@ def make_plan(
         paths: The store.
         layout: Name of the archive's layout.
         shard_size: Patches in a shard.
-        options: The layout's options that change pixels.
+        options: The layout's options that change pixels, labels or splits.
 
     Raises:
         ArchiveError: The archive cannot be read as a whole, or holds no patch at all.
         ConfigError: The store was made for another layout, options or shard size, or there is no archive and no store.
         StoreError: The store cannot be written.
     """
-    determines: dict[str, Json] = {"layout": layout, **options, "labels": list(NAMES), "schema": 1}
-    _refuse_foreign_plans(paths, stage_config("ingest", determines))
-    parts = stage_parts(paths, "ingest", determines)
-    shards = _planned_shards(parts)
-    if archive is None and not shards:
-        raise ConfigError(f"archive.root is not given, and {paths.root} holds no patches yet")
     scan = None
     if archive is not None:
         scan = archive.scan()
         if scan.total == scan.absent:
             raise ArchiveError(f"the archive holds no patch: {scan.total} are named, {scan.absent} of them absent")
+    patch_format = _stored_format(paths) if scan is None else scan.format
+    determines: dict[str, Json] = {"layout": layout, **options, "labels": list(patch_format.labels), "schema": 1}
+    if patch_format != BIGEARTHNET:
+        determines["format"] = patch_format.to_json()
+    _refuse_foreign_plans(paths, stage_config("ingest", determines))
+    parts = stage_parts(paths, "ingest", determines)
+    shards = _planned_shards(parts)
+    if scan is not None and archive is not None:
         fresh = _without_place(scan, archive, parts)
         if fresh.num_rows:
             first = max(shards, default=-1) + 1
             plan = assign(fresh, shard_size, first)
             n_shards = 1 + pc.max(plan["shard"]).as_py()
-            create_store(paths.archive, archive_arrays(NAMES), shard_size, n_shards, {"layout": layout})
+            create_store(paths.archive, archive_arrays(patch_format), shard_size, n_shards, {"layout": layout})
+            write_text(_plan_folder(parts) / _FORMAT_FILE, json.dumps(patch_format.to_json()))
             path = _plan_folder(parts) / f"plan-{len(_plan_files(parts)):04d}.parquet"
             write_parquet(path, plan, row_group_size=_ROWS_PER_GROUP)
             shards = _planned_shards(parts)
     if shards:
-        create_store(paths.archive, archive_arrays(NAMES), shard_size, 0, {})  # refuses another shard_size
-    return Plan(paths, parts, shards, shard_size, scan)
+        create_store(paths.archive, archive_arrays(patch_format), shard_size, 0, {})  # refuses another shard_size
+    return Plan(paths, parts, shards, shard_size, patch_format, scan)
+
+
+def _stored_format(paths: StorePaths) -> PatchFormat:
+    """Return what the store's patches have in common."""
+    found = sorted((paths.work / "plan").glob(f"*/{_FORMAT_FILE}"))
+    if not found and any((paths.work / "plan").glob("*/plan-*.parquet")):
+        return BIGEARTHNET  # stores of earlier versions hold nothing else
+    if not found:
+        raise ConfigError(f"archive.root is not given, and {paths.root} holds no patches yet")
+    return PatchFormat.from_json(json.loads(found[0].read_text(encoding="utf-8")))
 
 
 def assign(inputs: pa.Table, shard_size: int, first_shard: int) -> pa.Table:
@@ -181,6 +197,8 @@ def _can_be_read(archive: Archive, row: dict[str, Any]) -> bool:
         patch = archive.read(patch_input(row))
     except BadPatchError:
         return False
+    if patch.epsg is None or patch.bounds is None:
+        return True
     return footprints([patch.epsg], [patch.bounds])[0] is not None
 
 
@@ -208,7 +226,8 @@ def _refuse_foreign_plans(paths: StorePaths, config: str) -> None:
     for folder in (paths.work / "plan").glob("*"):
         if folder.name != config:
             raise ConfigError(
-                f"{paths.root} holds patches that were read with another archive layout or offset; choose another store"
+                f"{paths.root} holds patches that were read with another archive layout, other options or other "
+                "labels; choose another store"
             )
 
 

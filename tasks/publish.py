@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts, read_parts, recorded_configs
 from infra.storage import StorePaths
 from infra.tables import CONFIGS, EXPLANATIONS, SR_QUALITY, TRAINING, hive_folder, predictions_schema, publish
@@ -27,7 +26,7 @@ def publish_scores(plan: Plan, branch: Branch, scored: ScoredClassifier) -> pa.T
         _publish(parts, shards, EXPLANATIONS, folder, ["patch_id", "map_label"])
     parts = scored.predictions
     folder = hive_folder(paths.table("predictions"), **names, config=parts.config)
-    return _publish(parts, shards, predictions_schema(len(NAMES)), folder, ["patch_id", "seed"])
+    return _publish(parts, shards, predictions_schema(len(branch.inputs.format.labels)), folder, ["patch_id", "seed"])
 
 
 def publish_quality(plan: Plan, branch: Branch) -> None:

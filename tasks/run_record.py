@@ -38,6 +38,8 @@ class RunRecord:
     """Configs of the tables that the run published."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
     """Title, stage, config and wanted shards of every parts folder that the run fills, for `status`."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the run that is no failure."""
 
     def __post_init__(self) -> None:
         self.run_id = self.run_id or self.started.strftime("%Y%m%dT%H%M%S%fZ")
@@ -56,6 +58,11 @@ class RunRecord:
         """Note a finished stage, and write the record down."""
         self.stages.append(report)
         self.save("running")
+
+    def note(self, text: str) -> None:
+        """Keep a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def save(self, status: Literal["running", "complete", "incomplete", "stopped"]) -> None:
         """Write the live record."""

@@ -15,17 +15,15 @@ import classifiers
 from classifiers import checkpoint
 from classifiers.cam.grad_cam import grad_cam_from_features
 from classifiers.cam.summary import summarise
-from infra.bigearthnet.bands import S2_10M
-from infra.bigearthnet.classes import NAMES
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from infra.tables import EXPLANATIONS, SR_QUALITY, predictions_schema
 from infra.zarr_store import ArraySpec, ShardedStore, create_store
-from sr_models.stretch import to_unit
 from tasks.branch import Batch, Branch, BranchReader, worker_device
 from tasks.labels import multi_hot
 from tasks.stage import ShardCount
+from tasks.trained import load_trained
 
 _FROM_FEATURES = {"grad_cam": grad_cam_from_features}
 """Methods that need no more than the activations of the pass that predicts."""
@@ -38,6 +36,10 @@ class ScoredClassifier:
     """A classifier's checkpoints on one branch, and where its rows and maps go. Cheap to pickle."""
 
     classifier: str
+    network: str
+    """Its network."""
+    labels: tuple[str, ...]
+    """Labels that it knows, in the archive's order."""
     checkpoints: Mapping[int, Path]
     """Checkpoint file by seed; maps are made of the first."""
     predictions: StageParts
@@ -62,16 +64,18 @@ def scored_classifier(
 
     Raises:
         ConfigError: A checkpoint was trained on another branch, or on other labels.
+        WeightsError: A checkpoint cannot be read.
     """
     digests: dict[str, Json] = {}
+    names = branch.inputs.format.labels
+    network, labels = "", names
     for seed, path in checkpoints.items():
-        trained = checkpoint.load(path)
-        if trained.labels != NAMES:
-            raise ConfigError(f"{path} has labels {', '.join(trained.labels)}; this archive has {', '.join(NAMES)}")
-        if dict(trained.sr) != dict(branch.identity):
+        trained = load_trained(path, branch)
+        network, labels = trained.name, trained.labels
+        if labels != tuple(label for label in names if label in labels):
             raise ConfigError(
-                f"{path} was trained on {_words(trained.sr)}; "
-                f"this run's {branch.sr} branch is {_words(branch.identity)}"
+                f"{path} has the labels {', '.join(labels)}, this archive {', '.join(names)}: other labels, or another "
+                "order of them; train a classifier on this archive"
             )
         digests[str(seed)] = checkpoint.sha256(path)
     predictions = stage_parts(
@@ -81,7 +85,7 @@ def scored_classifier(
             "classifier": classifier,
             "checkpoints": digests,
             "pixels": branch.pixels.config,
-            "labels": list(NAMES),
+            "labels": list(names),
             "schema": 1,
         },
     )
@@ -99,28 +103,32 @@ def scored_classifier(
         )
         for method in methods
     }
-    return ScoredClassifier(classifier, checkpoints, predictions, explanations, explain_labels)
+    return ScoredClassifier(
+        classifier, network, labels, checkpoints, predictions, explanations, explain_labels
+    )
 
 
-def map_arrays(sr: str, classifier: str, method: str, height: int, width: int) -> tuple[ArraySpec, ...]:
+def map_arrays(
+    sr: str, classifier: str, method: str, labels: tuple[str, ...], height: int, width: int
+) -> tuple[ArraySpec, ...]:
     """Return the arrays of a map store, (patch, label, h, w), NaN where there is no patch."""
     attributes: dict[str, Json] = {
         "long_name": f"{method} maps of {classifier} on the {sr} branch, raw, at the layer's resolution",
         "units": "logit",
     }
-    shape = (len(NAMES), height, width)
-    return (ArraySpec("maps", ("label", "y", "x"), shape, "float32", float("nan"), attributes, chunk=64, names=NAMES),)
+    shape = (len(labels), height, width)
+    return (ArraySpec("maps", ("label", "y", "x"), shape, "float32", float("nan"), attributes, chunk=64, names=labels),)
 
 
 def create_map_stores(branch: Branch, scored: Sequence[ScoredClassifier], shard_size: int, n_shards: int) -> None:
     """Make or grow the map stores of a branch's classifiers; for the driver alone."""
-    edge = S2_10M.size * branch.scale
+    edge = branch.size
     for item in scored:
         with torch.device("meta"):
-            network = classifiers.build(item.classifier, len(NAMES), len(branch.bands))
+            network = classifiers.build(item.network, len(item.labels), len(branch.bands))
             height, width = network.features(torch.empty(1, len(branch.bands), edge, edge)).shape[2:]
         for method, parts in item.explanations.items():
-            arrays = map_arrays(branch.sr, item.classifier, method, height, width)
+            arrays = map_arrays(branch.sr, item.classifier, method, item.labels, height, width)
             create_store(branch.paths.maps(method, parts.config), arrays, shard_size, n_shards, {"method": method})
 
 
@@ -135,7 +143,7 @@ class ShardScorer:
 
     def run(self, shard: int) -> ShardCount:
         """Score one shard; outputs whose part exists are left alone."""
-        patches = self._branch.ingest.read(shard).sort_by("row")
+        patches = self._branch.inputs.patches(shard)
         networks = [n for n in self._networks if not all(parts.is_done(shard) for parts in n.scored.outputs)]
         results = [_ShardResult(network, shard, patches) for network in networks]
         quality: list[pa.Table] = []
@@ -144,9 +152,8 @@ class ShardScorer:
             rows = patches.slice(start, len(batch.rows))
             start += len(batch.rows)
             quality += [batch.quality] if batch.quality is not None else []
-            x = to_unit(batch.dn, self._branch.max_dn)
             for result in results:
-                result.add(batch, x, rows)
+                result.add(batch, rows)
         for parts in self._branch.quality_outputs:
             if not parts.is_done(shard):
                 parts.write(shard, _concatenated(quality, SR_QUALITY))
@@ -160,19 +167,21 @@ class _Network:
 
     def __init__(self, branch: Branch, scored: ScoredClassifier, device: torch.device) -> None:
         self.scored = scored
-        self.trained = {seed: checkpoint.load(path) for seed, path in scored.checkpoints.items()}
+        self.names = branch.inputs.format.labels
+        self.grid = branch.inputs.format.size
+        self.trained = {seed: load_trained(path, branch) for seed, path in scored.checkpoints.items()}
         for trained in self.trained.values():
             trained.network.eval().to(device).to(memory_format=torch.channels_last)
         self.first_seed = next(iter(scored.checkpoints))
         self.shard_size = ShardedStore(branch.paths.archive).shard_size
 
     def __call__(self, seed: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities (N, L) and activations (N, K, h, w) of x (N, C, H, W) in [0, 1]."""
+        """Return probabilities (N, L) and activations (N, K, h, w) of x (N, C, H, W), see `Batch.x`."""
         trained = self.trained[seed]
         with torch.inference_mode():
             standardised = trained.standardiser(x).contiguous(memory_format=torch.channels_last)
             logits, activations = trained.network.forward_with_features(standardised)
-            return torch.sigmoid(logits), activations
+            return trained.probabilities(logits), activations
 
 
 class _ShardResult:
@@ -184,19 +193,21 @@ class _ShardResult:
         self._explanations: dict[str, list[pa.Table]] = {method: [] for method in network.scored.explanations}
         self._maps: dict[str, NDArray[np.float32]] = {}
 
-    def add(self, batch: Batch, x: Tensor, rows: pa.Table) -> None:
-        """Classify one batch, whose pixels in [0, 1] are x, and keep its rows."""
+    def add(self, batch: Batch, rows: pa.Table) -> None:
+        """Classify one batch and keep its rows."""
         scored = self._network.scored
         for seed, trained in self._network.trained.items():
-            probs, activations = self._network(seed, x)
-            table = _prediction_rows(rows, seed, probs.cpu().numpy(), np.array(trained.thresholds, np.float32))
+            probs, activations = self._network(seed, batch.x)
+            values = probs.cpu().numpy()
+            predicted = trained.decisions(values)
+            table = _prediction_rows(rows, seed, self._network.names, trained.labels, values, predicted)
             self._predictions.append(table)
             if seed != self._network.first_seed:
                 continue
             for method in scored.explanations:
                 maps = _FROM_FEATURES[method](activations, trained.network.head)
                 self._keep_maps(method, batch.rows, maps)
-                self._explanations[method].append(self._explanation_rows(method, batch, table, maps))
+                self._explanations[method].append(self._explanation_rows(method, batch, table, values, maps))
 
     def write(self) -> None:
         """Write maps, then explanations, then the predictions."""
@@ -214,7 +225,7 @@ class _ShardResult:
             store.write(shard, "valid", valid)
             parts.write(shard, _concatenated(self._explanations[method], EXPLANATIONS))
         if not scored.predictions.is_done(shard):
-            scored.predictions.write(shard, _concatenated(self._predictions, predictions_schema(len(NAMES))))
+            scored.predictions.write(shard, _concatenated(self._predictions, predictions_schema(len(self._network.names))))
 
     def _keep_maps(self, method: str, rows: NDArray[np.int64], maps: Tensor) -> None:
         values = maps.cpu().numpy()
@@ -224,18 +235,19 @@ class _ShardResult:
         first = int(np.searchsorted(self._patches["row"].to_numpy(), rows[0]))
         kept[first : first + len(rows)] = values
 
-    def _explanation_rows(self, method: str, batch: Batch, predicted: pa.Table, maps: Tensor) -> pa.Table:
-        scored = self._network.scored
-        wanted = _wanted_labels(predicted, scored.explain_labels)
+    def _explanation_rows(
+        self, method: str, batch: Batch, predicted: pa.Table, probs: NDArray[np.float32], maps: Tensor
+    ) -> pa.Table:
+        scored, grid = self._network.scored, self._network.grid
+        wanted = _wanted_labels(predicted, scored.labels, scored.explain_labels)
         patch, label = np.nonzero(wanted)
-        summary = summarise(maps[torch.from_numpy(patch), torch.from_numpy(label)][:, None])
-        probs = predicted["probs"].combine_chunks().flatten().to_numpy().reshape(wanted.shape)
+        summary = summarise(maps[torch.from_numpy(patch), torch.from_numpy(label)][:, None], grid)
         store = scored.explanations[method].paths.maps(method, scored.explanations[method].config)
         index = self._shard * self._network.shard_size + batch.rows
         return pa.table(
             {
                 "patch_id": predicted["patch_id"].take(pa.array(patch)),
-                "label": [NAMES[i] for i in label],
+                "label": [scored.labels[i] for i in label],
                 "seed": pa.array(np.full(len(patch), self._network.first_seed), pa.int32()),
                 "prob": probs[patch, label],
                 **{
@@ -244,8 +256,8 @@ class _ShardResult:
                         "coverage": summary.coverage,
                         "entropy": summary.entropy,
                         # A share of the edge means the same for maps and patches of any size.
-                        "centroid_row": (summary.centroid_row + 0.5) / S2_10M.size,
-                        "centroid_col": (summary.centroid_col + 0.5) / S2_10M.size,
+                        "centroid_row": (summary.centroid_row + 0.5) / grid,
+                        "centroid_col": (summary.centroid_col + 0.5) / grid,
                     }.items()
                 },
                 "map_store": [str(store.relative_to(scored.predictions.paths.root))] * len(patch),
@@ -257,33 +269,37 @@ class _ShardResult:
 
 
 def _prediction_rows(
-    rows: pa.Table, seed: int, probs: NDArray[np.float32], thresholds: NDArray[np.float32]
+    rows: pa.Table,
+    seed: int,
+    names: Sequence[str],
+    known: Sequence[str],
+    probs: NDArray[np.float32],
+    predicted: NDArray[np.bool_],
 ) -> pa.Table:
-    names = np.array(NAMES, dtype=object)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), probs.shape[1])
+    """Return rows of predictions; probabilities of labels that the classifier does not know are null."""
+    of_all = np.full((len(probs), len(names)), np.nan, np.float32)
+    of_all[:, [names.index(label) for label in known]] = probs
+    values = pa.FixedSizeListArray.from_arrays(pa.array(of_all.ravel(), from_pandas=True), len(names))
+    labels = np.array(known, dtype=object)
     return pa.table(
         {
             "patch_id": rows["patch_id"],
             "split": rows["split"],
             "seed": pa.array(np.full(len(probs), seed), pa.int32()),
             "probs": values,
-            "predicted": [names[mask].tolist() for mask in probs >= thresholds],
+            "predicted": [labels[mask].tolist() for mask in predicted],
             "labels": rows["labels"],
         },
-        schema=predictions_schema(len(NAMES)),
+        schema=predictions_schema(len(names)),
     )
 
 
-def _wanted_labels(predicted: pa.Table, labels: ExplainLabels) -> NDArray[np.bool_]:
-    """Return which (patch, label) get a row, (N, L)."""
+def _wanted_labels(predicted: pa.Table, known: Sequence[str], labels: ExplainLabels) -> NDArray[np.bool_]:
+    """Return which (patch, label that the classifier knows) get a row, (N, L)."""
     if labels == "all":
-        return np.ones((predicted.num_rows, len(NAMES)), np.bool_)
-    return multi_hot(predicted["predicted" if labels == "predicted" else "labels"].to_pylist())
+        return np.ones((predicted.num_rows, len(known)), np.bool_)
+    return multi_hot(predicted["predicted" if labels == "predicted" else "labels"].to_pylist(), known)
 
 
 def _concatenated(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def _words(identity: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in sorted(identity.items()))

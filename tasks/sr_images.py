@@ -17,12 +17,12 @@ from rasterio.errors import RasterioError
 from torch import Tensor
 
 from infra.archives.scene import apply_offset, find_scene
-from infra.bigearthnet.bands import RGB
+from infra.bigearthnet.bands import RGB, S2_10M, BandGroup
 from infra.errors import ArchiveError, BadPatchError, ConfigError, TrainingError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
 from sr_models.wald_pairs import FixedImages, ImagePools, ImageSet, Part, image_part, scene_areas
-from tasks.branch import read_bands
+from tasks.patch_pixels import picked
 from tasks.labels import is_clean
 
 MEMORY_BYTES = 2**30
@@ -35,7 +35,6 @@ VALIDATION_PATCHES = 64
 """A store's patches that choose the weights, at most."""
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
-_PATCH_BYTES = 3 * 120 * 120 * 2
 
 
 class ImageSource(Protocol):
@@ -128,8 +127,16 @@ class StorePatches:
     max_dn: int
     weight: float = 1.0
     """Relative share of the steps."""
+    group: BandGroup = S2_10M
+    """The array of the store that holds the bands."""
+    bands: tuple[str, str, str] = RGB
+    """Red, green, blue."""
 
     name: str = "patches"
+
+    def pixels(self, store: ShardedStore, shard: int) -> NDArray[np.uint16]:
+        """Return a shard's red, green and blue, DN, (shard_size, 3, H, W)."""
+        return picked(store.read(shard, self.group.array), self.group, self.bands).astype(np.uint16, copy=False)
 
     def patches(self, part: Literal["train", "validation"]) -> dict[int, pa.Table]:
         """Return the rows of a part's patches, by shard; those with snow, cloud or missing pixels are left out."""
@@ -155,7 +162,7 @@ class StorePatches:
         store = ShardedStore(self.ingest.paths.archive)
         for shard, table in self.patches("validation").items():
             rows = table["row"].to_numpy()[:room]
-            images += list(torch.from_numpy(read_bands(store, shard, RGB)[rows]))
+            images += list(torch.from_numpy(self.pixels(store, shard)[rows]))
             room -= len(rows)
             if not room:
                 break
@@ -184,7 +191,8 @@ class PatchPools:
             raise TrainingError(
                 "train_sr.patches: the archive has no patch without snow, cloud and missing pixels to train on"
             )
-        self._groups = list(_groups({shard: len(rows) for shard, rows in self._rows.items()}, MEMORY_BYTES))
+        room = MEMORY_BYTES // (2 * 3 * patches.group.size**2)
+        self._groups = list(_groups({shard: len(rows) for shard, rows in self._rows.items()}, room))
         self._held: tuple[int, tuple[ImageSet, ...]] | None = None
 
     def at(self, step: int) -> Sequence[ImageSet]:
@@ -194,7 +202,7 @@ class PatchPools:
         group = int(np.random.default_rng([self._seed, round_]).permutation(n)[place])
         if self._held is None or self._held[0] != group:
             self._held = None  # the last pool makes room first
-            pixels = [read_bands(self._store, shard, RGB)[self._rows[shard]] for shard in self._groups[group]]
+            pixels = [self._patches.pixels(self._store, shard)[self._rows[shard]] for shard in self._groups[group]]
             images = tuple(torch.from_numpy(patch) for patch in np.concatenate(pixels))
             mine = ImageSet(self._patches.name, images, self._patches.max_dn, self._patches.weight)
             self._held = (group, (mine, *self._others))
@@ -288,12 +296,12 @@ def _whole(patches: pa.Table) -> pa.Table:
     return patches.filter(pc.and_(is_clean(patches), pc.equal(patches["nodata_share"], 0)))
 
 
-def _groups(counts: dict[int, int], memory: int) -> Iterator[list[int]]:
-    """Yield shards in runs whose pixels fit in memory, one at least."""
+def _groups(counts: dict[int, int], room: int) -> Iterator[list[int]]:
+    """Yield shards in runs of at most room patches, one shard at least."""
     group: list[int] = []
     held = 0
     for shard, count in counts.items():
-        if group and (held + count) * _PATCH_BYTES > memory:
+        if group and held + count > room:
             yield group
             group, held = [], 0
         group.append(shard)

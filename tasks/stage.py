@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from infra.errors import TrainingError
 from infra.parts import StageParts
 from infra.ray_pool import Done, Resources, Worker, run_pool
 
@@ -98,3 +99,44 @@ def run_stage(
         progress(stage, done + len(failures), len(missing), patches)
     seconds = time.monotonic() - started if missing else 0.0
     return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures))
+
+
+class Fit(Protocol):
+    """A fit of one seed that all workers share."""
+
+    def __call__(self, seed: int, *, tell: Callable[[int], None]) -> ShardCount:
+        """Fit a seed and return the samples seen; `tell` is called with the epochs done."""
+        ...
+
+
+def run_fits(
+    stage: str, fit: Fit, parts: StageParts, seeds: Sequence[int], epochs: int, progress: Progress = silent
+) -> StageReport:
+    """Run the missing fits of a stage one after the other, each on all workers.
+
+    Args:
+        stage: Name for people.
+        fit: Fits one seed and writes its part.
+        parts: The parts; a seed is done when its part exists.
+        seeds: The stage's seeds.
+        epochs: Epochs of a fit, at most.
+        progress: Told of epochs, over all missing seeds.
+
+    Raises:
+        StoreError, ConfigError: Nothing more can be done.
+    """
+    missing = [seed for seed in seeds if not parts.is_done(seed)]
+    started, samples = time.monotonic(), 0
+    failures: list[ShardFailure] = []
+    total = len(missing) * epochs
+    progress(stage, 0, total, 0)
+    for place, seed in enumerate(missing):
+        try:
+            samples += fit(seed, tell=lambda done, place=place: progress(stage, place * epochs + done, total, 0)).patches
+        except TrainingError as error:
+            failures.append(ShardFailure(stage, seed, str(error)))
+            parts.write_failure(seed, 1, str(error))
+        progress(stage, (place + 1) * epochs, total, samples)
+    seconds = time.monotonic() - started if missing else 0.0
+    done = len(missing) - len(failures)
+    return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures))

@@ -23,15 +23,15 @@ class ShardSuperResolver:
     def run(self, shard: int) -> ShardCount:
         """Super-resolve and store one shard; its quality rows come before its own part."""
         branch, store = self._branch, self._store
-        patches = branch.ingest.read(shard).sort_by("row")
+        patches = branch.inputs.patches(shard)
         rows = patches["row"].to_numpy()
         ids = patches["patch_id"].to_pylist()
-        lr = self._reader.input(shard)
+        archive = self._reader.archive_rows(shard)
         block = stored_block(store.shard_size)
         batches = {
             first: block_batches(rows, first, block, branch.batch_size) for first in range(0, store.shard_size, block)
         }
-        enlarged = self._reader.stream(lr[rows[batch]] for of_block in batches.values() for batch in of_block)
+        enlarged = self._reader.stream(archive[rows[batch]] for of_block in batches.values() for batch in of_block)
         quality: list[pa.Table] = []
         for first, of_block in batches.items():
             pixels = np.zeros((block, *store.array("sr").shape[1:]), np.uint16)

@@ -1,36 +1,42 @@
-"""Train: one classifier of one branch and seed, from stored shards to a checkpoint and its curve."""
+"""Train: one classifier of one branch and seed, from stored shards to a checkpoint and its curve.
+
+Heads on frozen features are fitted by the pool, a seed a call; whole networks by Ray Train, all workers on one seed
+after the other. Both keep their state after every epoch, and go on from it.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from classifiers.checkpoint import TrainedClassifier
-from classifiers.standardise import Standardiser, from_archive_statistics
-from classifiers.training import FitResult, TrainSettings, fit, fit_head, permutation
-from infra.bigearthnet.classes import NAMES
-from infra.errors import TrainingError
+from classifiers.layer_depths import layer_depths
+from classifiers.network import Classifier
+from classifiers.standardise import from_archive_statistics
+from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, TrainSettings
+from classifiers.training.trainer import Trainer
+from infra.errors import ConfigError, TrainingError
 from infra.parts import StageParts, stage_parts
+from infra.ray_pool import Resources
+from infra.ray_train import TrainWorker, train_on_workers
 from infra.storage import write_atomically
 from infra.tables import TRAINING
-from sr_models.stretch import to_unit
 from tasks.backbone import Backbone, load_network
-from tasks.branch import Branch, BranchReader, worker_device
-from tasks.labels import is_clean, multi_hot
+from tasks.branch import Branch, BranchReader, Inputs, worker_device
+from tasks.labels import multi_hot
+from tasks.shard_batches import LANES, Samples, ShardBatches, clean_labelled, samples_of
 from tasks.stage import ShardCount
-
-_MEMORY_BYTES = 2**30
-"""Pixels of a group of whole shards that training keeps at once; loading one takes about three times as much."""
 
 Fitted = Literal["network", "backbone", "head"]
 
@@ -42,6 +48,8 @@ class TrainingSet:
     train: tuple[int, ...]
     validation: tuple[int, ...]
     digest: str
+    absent: tuple[str, ...]
+    """Labels that no training patch has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +57,16 @@ class TrainJob:
     """What is trained, on what, from where. Holds names; cheap to pickle."""
 
     branch: Branch
+    classifier: str
+    """Name of the classifier: of its network, or of a variant."""
     backbone: Backbone
     fitted: Fitted
     head: str
+    labels: tuple[str, ...]
+    """Labels to learn, in the archive's order."""
     settings: TrainSettings
+    compiled: bool | None
+    """Whether a whole network is compiled; None: on GPUs."""
     data: TrainingSet
     features: StageParts | None
     """Parts of the features that a head is fitted on; None where the whole network is trained."""
@@ -61,45 +75,82 @@ class TrainJob:
     def checkpoint(self, seed: int) -> Path:
         """Where the checkpoint of a seed lies."""
         sr = "backbone" if self.fitted == "backbone" else self.branch.sr
-        return self.branch.paths.checkpoint(sr, self.backbone.classifier, self.parts.config, seed)
+        return self.branch.paths.checkpoint(sr, self.classifier, self.parts.config, seed)
+
+    def state(self, seed: int) -> Path:
+        """Where the state to go on from lies while a seed is fitted: a file for a head, a folder for a network."""
+        return self.parts.folder / f"state-{seed}"
 
 
-def training_set(ingest: StageParts, train: Sequence[int], validation: Sequence[int]) -> TrainingSet:
+def training_set(
+    inputs: Inputs, train: Sequence[int], validation: Sequence[int], labels: Sequence[str], *, exactly_one: bool
+) -> TrainingSet:
     """Return the shards of the two splits and the digest of their clean, labelled patches.
 
+    Args:
+        inputs: What the branches see.
+        train: Shards of the training split.
+        validation: Shards of the validation split.
+        labels: Labels to learn.
+        exactly_one: Whether every patch needs exactly one of them, as softmax does.
+
     Raises:
-        TrainingError: One of the two holds no such patch.
+        TrainingError: One of the two holds no such patch, no training patch has any of the labels, or one of them
+            has not exactly one.
     """
     digest = hashlib.sha256()
+    seen: set[str] = set()
     for split, shards in (("train", train), ("validation", validation)):
-        samples = [
-            json.dumps([split, row["patch_id"], row["labels"]])
-            for shard in shards
-            for row in clean_labelled(ingest, shard).select(["patch_id", "labels"]).to_pylist()
-        ]
+        samples = []
+        for shard in shards:
+            for row in clean_labelled(inputs, shard).select(["patch_id", "labels"]).to_pylist():
+                known = [label for label in row["labels"] if label in labels]
+                if exactly_one and len(known) != 1:
+                    raise TrainingError(
+                        f"{row['patch_id']} has {len(known)} labels ({', '.join(known) or 'none'}), and loss: softmax "
+                        "needs exactly one: choose loss: bce"
+                    )
+                seen |= set(known) if split == "train" else set()
+                samples.append(json.dumps([split, row["patch_id"], row["labels"]]))
         if not samples:
             raise TrainingError(
-                f"the archive has no labelled patch without snow or cloud in the split {split}: training needs both "
-                "train and validation; give `models_from` to use classifiers trained elsewhere"
+                f"the archive has no labelled patch without snow or cloud in the split {split}"
+                f"{' that has all bands' if len(inputs.groups) > 1 else ''}: training needs both train and validation; "
+                "give `models_from` to use classifiers trained elsewhere"
             )
         digest.update("\n".join(sorted(samples)).encode())
-    return TrainingSet(tuple(train), tuple(validation), digest.hexdigest())
+    absent = tuple(label for label in labels if label not in seen)
+    if len(absent) == len(labels):
+        raise TrainingError(f"no training patch has the label {' or '.join(labels)}: there is nothing to learn")
+    return TrainingSet(tuple(train), tuple(validation), digest.hexdigest(), absent)
 
 
-def clean_labelled(ingest: StageParts, shard: int) -> pa.Table:
-    """Return a shard's patches that have labels and neither snow nor cloud, in the order of their rows."""
-    patches = ingest.read(shard).sort_by("row")
-    return patches.filter(pc.and_(is_clean(patches), pc.is_valid(patches["labels"])))
+def labels_to_learn(inputs: Inputs, one_against_rest: str | None) -> tuple[str, ...]:
+    """Return the labels of a classifier, in the archive's order.
+
+    Raises:
+        ConfigError: The archive has no such label.
+    """
+    labels = inputs.format.labels
+    if one_against_rest is None:
+        return labels
+    if one_against_rest not in labels:
+        raise ConfigError(f"one_against_rest: there is no label {one_against_rest!r}; there are {', '.join(labels)}")
+    return (one_against_rest,)
 
 
 def train_job(
     branch: Branch,
+    classifier: str,
     backbone: Backbone,
     fitted: Fitted,
     head: str,
+    labels: tuple[str, ...],
     settings: TrainSettings,
     data: TrainingSet,
+    *,
     features: StageParts | None = None,
+    compiled: bool | None = None,
 ) -> TrainJob:
     """Return a job under the config that determines its checkpoints; the seed names the part."""
     parameters = {key: value for key, value in asdict(settings).items() if key != "seed"}
@@ -111,148 +162,200 @@ def train_job(
             "head": head,
             "backbone": backbone.identity(),
             "pixels": branch.pixels.config,
+            "features": None if features is None else features.config,
             "settings": parameters,
             "samples": data.digest,
-            "labels": list(NAMES),
-            "schema": 1,
+            "labels": list(labels),
+            "schema": 2,
         },
     )
-    return TrainJob(branch, backbone, fitted, head, settings, data, features, parts)
+    return TrainJob(branch, classifier, backbone, fitted, head, labels, settings, compiled, data, features, parts)
 
 
-class Trainer:
-    """Fits one job for one seed after the other."""
+class HeadFitter:
+    """Fits the head of one job for one seed after the other."""
 
     def __init__(self, job: TrainJob) -> None:
         self._job = job
         self._device = worker_device()
-        self._standardiser = from_archive_statistics(job.branch.bands, job.branch.max_dn)
 
     def run(self, seed: int) -> ShardCount:
-        """Fit one seed and write its checkpoint, then its curve."""
+        """Fit one seed and write its checkpoint, then its curve; a fit that was stopped goes on from its last epoch."""
         job = self._job
-        settings = replace(job.settings, seed=seed)
-        torch.manual_seed(seed)
-        network = load_network(job.backbone, len(NAMES), len(job.branch.bands), job.head)
         if job.features is None:
-            train = self._images(job.data.train, seed)
-            n_samples = train.samples
-            result = fit(network, train, self._images(job.data.validation, None), settings, self._device)
-        else:
-            train_features = load_features(job.features, job.branch.ingest, job.data.train)
-            n_samples = len(train_features[0])
-            validation_features = load_features(job.features, job.branch.ingest, job.data.validation)
-            result = fit_head(network.head, train_features, validation_features, settings, self._device)
-        trained = TrainedClassifier(
-            name=job.backbone.classifier,
-            head=job.head,
-            labels=NAMES,
-            bands=job.branch.bands,
-            mean=self._standardiser.mean,
-            std=self._standardiser.std,
-            seed=seed,
-            network=network,
-            sr=dict(job.branch.identity),
+            raise ConfigError(f"{job.classifier}: a whole network is trained by fit_network")
+        network = _network(job, seed)
+        train_ids, *train = load_features(job, job.data.train)
+        validation_ids, *validation = load_features(job, job.data.validation)
+        trainer = HeadTrainer(
+            network.head,
+            (train[0], train[1]),
+            (validation[0][:, 0], validation[1]),  # as it is: validation is never augmented
+            replace(job.settings, seed=seed),
+            self._device,
+            (train_ids, validation_ids),
         )
-        write_atomically(job.checkpoint(seed), lambda path: _write_bytes(path, trained.to_bytes()))
-        job.parts.write(seed, _curve(job, seed, result))
-        return ShardCount(n_samples)
+        state = job.state(seed)
+        if state.exists():
+            trainer.restore(state.read_bytes())
+        while not trainer.done:
+            trainer.advance()
+            write_atomically(state, partial(_write_bytes, content=trainer.state()), sync=False)
+        _publish(job, seed, network, trainer.finish())
+        state.unlink(missing_ok=True)
+        return ShardCount(len(train_ids) * trainer.epoch)
 
-    def _images(self, shards: Sequence[int], shuffle_seed: int | None) -> "ImageBatches":
-        reader = BranchReader(self._job.branch, self._device)
-        return ImageBatches(reader, shards, self._job.settings.batch_size, self._standardiser, shuffle_seed)
 
+def fit_network(job: TrainJob, seed: int, resources: Resources, tell: Callable[[int], None]) -> ShardCount:
+    """Fit a whole network for one seed on the Ray cluster that this process is connected to.
 
-class ImageBatches:
-    """A branch's pixels as training batches, from whole shards in groups that fit the memory.
+    A fit that was stopped goes on from its last epoch.
 
-    Every whole shard is a random sample of its split, so shuffling within groups and among them is a fair shuffle.
-    Within a group the order depends on the patch ids and the seed alone, not on where patches are stored.
+    Args:
+        job: What to fit.
+        seed: Its seed.
+        resources: `actors` workers; None: one a GPU, or one a node without GPUs.
+        tell: Told the number of epochs that are done, as it grows.
+
+    Raises:
+        TrainingError: A loss is not finite, or workers keep dying.
+        PipelineError: What a worker raised.
     """
+    progress, state = job.parts.folder / f"epochs-{seed}.json", job.state(seed)
+    progress.unlink(missing_ok=True)
 
-    def __init__(
-        self,
-        reader: BranchReader,
-        shards: Sequence[int],
-        batch_size: int,
-        standardiser: Standardiser,
-        shuffle_seed: int | None,
-    ) -> None:
-        self._reader, self._batch_size, self._standardiser = reader, batch_size, standardiser
-        self._seed = shuffle_seed
-        ingest = reader.branch.ingest
-        counts = {shard: clean_labelled(ingest, shard).num_rows for shard in shards}
-        self.samples = sum(counts.values())
-        edge = 120 * reader.branch.scale
-        room = max(1, _MEMORY_BYTES // (len(reader.branch.bands) * edge * edge * 2))
-        self._groups = _grouped(counts, room)
-        self._sizes = [sum(counts[shard] for shard in group) for group in self._groups]
-        self._only_group: tuple[NDArray[np.uint16], Tensor] | None = None
+    def tell_epochs() -> None:
+        if progress.exists():
+            tell(int(json.loads(progress.read_text(encoding="utf-8"))))
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches of one epoch."""
-        return sum(math.ceil(size / self._batch_size) for size in self._sizes)
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield standardised (N, C, H, W) on the device and multi-hot (N, L)."""
-        order = range(len(self._groups)) if self._seed is None else permutation(len(self._groups), self._seed, epoch)
-        for group in order:
-            dn, truth = self._load(int(group))
-            n = len(dn)
-            index = np.arange(n) if self._seed is None else permutation(n, self._seed, epoch)
-            for chosen in np.array_split(index, math.ceil(n / self._batch_size)):
-                x = to_unit(dn[chosen], self._reader.branch.max_dn, self._reader.device)
-                yield self._standardiser(x), truth[torch.from_numpy(chosen)]
-
-    def _load(self, group: int) -> tuple[NDArray[np.uint16], Tensor]:
-        if self._only_group is not None:
-            return self._only_group
-        pixels, ids, labels = [], [], []
-        for shard in self._groups[group]:
-            patches = clean_labelled(self._reader.branch.ingest, shard)
-            pixels += [batch.dn.cpu().numpy() for batch in self._reader.batches(shard, patches)]
-            ids += patches["patch_id"].to_pylist()
-            labels += patches["labels"].to_pylist()
-        order = np.argsort(np.array(ids), kind="stable")
-        loaded = np.concatenate(pixels)[order], torch.from_numpy(multi_hot(labels)[order])
-        if len(self._groups) == 1:
-            self._only_group = loaded
-        return loaded
+    loop = partial(_fit, job, seed, progress)
+    try:
+        last = train_on_workers(loop, state, resources, math.gcd(job.settings.batch_size, LANES), tell_epochs)
+    except TrainingError as error:
+        raise TrainingError(f"{error}; states of ended epochs are kept in {state}") from error
+    network = _network(job, seed)
+    trainer = _trainer(job, seed, network, torch.device("cpu"))
+    trainer.restore(last)
+    _publish(job, seed, network, trainer.finish())
+    shutil.rmtree(state)
+    progress.unlink(missing_ok=True)
+    return ShardCount(len(samples_of(job.branch.inputs, job.data.train, job.labels)) * trainer.epoch)
 
 
-def _grouped(counts: Mapping[int, int], room: int) -> list[list[int]]:
-    """Return shards in runs of at most room samples; empty shards are left out."""
-    groups: list[list[int]] = []
-    filled = room
-    for shard, count in counts.items():
-        if not count:
-            continue
-        if filled + count > room:
-            groups.append([])
-            filled = 0
-        groups[-1].append(shard)
-        filled += count
-    return groups
+def _fit(job: TrainJob, seed: int, progress: Path, worker: TrainWorker) -> None:
+    """Fit on one worker."""
+    parallel = _averaging(worker.device) if worker.workers > 1 else _alone
+    compiled = worker.device.type == "cuda" if job.compiled is None else job.compiled
+    trainer = _trainer(
+        job, seed, _network(job, seed), worker.device, worker.rank, worker.workers, parallel, compiled=compiled
+    )
+    saved = worker.saved()
+    if saved is not None:
+        trainer.restore(saved)
+    while not trainer.done:
+        trainer.advance()
+        worker.save(trainer.state)
+        if worker.rank == 0:
+            write_atomically(progress, partial(_write_bytes, content=str(trainer.epoch).encode()), sync=False)
 
 
-def load_features(features: StageParts, ingest: StageParts, shards: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return pooled features (N, K) and multi-hot truth (N, L) of shards' clean, labelled patches, by patch id."""
+def _trainer(
+    job: TrainJob,
+    seed: int,
+    network: Classifier,
+    device: torch.device,
+    rank: int = 0,
+    workers: int = 1,
+    parallel: Callable[[nn.Module], nn.Module] = lambda network: network,
+    *,
+    compiled: bool = False,
+) -> Trainer:
+    """Return the loop of a whole network on one device."""
+    train = samples_of(job.branch.inputs, job.data.train, job.labels)
+    validation = samples_of(job.branch.inputs, job.data.validation, job.labels)
+    standardiser = from_archive_statistics(job.branch.bands, job.branch.max_dn)
+
+    def batches(samples: Samples, shuffle_seed: int | None) -> ShardBatches:
+        reader = BranchReader(job.branch, device)
+        size = job.settings.batch_size
+        return ShardBatches(reader, samples, size, standardiser, shuffle_seed, rank=rank, workers=workers)
+
+    return ClassifierTrainer(
+        network,
+        batches(train, seed),
+        batches(validation, None),
+        replace(job.settings, seed=seed),
+        device,
+        rank=rank,
+        workers=workers,
+        parallel=parallel,
+        compiled=compiled,
+        label_counts=torch.from_numpy(train.truth.sum(axis=0)),
+        depths=layer_depths(network),
+    )
+
+
+def _network(job: TrainJob, seed: int) -> Classifier:
+    """Return the network as a seed starts it."""
+    torch.manual_seed(seed)
+    return load_network(job.backbone, len(job.labels), job.branch.bands, job.head)
+
+
+def _alone(network: nn.Module) -> nn.Module:
+    return network
+
+
+def _averaging(device: torch.device) -> Callable[[nn.Module], nn.Module]:
+    def wrap(network: nn.Module) -> nn.Module:
+        return DistributedDataParallel(
+            network, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+
+    return wrap
+
+
+def load_features(job: TrainJob, shards: Sequence[int]) -> tuple[list[str], Tensor, Tensor]:
+    """Return ids, features (N, V, K) of V views and truth (N, L) of shards' clean, labelled patches, by patch id."""
+    if job.features is None:
+        raise ConfigError(f"{job.classifier} is not trained on features")
     tables = []
     for shard in shards:
-        patches = clean_labelled(ingest, shard)
-        part = features.read(shard)
+        patches = clean_labelled(job.branch.inputs, shard)
+        part = job.features.read(shard)
         part = part.filter(pc.is_in(part["patch_id"], value_set=patches["patch_id"].combine_chunks()))
         tables.append(part.append_column("labels", patches["labels"]))
     table = pa.concat_tables(table for table in tables if table.num_rows).sort_by("patch_id")
-    values = table["features"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-    return torch.from_numpy(values.copy()), torch.from_numpy(multi_hot(table["labels"].to_pylist()))
+    values = table["features"].combine_chunks().flatten().to_numpy()
+    channels = _network(job, 0).feature_channels
+    features = torch.from_numpy(values.reshape(table.num_rows, -1, channels).copy())
+    truth = torch.from_numpy(multi_hot(table["labels"].to_pylist(), job.labels))
+    return table["patch_id"].to_pylist(), features, truth
+
+
+def _publish(job: TrainJob, seed: int, network: Classifier, result: FitResult) -> None:
+    """Write a seed's checkpoint, then its curve, which says that it is done."""
+    standardiser = from_archive_statistics(job.branch.bands, job.branch.max_dn)
+    trained = TrainedClassifier(
+        name=job.backbone.network,
+        head=job.head,
+        labels=job.labels,
+        bands=job.branch.bands,
+        mean=standardiser.mean,
+        std=standardiser.std,
+        seed=seed,
+        network=network,
+        sr=dict(job.branch.identity),
+        thresholds=result.thresholds,
+        activation="softmax" if job.settings.loss == "softmax" else "sigmoid",
+    )
+    write_atomically(job.checkpoint(seed), partial(_write_bytes, content=trained.to_bytes()))
+    job.parts.write(seed, _curve(job, seed, result))
 
 
 def _curve(job: TrainJob, seed: int, result: FitResult) -> pa.Table:
     common = {
         "sr": job.branch.sr,
-        "classifier": job.backbone.classifier,
+        "classifier": job.classifier,
         "config": job.parts.config,
         "seed": seed,
         "fitted": job.fitted,

@@ -44,17 +44,30 @@ S2_BANDS: tuple[str, ...] = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B
 RGB: tuple[str, str, str] = ("B04", "B03", "B02")
 """Band order of every SR model's input and of `bands: rgb`."""
 
-BAND_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"rgb": RGB, "10m": (*RGB, "B08")})
-"""What `bands` of RUN.yaml means, in channel order."""
+IMAGE_RGB: tuple[str, str, str] = ("R", "G", "B")
+"""Bands of archives of pictures; `bands: rgb` there."""
 
-_NIR_STRETCH = 2
+_S2 = (*RGB, "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09")
+
+BAND_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"rgb": RGB, "10m": (*RGB, "B08"), "s2": _S2, "s1s2": (*_S2, "VV", "VH")}
+)
+"""What `bands` of RUN.yaml means, in channel order: RGB first, then by ground distance."""
+
+_BRIGHT = frozenset({"B06", "B07", "B08", "B8A", "B09", "B11"})
+_BRIGHT_STRETCH = 2
 """Vegetation reflects three to five times as much near infrared as red: B08 under the stretch of RGB would be clipped
-on a quarter of the archive (mean 2,193, standard deviation 1,369 DN)."""
+on a quarter of the archive (mean 2,193, standard deviation 1,369 DN), and so would its neighbours."""
 
 
 def stretch_max_dn(bands: Sequence[str], sr_input_max_dn: int) -> tuple[int, ...]:
-    """Return the DN that becomes 1 in the stretch of each band: sr_input_max_dn, twice that for B08, at most 65,535."""
-    return tuple(min(65_535, sr_input_max_dn * (_NIR_STRETCH if band == "B08" else 1)) for band in bands)
+    """Return the DN that becomes 1 in the stretch of each band.
+
+    That is sr_input_max_dn, twice as much for near and short-wave infrared that vegetation reflects strongly, at most
+    65,535. Sentinel-1 is not stretched: 1, for dB.
+    """
+    bright = min(65_535, _BRIGHT_STRETCH * sr_input_max_dn)
+    return tuple(1 if band in S1.bands else bright if band in _BRIGHT else sr_input_max_dn for band in bands)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,63 @@
+"""Making items in a thread, so that the next are ready while the last are used."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+_POLL_SECONDS = 0.1
+
+
+class _End:
+    """After the last item, or in place of one that could not be made."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error: Final = error
+
+
+def prefetch[T](items: Iterable[T], depth: int) -> Iterator[T]:
+    """Yield items in their order, made in a thread at most `depth` ahead.
+
+    The thread ends when the last item is made, when making one fails, whose exception is raised here in its place, or
+    when this iterator is closed.
+
+    Args:
+        items: Gone through in the thread.
+        depth: Items that wait to be used, at most, >= 1; one more is in the making.
+    """
+    ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: T | _End) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def make() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not put(item):
+                    return
+        except BaseException as failure:  # noqa: BLE001  # raised again in the thread that waits for the item
+            error = failure
+        put(_End(error))
+
+    thread = threading.Thread(target=make, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if not isinstance(item, _End):
+                yield item
+                continue
+            if item.error is not None:
+                raise item.error
+            return
+    finally:
+        stopped.set()
+        thread.join()

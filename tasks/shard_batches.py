@@ -1,0 +1,264 @@
+"""Training batches streamed from whole shards: what is read, by whom, and in which order.
+
+A shard is a random sample of its split. Each epoch goes through the shards in a new order, in groups that fit the
+memory; the samples of a group are shuffled. Every worker reads one slice of the rows of each shard, once an epoch, and
+has those samples of each batch that lie in it. Which samples a batch holds does not depend on the number of workers:
+rows belong to lanes, of which a worker has several, and a group's lanes are shuffled each by itself and then merged so
+that every batch has its share of each.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from classifiers.batches import TrainingBatch
+from classifiers.standardise import Standardiser
+from infra.errors import ConfigError
+from infra.prefetch import prefetch
+from tasks.branch import BranchReader, Inputs, Stored
+from tasks.labels import is_clean, multi_hot
+
+LANES = 32
+"""Slices of a shard's rows; the number of workers divides it."""
+
+_GROUP_BYTES = 2**29
+"""Pixels of a group, over all workers; three groups are held: in use, ready, and being read."""
+
+_BATCHES_AHEAD = 4
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The labelled patches of some shards that a network may be trained on, in the order of shards and rows."""
+
+    ids: pa.ChunkedArray
+    """Names of the patches, (N,)."""
+    shards: NDArray[np.int64]
+    """Shard of each, (N,)."""
+    rows: NDArray[np.int64]
+    """Row in it, (N,)."""
+    truth: NDArray[np.bool_]
+    """Multi-hot labels, (N, L)."""
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+
+def clean_labelled(inputs: Inputs, shard: int) -> pa.Table:
+    """Return a shard's patches that have all bands, labels, and neither snow nor cloud, in the order of their rows."""
+    patches = inputs.patches(shard)
+    return patches.filter(pc.and_(is_clean(patches), pc.is_valid(patches["labels"])))
+
+
+def samples_of(inputs: Inputs, shards: Sequence[int], labels: Sequence[str]) -> Samples:
+    """Return the samples of some shards; labels that are not among `labels` are left out of the truth."""
+    tables = {shard: clean_labelled(inputs, shard) for shard in shards}
+    of_shard = [np.full(table.num_rows, shard) for shard, table in tables.items()]
+    names = [table["patch_id"] for table in tables.values()]
+    return Samples(
+        pa.chunked_array([chunk for column in names for chunk in column.chunks], pa.string()),
+        np.concatenate([np.zeros(0, np.int64), *of_shard]).astype(np.int64),
+        np.concatenate([np.zeros(0, np.int64), *(table["row"].to_numpy() for table in tables.values())]).astype(
+            np.int64
+        ),
+        np.concatenate(
+            [
+                np.zeros((0, len(labels)), np.bool_),
+                *(multi_hot(table["labels"].to_pylist(), labels) for table in tables.values()),
+            ]
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Shards that are held together, and the order in which an epoch goes through their samples."""
+
+    shards: tuple[int, ...]
+    order: NDArray[np.int64]
+    """Indices of samples."""
+
+
+def epoch_groups(
+    shards: NDArray[np.int64], lanes: NDArray[np.int64], room: int, seed: int | None, epoch: int
+) -> list[Group]:
+    """Return the groups of an epoch.
+
+    Args:
+        shards: Shard of each sample, (N,), ascending.
+        lanes: Lane of each sample, (N,), in 0..LANES-1.
+        room: Samples of a group, at most; one shard may be more.
+        seed: Of the order, with the epoch; None: shards and samples as they are, in every epoch.
+        epoch: From 0.
+
+    Returns:
+        Groups in which every sample comes once. Any run of k samples of a group has k/n of each lane, to within one.
+    """
+    names, starts = np.unique(shards, return_index=True)
+    bounds = np.append(starts, len(shards))
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    turn = np.arange(len(names)) if rng is None else rng.permutation(len(names))
+    groups: list[list[int]] = []
+    filled = room
+    for place in turn.tolist():
+        count = int(bounds[place + 1] - bounds[place])
+        if filled + count > room:
+            groups.append([])
+            filled = 0
+        groups[-1].append(place)
+        filled += count
+    found = []
+    for group in groups:
+        members = np.concatenate([np.arange(bounds[place], bounds[place + 1]) for place in group])
+        order = members if rng is None else members[_merged(lanes[members], rng)]
+        found.append(Group(tuple(int(names[place]) for place in group), order))
+    return found
+
+
+def _merged(lanes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an order of samples in which each lane is shuffled and evenly spread.
+
+    The i-th of a lane's n samples, shuffled, is put at a random place of the i-th n-th of the whole.
+    """
+    shuffled = rng.permutation(len(lanes))
+    by_lane = shuffled[np.argsort(lanes[shuffled], kind="stable")]
+    _, starts, counts = np.unique(lanes[by_lane], return_index=True, return_counts=True)
+    rank = np.arange(len(lanes)) - np.repeat(starts, counts)
+    place = (rank + rng.random(len(lanes))) / np.repeat(counts, counts)
+    return by_lane[np.argsort(place, kind="stable")]
+
+
+class ShardBatches:
+    """A branch's training or validation samples as batches of one worker; `classifiers.batches.Batches`.
+
+    While a batch is used, the next are gathered, and the next group of shards is read, each in a thread of its own. An
+    archive of one group is read once and kept.
+
+    Args:
+        reader: The branch's pixels, on this worker's device.
+        samples: The samples, over all workers.
+        batch_size: Samples of a batch, over all workers.
+        standardiser: Applied on the device.
+        shuffle_seed: Of the order; None: the same every epoch.
+        rank: This worker's number.
+        workers: How many share each batch; a divisor of LANES.
+
+    Raises:
+        ConfigError: The number of workers does not divide LANES.
+    """
+
+    def __init__(
+        self,
+        reader: BranchReader,
+        samples: Samples,
+        batch_size: int,
+        standardiser: Standardiser,
+        shuffle_seed: int | None,
+        *,
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        if LANES % workers:
+            raise ConfigError(f"{workers} workers cannot share a shard: their number needs to divide {LANES}")
+        self._reader, self._samples, self._batch_size = reader, samples, batch_size
+        self._standardiser, self._seed = standardiser, shuffle_seed
+        per_worker = LANES // workers
+        size = reader.shard_size
+        self._lanes = samples.rows * LANES // size
+        self._mine = self._lanes // per_worker == rank
+        first, last = (-(-lane * size // LANES) for lane in (rank * per_worker, (rank + 1) * per_worker))
+        self._first_row, self._n_rows = first, last - first
+        self._readers = max(1, min(_READERS, (os.process_cpu_count() or 1) // workers))
+        self._kept: tuple[Group, Stored] | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch, over all workers."""
+        return len(self._samples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch."""
+        return -(-len(self._samples) // self._batch_size)
+
+    @cached_property
+    def _room(self) -> int:
+        inputs = self._reader.branch.inputs
+        values = sum(
+            len(set(inputs.bands) & set(group.bands)) * group.size**2 * np.dtype(group.dtype).itemsize
+            for group in inputs.groups
+        )
+        stored = len(inputs.bands) * self._reader.branch.size**2 * 2 if self._reader.is_stored else values
+        return max(1, _GROUP_BYTES // stored)
+
+    def patch_ids(self, epoch: int, step: int) -> list[str]:
+        """Return the ids of the whole batch of a step of an epoch, by place."""
+        order = np.concatenate([group.order for group in self._groups(epoch)])
+        chosen = np.array_split(order, self.steps_per_epoch)[step]
+        names: list[str] = self._samples.ids.take(pa.array(chosen)).to_pylist()
+        return names
+
+    def batches(self, epoch: int) -> Iterator[TrainingBatch]:
+        """Yield this worker's shares of the batches of one epoch."""
+        with_shares = prefetch(self._gathered(epoch), _BATCHES_AHEAD)
+        try:
+            for stored, truth, places, n_total in with_shares:
+                x = self._standardiser(self._reader.network_input(stored))
+                yield TrainingBatch(x, truth.to(x.device, non_blocking=True), places, n_total)
+        finally:
+            with_shares.close()  # type: ignore[attr-defined]  # a generator: its thread ends with it
+
+    def _groups(self, epoch: int) -> list[Group]:
+        return epoch_groups(self._samples.shards, self._lanes, self._room, self._seed, epoch)
+
+    def _gathered(self, epoch: int) -> Iterator[tuple[dict[str, Tensor], Tensor, NDArray[np.int64], int]]:
+        """Yield each batch's pixels on the host, its truth, its samples' places, and the whole batch's size."""
+        groups = self._groups(epoch)
+        if not groups:
+            return
+        ends = np.cumsum([len(group.order) for group in groups])
+        order = np.concatenate([group.order for group in groups])
+        parts = np.array_split(np.arange(len(order)), self.steps_per_epoch)
+        loaded = iter([self._kept]) if self._kept else prefetch(map(self._load, groups), 1)
+        held: list[tuple[int, Group, Stored]] = []  # the last loaded group, and one before it that a batch still needs
+        place = -1
+        for part in parts:
+            while not held or part[-1] >= ends[place]:
+                place += 1
+                group, pixels = next(loaded)
+                held.append((place, group, pixels))
+                if len(groups) == 1:
+                    self._kept = (group, pixels)
+            mine = part[self._mine[order[part]]]
+            of_group = np.searchsorted(ends, mine, side="right")
+            held = [item for item in held if ends[item[0]] > part[0]]
+            chunks = [self._rows_of(group, pixels, order[mine[of_group == at]]) for at, group, pixels in held]
+            stored = {name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
+            truth = torch.from_numpy(self._samples.truth[order[mine]])
+            if self._reader.device.type == "cuda":
+                stored = {name: values.pin_memory() for name, values in stored.items()}
+                truth = truth.pin_memory()
+            yield stored, truth, mine - part[0], len(part)
+
+    def _load(self, group: Group) -> tuple[Group, Stored]:
+        """Return this worker's rows of a group's shards, one shard after the other."""
+        with ThreadPoolExecutor(self._readers) as pool:
+            read = pool.map(lambda shard: self._reader.read(shard, self._first_row, self._n_rows), group.shards)
+            shards = list(read)
+        return group, {name: np.concatenate([pixels[name] for pixels in shards]) for name in shards[0]}
+
+    def _rows_of(self, group: Group, pixels: Stored, samples: NDArray[np.int64]) -> Stored:
+        by_name = np.argsort(group.shards, kind="stable")
+        position = by_name[np.searchsorted(np.array(group.shards)[by_name], self._samples.shards[samples])]
+        index = position * self._n_rows + self._samples.rows[samples] - self._first_row
+        return {name: values[index] for name, values in pixels.items()}

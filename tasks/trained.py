@@ -1,0 +1,31 @@
+"""Trained classifiers from files: this project's checkpoints, and published ones as a branch sees them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from classifiers import checkpoint
+from classifiers.checkpoint import TrainedClassifier
+from classifiers.published import is_published, load_published
+from infra.errors import ConfigError
+from tasks.branch import Branch
+
+
+def load_trained(path: Path, branch: Branch) -> TrainedClassifier:
+    """Return the classifier of a file, ready for a branch's pixels; on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: The file cannot be read, or is published for other bands.
+        ConfigError: It was trained on another branch.
+    """
+    if is_published(path):
+        return load_published(path, branch.bands, branch.max_dn)
+    trained = checkpoint.load(path)
+    if dict(trained.sr) != dict(branch.identity):
+        raise ConfigError(
+            f"{path} was trained on {_words(trained.sr)}; this run's {branch.sr} branch is {_words(branch.identity)}"
+        )
+    return trained
+
+
+def _words(identity: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(identity.items()))
