@@ -2,6 +2,6 @@
 
 from classifiers.cam.explain import explain, explain_methods
 from classifiers.metrics import multilabel_metrics
-from classifiers.registry import build, names
+from classifiers.registry import build, names, weights_file
 
-__all__ = ["build", "explain", "explain_methods", "multilabel_metrics", "names"]
+__all__ = ["build", "explain", "explain_methods", "multilabel_metrics", "names", "weights_file"]

@@ -1,27 +1,34 @@
 """A trained classifier as one file: weights, label order, bands and their statistics, thresholds, provenance."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from classifiers.heads import output_layer
 from classifiers.network import Classifier
-from classifiers.registry import build, key_mismatch
+from classifiers.registry import build
 from classifiers.standardise import Standardiser
-from infra.errors import PipelineError, ShapeError, WeightsError
+from classifiers.weights import key_mismatch
+from infra.errors import ConfigError, PipelineError, ShapeError, WeightsError
 
-FORMAT = 1
-"""Version of the metadata; a file of another version is refused."""
+Activation = Literal["sigmoid", "softmax"]
+"""What turns logits into probabilities: sigmoid for several labels a patch, softmax for one."""
+
+FORMAT = 2
+"""Version of the metadata. 1, which did not name the activation (always sigmoid), is read too; others are refused."""
 
 _METADATA_KEY = "superscene"
 
@@ -50,6 +57,8 @@ class TrainedClassifier:
     """Identity of the SR branch the network was trained on; any JSON object of the caller's."""
     thresholds: tuple[float, ...] = ()
     """Probability from which each label is predicted; empty becomes 0.5 for all."""
+    activation: Activation = "sigmoid"
+    """What turns the logits into probabilities."""
 
     def __post_init__(self) -> None:
         if not self.thresholds:
@@ -58,6 +67,10 @@ class TrainedClassifier:
             raise ShapeError(f"a classifier needs label names, each once, got {self.labels}")
         if len(self.thresholds) != len(self.labels) or not all(math.isfinite(value) for value in self.thresholds):
             raise ShapeError(f"{len(self.labels)} labels need as many finite thresholds, got {self.thresholds}")
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"no activation {self.activation!r} of logits: choose one of {', '.join(get_args(Activation))}"
+            )
         _ = self.standardiser  # checks the bands
 
     @property
@@ -76,6 +89,7 @@ class TrainedClassifier:
             "mean": list(self.mean),
             "std": list(self.std),
             "thresholds": list(self.thresholds),
+            "activation": self.activation,
             "seed": self.seed,
             "sr": dict(self.sr),
         }
@@ -135,8 +149,8 @@ def load(path: str | Path) -> TrainedClassifier:
 def _assemble(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> TrainedClassifier:
     if not isinstance(metadata, dict):
         raise WeightsError("its metadata is not a JSON object")
-    if metadata["format"] != FORMAT:
-        raise WeightsError(f"its format is {metadata['format']}, this version reads {FORMAT}")
+    if metadata["format"] not in {1, FORMAT}:
+        raise WeightsError(f"its format is {metadata['format']}, this version reads 1 and {FORMAT}")
     labels = tuple(str(label) for label in metadata["labels"])
     bands = tuple(str(band) for band in metadata["bands"])
     name, head = str(metadata["name"]), str(metadata["head"])
@@ -159,7 +173,40 @@ def _assemble(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> 
         network=network.eval(),
         sr=dict(metadata["sr"]),
         thresholds=thresholds,
+        activation="sigmoid" if metadata["format"] == 1 else metadata["activation"],
     )
+
+
+def reorder_labels(trained: TrainedClassifier, labels: Sequence[str]) -> TrainedClassifier:
+    """Return a classifier with the same labels in another order; its logits and thresholds move with their labels.
+
+    Args:
+        trained: The classifier; it stays as it is.
+        labels: The names of its labels, each once, in the order wanted.
+
+    Returns:
+        A copy, on the same device and in the same mode.
+
+    Raises:
+        WeightsError: The classifier has other labels.
+        ConfigError: Its head does not end with a linear layer.
+    """
+    if sorted(labels) != sorted(trained.labels):
+        lacking = [label for label in labels if label not in trained.labels]
+        beyond = [label for label in trained.labels if label not in labels]
+        raise WeightsError(
+            f"a classifier of {len(trained.labels)} labels cannot be brought into an order of {len(labels)} others: it "
+            f"lacks {', '.join(lacking) or 'none'}; it alone has {', '.join(beyond) or 'none'}"
+        )
+    order = [trained.labels.index(label) for label in labels]
+    network = copy.deepcopy(trained.network)
+    layer = output_layer(network.head)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight[order])
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias[order])
+    thresholds = tuple(trained.thresholds[index] for index in order)
+    return replace(trained, labels=tuple(labels), thresholds=thresholds, network=network)
 
 
 def sha256(path: str | Path) -> str:

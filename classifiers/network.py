@@ -5,6 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from infra.errors import ConfigError, ShapeError
+
 
 def pool(activations: Tensor) -> Tensor:
     """Return the global average of each channel, (N, K, h, w) to (N, K), at least in float32."""
@@ -22,24 +24,45 @@ class Classifier(nn.Module):
         head: From pooled features (N, K) to logits (N, L).
         target_layer: Name of the module inside `backbone` whose output `features` returns.
         num_labels: L.
+        name: The network's name, for messages.
+        min_size: Smallest edge of an input, pixels.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, target_layer: str, num_labels: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        target_layer: str,
+        num_labels: int,
+        *,
+        name: str = "classifier",
+        min_size: int = 1,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.target_layer = target_layer
         self.num_labels = num_labels
+        self.name = name
+        self.min_size = min_size
 
     def features(self, x: Tensor) -> Tensor:
         """Return the activations of the last convolutional stage.
 
         Args:
-            x: Standardised input, (N, C, H, W); 0 is the training mean of the band.
+            x: Standardised input, (N, C, H, W), H and W at least `min_size`; 0 is the training mean of the band.
 
         Returns:
             (N, K, h, w), in the unit of the network.
+
+        Raises:
+            ShapeError: The image is smaller than the network can see.
         """
+        if x.ndim == 4 and min(x.shape[2:]) < self.min_size:
+            raise ShapeError(
+                f"{self.name} needs images of at least {self.min_size} x {self.min_size} pixels, got {x.shape[2]} x "
+                f"{x.shape[3]}: enlarge them by an SR model, or choose another classifier"
+            )
         return cast("Tensor", self.backbone(x))
 
     def classify(self, pooled: Tensor) -> Tensor:
@@ -55,3 +78,32 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, L) of the standardised input x (N, C, H, W)."""
         return self.forward_with_features(x)[0]
+
+
+def layer_depths(classifier: Classifier) -> dict[str, int]:
+    """Return how deep each parameter lies, for a learning rate that decays from the head towards the input.
+
+    The groups of the backbone are timm's. A ResNet's are the stem (`conv1`, `bn1`), then each residual block of
+    `layer1` to `layer4` in order (downsampling and all), then the head: 10 groups in ResNet-18, 18 in ResNet-50, 35 in
+    ResNet-101, 52 in ResNet-152. An Inception-v4's are the stem (`features.0` to `features.2`), then each of the 19
+    modules from `features.3` on, then the head: 21 groups.
+
+    Args:
+        classifier: A network of `registry.build`.
+
+    Returns:
+        Parameter name, as `classifier.named_parameters()` has it, to its group: 0 for the stem, which is decayed most,
+        to D for the head; a layer's rate is the head's times decay ** (D - group).
+
+    Raises:
+        ConfigError: The backbone has no such groups, as it is not timm's.
+    """
+    from timm.models import group_parameters  # slow import, see `registry.build`
+
+    matcher = getattr(classifier.backbone, "group_matcher", None)
+    if matcher is None:
+        raise ConfigError(f"the backbone of {classifier.name} has no layer groups: only timm's networks do")
+    backbone: dict[str, int] = group_parameters(classifier.backbone, matcher(), reverse=True)
+    head = max(backbone.values()) + 1
+    depths = {f"backbone.{name}": depth for name, depth in backbone.items()}
+    return depths | {f"head.{name}": head for name, _ in classifier.head.named_parameters()}

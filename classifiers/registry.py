@@ -1,18 +1,17 @@
-"""The classifiers one may name in a run, and how each is built."""
+"""The classifiers one may name in a run, how each is built, and where its pretrained weights come from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from classifiers.heads import build_head
 from classifiers.network import Classifier
+from classifiers.weights import VISION_ENCODER, key_mismatch, read_tensors
 from infra.errors import ConfigError, UnknownNameError, WeightsError
+from infra.weights_store import OfficialFile, WeightsStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +28,59 @@ class ClassifierSpec:
     """Parameter of the convolution that sees the bands."""
     classifier: str
     """Prefix of the parameters of the published classification layer, which are dropped."""
+    min_size: int
+    """Smallest edge of an input, pixels."""
+    official_file: OfficialFile
+    """The published ImageNet weights."""
+    weights_licence: str
+    """Terms of the published weights."""
     licence: str
-    """Licence of the architecture's code in timm; weights have their own."""
+    """Licence of the architecture's code in timm."""
     paper: str
     """Where the network is described."""
 
 
-_RESNET_PAPER = "He et al. 2016, Deep residual learning for image recognition, arXiv:1512.03385"
+def _resnet(depth: int, feature_channels: int, sha256: str) -> ClassifierSpec:
+    file = f"resnet{depth}-{sha256[:8]}.pth"
+    return ClassifierSpec(
+        timm_name=f"resnet{depth}",
+        feature_channels=feature_channels,
+        target_layer="layer4",
+        first_conv="conv1.weight",
+        classifier="fc.",
+        min_size=32,  # layer4 has one place here already
+        official_file=OfficialFile(file, f"https://download.pytorch.org/models/{file}", sha256),
+        weights_licence="BSD-3-Clause (torchvision), trained on ImageNet",
+        licence="Apache-2.0",
+        paper="He et al. 2016, Deep residual learning for image recognition, arXiv:1512.03385",
+    )
+
 
 CLASSIFIERS: Mapping[str, ClassifierSpec] = MappingProxyType(
     {
-        "resnet18": ClassifierSpec(
-            "resnet18", 512, "layer4", "conv1.weight", "fc.", licence="Apache-2.0", paper=_RESNET_PAPER
-        ),
-        "resnet50": ClassifierSpec(
-            "resnet50", 2048, "layer4", "conv1.weight", "fc.", licence="Apache-2.0", paper=_RESNET_PAPER
+        # torchvision's IMAGENET1K_V1 for resnet18, IMAGENET1K_V2 for the others
+        "resnet18": _resnet(18, 512, "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"),
+        "resnet50": _resnet(50, 2048, "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"),
+        "resnet101": _resnet(101, 2048, "cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e"),
+        "resnet152": _resnet(152, 2048, "f82ba261"),
+        "inception_v4": ClassifierSpec(
+            timm_name="inception_v4",
+            feature_channels=1536,
+            target_layer="features",
+            first_conv="features.0.conv.weight",
+            classifier="last_linear.",
+            min_size=75,
+            official_file=OfficialFile(
+                "inceptionv4-8e4777a0.pth",
+                "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/"
+                "inceptionv4-8e4777a0.pth",
+                "8e4777a0",
+            ),
+            weights_licence="BSD-3-Clause (pretrained-models.pytorch), converted from TensorFlow's (Apache-2.0), "
+            "trained on ImageNet",
+            licence="Apache-2.0",
+            paper="Szegedy et al. 2017, Inception-v4, Inception-ResNet and the impact of residual connections on "
+            "learning, arXiv:1602.07261",
         ),
     }
 )
@@ -65,6 +102,37 @@ def spec(name: str) -> ClassifierSpec:
     return CLASSIFIERS[name]
 
 
+def weights_file(name: str, given: str | Path | None = None) -> Path:
+    """Return the file a backbone's pretrained weights come from: the one given, else the stored official one.
+
+    Args:
+        name: A name in `CLASSIFIERS`.
+        given: A file the user named.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        UnknownNameError: There is no such classifier.
+        WeightsError: There is no file, or the stored one is not what its hash says.
+    """
+    entry = spec(name)
+    if given is not None:
+        if not Path(given).is_file():
+            raise _missing(name, entry, f"there is no file at {given}")
+        return Path(given).absolute()
+    stored = WeightsStore.default().find(name, entry.official_file)
+    if stored is None:
+        raise _missing(name, entry, "no weight file was given or stored")
+    return stored
+
+
+def _missing(name: str, entry: ClassifierSpec, found: str) -> WeightsError:
+    return WeightsError(
+        f"{name} needs pretrained weights, but {found}. {entry.official_file.where_to_get(name, entry.weights_licence)}"
+    )
+
+
 def build(
     name: str, num_labels: int, in_channels: int = 3, head: str = "linear", weights: str | Path | None = None
 ) -> Classifier:
@@ -77,10 +145,10 @@ def build(
         head: A name in `heads.HEADS`; always initialised from torch's seed.
         weights: Local file of backbone weights (.safetensors or .pth) with the keys of torchvision and timm; its
             classification layer is dropped, and a first convolution of three channels is repeated over C and scaled by
-            3 / C. None: random, from torch's seed.
+            3 / C, or summed for C = 1. None: random, from torch's seed.
 
     Returns:
-        A module from the standardised input (N, C, H, W) to logits (N, L).
+        A module from the standardised input (N, C, H, W), H and W at least `ClassifierSpec.min_size`, to logits (N, L).
 
     Raises:
         UnknownNameError: There is no such classifier or head.
@@ -99,7 +167,12 @@ def build(
         entry.timm_name, pretrained=False, in_chans=in_channels, num_classes=0, global_pool=""
     )
     classifier = Classifier(
-        backbone, build_head(head, entry.feature_channels, num_labels), entry.target_layer, num_labels
+        backbone,
+        build_head(head, entry.feature_channels, num_labels),
+        entry.target_layer,
+        num_labels,
+        name=name,
+        min_size=entry.min_size,
     )
     if weights is not None:
         _load_backbone(backbone, Path(weights), name, entry, in_channels)
@@ -107,7 +180,12 @@ def build(
 
 
 def _load_backbone(backbone: nn.Module, path: Path, name: str, entry: ClassifierSpec, in_channels: int) -> None:
-    state = {key: value for key, value in _read_tensors(path).items() if not key.startswith(entry.classifier)}
+    state = {key: value for key, value in read_tensors(path).items() if not key.startswith(entry.classifier)}
+    if any(key.startswith(VISION_ENCODER) for key in state):
+        raise WeightsError(
+            f"{path} is a published BigEarthNet checkpoint, whose channels have names: take its backbone from "
+            "classifiers.published.backbone_state, which is told the bands"
+        )
     first = state.get(entry.first_conv)
     if first is not None and first.ndim == 4 and first.shape[1] != in_channels:
         if first.shape[1] != 3:
@@ -125,34 +203,3 @@ def _load_backbone(backbone: nn.Module, path: Path, name: str, entry: Classifier
     if problem := key_mismatch(expected, state):
         raise WeightsError(f"{path} does not hold the backbone of {name}: {problem}")
     backbone.load_state_dict(state, strict=True)
-
-
-def key_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Return one sentence on how the names or shapes of two sets of tensors differ, or None when they agree."""
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
-    if missing or unexpected:
-        return (
-            f"{len(missing)} tensors missing ({', '.join(missing[:3]) or 'none'}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'})"
-        )
-    for key, value in expected.items():
-        if value.shape != found[key].shape:
-            return f"{key} is {tuple(found[key].shape)}, not {tuple(value.shape)}"
-    return None
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise whatever the bytes lead them to
-        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise WeightsError(f"{path} holds no table of tensors, at its top or under 'state_dict'")
-    return {str(key): value for key, value in loaded.items()}

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from infra.download import Progress as Told
 from infra.errors import UnknownNameError, WeightsError
-from infra.weights_store import OfficialFile, WeightsStore, hash_anew
+from infra.weights_store import OfficialFile, WeightsStore, hash_anew, shown
 
 if TYPE_CHECKING:
     from sr_models import ShippedWeights
@@ -41,7 +41,11 @@ class Model:
 
 
 def models() -> dict[str, Model]:
-    """Return every model by name, those without weights too."""
+    """Return every model by name: super-resolution (those without weights too), classifiers, published classifiers."""
+    return _sr_models() | _classifiers() | _published_classifiers()
+
+
+def _sr_models() -> dict[str, Model]:
     import sr_models
     from sr_models.weights import load_into
 
@@ -52,6 +56,32 @@ def models() -> dict[str, Model]:
     return {
         name: Model(name, spec.licence, spec.official_file, spec.shipped, check(name)) for name, spec in specs.items()
     }
+
+
+def _classifiers() -> dict[str, Model]:
+    from classifiers.registry import build, names, spec
+
+    def check(name: str) -> Callable[[Path], None]:
+        def fits(path: Path) -> None:
+            build(name, num_labels=1, weights=path)
+
+        return fits
+
+    return {
+        name: Model(name, spec(name).weights_licence, spec(name).official_file, None, check(name)) for name in names()
+    }
+
+
+def _published_classifiers() -> dict[str, Model]:
+    from classifiers.published import LICENCE, PUBLISHED, PublishedSpec, load_published
+
+    def check(spec: PublishedSpec) -> Callable[[Path], None]:
+        def fits(path: Path) -> None:
+            load_published(path, spec.bands, max_dn=1, name=spec.network)
+
+        return fits
+
+    return {name: Model(name, LICENCE, spec.official_file, None, check(spec)) for name, spec in PUBLISHED.items()}
 
 
 Name = Annotated[str, typer.Argument(help="A model; `superscene weights list` shows them.")]
@@ -148,12 +178,14 @@ def _official(name: str) -> tuple[Model, OfficialFile]:
 def _listed(store: WeightsStore, model: Model) -> tuple[str, ...]:
     if model.official is None:
         return (model.name, "", "", "not needed", "", "", model.licence, "")
-    path, pin, shipped = store.path(model.name, model.official), model.official.sha256, model.shipped
-    file, state, licence, source = model.official.file_name, "absent", model.licence, model.official.url
-    digest, whose, size = pin, "official" if pin else "", ""
+    path, official, shipped = store.path(model.name, model.official), model.official, model.shipped
+    file, state, licence, source = official.file_name, "absent", model.licence, official.url
+    digest, whose, size = official.sha256, "official" if official.sha256 else "", ""
+    if digest and not official.pinned:
+        whose = f"official, first {len(digest)} digits"
     if path.is_file():
         state, size = "stored", _megabytes(path)
-        if pin is None:
+        if not official.pinned:
             digest = store.recorded(path)
             whose = "recorded" if digest else "not recorded"
     elif shipped is not None:
@@ -176,8 +208,11 @@ def _megabytes(path: Path) -> str:
 
 
 def _say_stored(name: str, path: Path, official: OfficialFile, store: WeightsStore) -> None:
-    digest = official.sha256 or store.recorded(path)
-    whose = "the official one" if official.sha256 else "recorded; no official one is known"
+    digest, whose = store.recorded(path), "recorded; no official one is known"
+    if official.pinned:
+        digest, whose = official.sha256, "the official one"
+    elif official.sha256:
+        whose = f"recorded; of the official one only {shown(official.sha256)} is known"
     typer.echo(f"{name}: {path} ({_megabytes(path)} MB, SHA-256 {digest}, {whose})")
 
 

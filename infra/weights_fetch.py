@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from infra.download import Progress, discard, download, silent
 from infra.errors import ConfigError, WeightsError
-from infra.weights_store import Check, OfficialFile, WeightsStore, sha256, writing
+from infra.weights_store import Check, OfficialFile, WeightsStore, sha256, shown, writing
 
 
 def fetch(
@@ -28,7 +28,7 @@ def fetch(
         store: Where it goes.
         model: The model.
         official: Its file.
-        check: Refuses a file of another network; asked where no official hash is known.
+        check: Refuses a file of another network; asked where no whole official hash is known.
         mirrors: Folders on other servers that hold the file under its own name; they are tried first, in this order.
         offline: Never touch the network.
         progress: Is told of every block that arrives.
@@ -88,7 +88,7 @@ def _fetch_from(
     with writing(path):
         continued = download(address, partial, any_source=official.sha256 is not None, progress=progress)
     digest = sha256(partial)
-    if official.sha256 not in {None, digest} and continued:  # the older bytes may be to blame
+    if not official.accepts(digest) and continued:  # the older bytes may be to blame
         with writing(path):
             discard(partial)
             download(address, partial, progress=progress)
@@ -104,9 +104,10 @@ def _fetch_from(
 
 
 def _require_genuine(partial: Path, digest: str, address: str, official: OfficialFile, check: Check) -> None:
-    if official.sha256 is None:
-        check(partial)
-    elif digest != official.sha256:
+    if official.sha256 is not None and not official.accepts(digest):
         raise WeightsError(
-            f"{address} sent a file with the SHA-256 {digest}, the official file has {official.sha256}: not stored"
+            f"{address} sent a file with the SHA-256 {digest}, the official file has {shown(official.sha256)}: not "
+            "stored"
         )
+    if not official.pinned:
+        check(partial)

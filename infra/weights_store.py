@@ -23,6 +23,7 @@ from infra.errors import PipelineError, StoreError, WeightsError
 VARIABLE = "SUPERSCENE_WEIGHTS"
 """The environment variable that names the folder."""
 
+_DIGITS = 64  # of a SHA-256 in hex
 _RECORD = re.compile(r"([0-9a-f]{64}) [ *](.+)\n?")
 _COPIED_AT_ONCE = 2**20
 _CLOCK_TICK_NS = 2_000_000_000  # coarsest time stamp of a file system in use (FAT): younger files may change unseen
@@ -42,7 +43,7 @@ class OfficialFile:
     url: str
     """Where it is found: the file, or a page or folder from which a person gets it."""
     sha256: str | None
-    """Lower-case hex digest; None where none is known."""
+    """Lower-case hex digest, or its first digits where only those are published; None where none is known."""
     direct: bool = True
     """Whether `url` is the file; False for a page or a folder."""
 
@@ -50,6 +51,25 @@ class OfficialFile:
     def file_name(self) -> str:
         """The name without folders, as it is stored."""
         return PurePosixPath(self.name).name
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the whole digest is known, so that there is one such file only."""
+        return self.sha256 is not None and len(self.sha256) == _DIGITS
+
+    def accepts(self, digest: str) -> bool:
+        """Return whether a file of this whole digest may be the official one, as far as is known."""
+        return self.sha256 is None or digest.startswith(self.sha256)
+
+    def where_to_get(self, model: str, licence: str) -> str:
+        """Return one sentence for a person: which file a model takes, where it is, how to name it."""
+        store = f"`superscene weights fetch {model}` stores it"
+        if not self.direct:
+            store = f"download it with a browser and store it with `superscene weights add {model} FILE`"
+        return (
+            f"The official file is {self.name}, from {self.url} ({licence}): {store}; or name a file as the "
+            f"`weights` argument, or in RUN.yaml as `weights: {{{model}: FILE}}`."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +111,7 @@ class WeightsStore:
     def find(self, model: str, official: OfficialFile) -> Path | None:
         """Return a model's stored file, None where it is not stored.
 
-        A file that someone put there by hand, of which no hash is known, gets its hash recorded by its first use.
+        A file that someone put there by hand, of which no whole hash is known, gets its hash recorded by its first use.
 
         Raises:
             WeightsError: The file is not what its official or its recorded hash says.
@@ -99,15 +119,15 @@ class WeightsStore:
         path = self.path(model, official)
         if not _is_file(path):
             return None
-        digest, expected = sha256(path), official.sha256 or self.recorded(path)
-        if expected is None:
-            expected = self._record_first(path, digest)
-        if digest != expected:
-            whose = "the official file" if official.sha256 else f"the one recorded in {record_path(path).name}"
+        digest, expected, whose = sha256(path), official.sha256, "the official file"
+        if not official.pinned and official.accepts(digest):
+            expected = self.recorded(path) or self._record_first(path, digest)
+            whose = f"the one recorded in {record_path(path).name}"
+        if expected is not None and not digest.startswith(expected):
             raise WeightsError(
-                f"{path} has the SHA-256 {digest}, {whose} has {expected}: the file was changed or damaged. Delete it "
-                f"and get it anew (`superscene weights fetch {model}`), or name the file you mean in RUN.yaml as "
-                f"`weights: {{{model}: FILE}}`"
+                f"{path} has the SHA-256 {digest}, {whose} has {shown(expected)}: the file was changed or damaged. "
+                f"Delete it and get it anew (`superscene weights fetch {model}`), or name the file you mean in "
+                f"RUN.yaml as `weights: {{{model}: FILE}}`"
             )
         return path
 
@@ -116,20 +136,20 @@ class WeightsStore:
 
         Args:
             model: The model.
-            official: Its file; where its hash is not known, any file is taken that fits.
+            official: Its file; where its whole hash is not known, any file is taken that fits and begins as is known.
             file: The local file.
             check: Refuses a file of another network.
-            replace: Take the place of a stored file that is another one, where the official hash is not known.
+            replace: Take the place of a stored file that is another one, where the whole official hash is not known.
 
         Raises:
             WeightsError: The file cannot be read, does not fit, is not the official one, or another one is stored.
             StoreError: The store cannot be written.
         """
         digest = sha256(file)
-        if official.sha256 not in {None, digest}:
+        if official.sha256 is not None and not official.accepts(digest):
             raise WeightsError(
                 f"{file} is not {official.file_name}: it has the SHA-256 {digest}, the official file has "
-                f"{official.sha256}. To use it all the same, name it in RUN.yaml as `weights: {{{model}: FILE}}`"
+                f"{shown(official.sha256)}. To use it all the same, name it in RUN.yaml as `weights: {{{model}: FILE}}`"
             )
         if (file.suffix == ".safetensors") != (official.file_name.endswith(".safetensors")):
             raise WeightsError(
@@ -141,7 +161,7 @@ class WeightsStore:
         with self.lock(model):
             stored = sha256(path) if _is_file(path) else None
             known = self.recorded(path) or stored
-            if official.sha256 is None and known not in {None, digest} and not replace:
+            if not official.pinned and known not in {None, digest} and not replace:
                 raise WeightsError(
                     f"{path} is another file (SHA-256 {known}) than {file} ({digest}): results would change with it. "
                     "Add --replace if that is what you want"
@@ -153,7 +173,9 @@ class WeightsStore:
         return path
 
     def verify(self, officials: Mapping[str, OfficialFile]) -> list[Verified]:
-        """Read every stored file anew and compare it with its official hash, where that is known, or its recorded one.
+        """Read every stored file anew and compare it with its official hash, or its recorded one.
+
+        The recorded one counts where the official one is not known as a whole.
 
         Args:
             officials: The official file of each model.
@@ -161,19 +183,21 @@ class WeightsStore:
         Raises:
             WeightsError: The folder or a record cannot be read.
         """
-        pinned = {self.path(model, official): official.sha256 for model, official in officials.items()}
+        by_path = {self.path(model, official): official for model, official in officials.items()}
         found = []
         for path in self.files():
-            model, expected, digest = path.parent.name, pinned.get(path) or self.recorded(path), None
+            model, official, digest = path.parent.name, by_path.get(path), None
             if _is_file(path):
                 digest = hash_anew(path)
+            expected, whose = self.recorded(path), "recorded"
+            if official is not None and (official.pinned or not (digest is None or official.accepts(digest))):
+                expected, whose = official.sha256, "official"
             if digest is None:
                 found.append(Verified(model, path, "missing", f"{expected} is recorded"))
             elif expected is None:
                 found.append(Verified(model, path, "not recorded", f"{digest} now"))
-            elif digest != expected:
-                whose = "official" if pinned.get(path) else "recorded"
-                found.append(Verified(model, path, "changed", f"{digest} now, {expected} {whose}"))
+            elif not digest.startswith(expected):
+                found.append(Verified(model, path, "changed", f"{digest} now, {shown(expected)} {whose}"))
             else:
                 found.append(Verified(model, path, "ok", digest))
         return found
@@ -322,6 +346,11 @@ def sha256(path: str | Path) -> str:
         return _cached_hash(path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise WeightsError(f"no weight file that can be read at {path}: {error}") from error
+
+
+def shown(sha256: str) -> str:
+    """Return a digest for a message; a dot-dot-dot stands for the digits of one that is known in part."""
+    return sha256 if len(sha256) == _DIGITS else f"{sha256}..."
 
 
 def record_path(path: Path) -> Path:

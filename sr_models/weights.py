@@ -143,14 +143,7 @@ def where_to_get(name: str) -> str:
     model = spec(name) if name in names() else None
     if model is None or model.official_file is None:
         return ""
-    file = model.official_file
-    store = f"`superscene weights fetch {name}` stores it"
-    if not file.direct:
-        store = f"download it with a browser and store it with `superscene weights add {name} FILE`"
-    return (
-        f"The official file is {file.name}, from {file.url} ({model.licence}): {store}; or name a file as the "
-        f"`weights` argument, or in RUN.yaml as `weights: {{{name}: FILE}}`."
-    )
+    return model.official_file.where_to_get(name, model.licence)
 
 
 def looks_like(state: Mapping[str, Tensor]) -> str:
