@@ -105,7 +105,7 @@ def superscene(folder: str, name: str) -> None:
     opened = Folder.open(root, f"{S2_FOLDER}/{relative}")
     assert opened is not None
     with opened:
-        nodata_share(read_s2(opened, name).s2_10m)
+        nodata_share(read_s2(opened, name).arrays["s2_10m"])
 
 
 def rasterio_loop(folder: str, name: str) -> None:

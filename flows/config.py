@@ -374,7 +374,9 @@ class RunConfig(_Section):
             try:
                 chosen = self.train_of(name)
             except ValidationError as error:
-                raise ValueError("; ".join(f"variants.{name}.train.{_fault(fault)}" for fault in error.errors())) from error
+                raise ValueError(
+                    "; ".join(f"variants.{name}.train.{_fault(fault)}" for fault in error.errors())
+                ) from error
             if chosen.backbone == "weights" and self.backbone_weights(name) is None:
                 network = self.network_of(name)
                 raise ValueError(

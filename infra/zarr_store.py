@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.errors import ChunkNotFoundError
 
-from infra.bigearthnet.bands import S1, S2_GROUPS, BandGroup
+from infra.archives.model import PatchFormat
+from infra.bigearthnet.bands import S1, BandGroup
 from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError
 from infra.fingerprint import Json
 from infra.storage import write_atomically, writing
@@ -46,38 +47,41 @@ class ArraySpec:
     """Patches in a Zarr shard, at most; None: one Zarr shard for one shard of the pipeline."""
 
 
-def _bands(group: BandGroup, dtype: str, units: str, long_name: str) -> ArraySpec:
-    grid = f"{group.gsd}m" if group is not S1 else "s1"
+def archive_arrays(patch_format: PatchFormat) -> tuple[ArraySpec, ...]:
+    """Return the arrays of archive.zarr for an archive's patches."""
+    size, labels = patch_format.size, patch_format.labels
+    arrays = [_bands(group) for group in patch_format.groups]
+    if patch_format.has_maps:
+        attributes: dict[str, Json] = {
+            "units": "CORINE level-3 code; 0 = unknown",
+            "gsd_m": 10,
+            "long_name": "land-cover reference map",
+        }
+        arrays.append(ArraySpec("reference_map", ("y_10m", "x_10m"), (size, size), "uint16", 0, attributes))
+    of_labels: dict[str, Json] = {"long_name": "label is present"}
+    arrays.append(ArraySpec("labels", ("label",), (len(labels),), "bool", 0, of_labels, names=labels))
+    return tuple(arrays)
+
+
+def _bands(group: BandGroup) -> ArraySpec:
+    grid = f"{group.gsd}m" if group.gsd is not None else group.array
+    attributes: dict[str, Json] = {
+        "units": "DN = 10000 * surface reflectance; 0 = nodata",
+        "gsd_m": group.gsd,
+        "long_name": "Sentinel-2 L2A",
+    }
+    if group == S1:
+        attributes |= {"units": "dB", "long_name": "Sentinel-1 GRD backscatter"}
+    elif group.gsd is None:
+        attributes = {"units": "DN of the image files", "long_name": "images"}
     return ArraySpec(
         group.array,
-        (f"band_{grid}", f"y_{group.gsd}m", f"x_{group.gsd}m"),
+        (f"band_{'s1' if group == S1 else grid}", f"y_{grid}", f"x_{grid}"),
         (len(group.bands), group.size, group.size),
-        dtype,
+        group.dtype,
         0,
-        {"units": units, "gsd_m": group.gsd, "long_name": long_name},
+        attributes,
         names=group.bands,
-    )
-
-
-def archive_arrays(labels: Sequence[str]) -> tuple[ArraySpec, ...]:
-    """Return the arrays of archive.zarr for a label order."""
-    s2 = tuple(
-        _bands(group, "uint16", "DN = 10000 * surface reflectance; 0 = nodata", "Sentinel-2 L2A") for group in S2_GROUPS
-    )
-    return (
-        *s2,
-        _bands(S1, "float32", "dB", "Sentinel-1 GRD backscatter"),
-        ArraySpec(
-            "reference_map",
-            ("y_10m", "x_10m"),
-            (120, 120),
-            "uint16",
-            0,
-            {"units": "CORINE level-3 code; 0 = unknown", "gsd_m": 10, "long_name": "land-cover reference map"},
-        ),
-        ArraySpec(
-            "labels", ("label",), (len(labels),), "bool", 0, {"long_name": "label is present"}, names=tuple(labels)
-        ),
     )
 
 

@@ -310,9 +310,7 @@ class BranchReader:
                 judging.append(hr if self.branch.has_truth else None)
                 yield reduced(hr, self.branch.degrade).numpy()
 
-        return self.engine.stream(
-            inputs(), self.branch.max_dn, lambda lr, sr: self._judge(lr, sr, judging.pop(0))
-        )
+        return self.engine.stream(inputs(), self.branch.max_dn, lambda lr, sr: self._judge(lr, sr, judging.pop(0)))
 
     def quality_table(self, ids: list[str], columns: NDArray[np.float32]) -> pa.Table:
         """Return SR_QUALITY rows of `QUALITY_COLUMNS`, (K, N); NaN becomes null."""

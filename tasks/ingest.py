@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchFormat, PatchInput, Scan
+from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import CLASSES
 from infra.bigearthnet.seasons import season
 from infra.errors import BadPatchError, ConfigError, PipelineError
-from infra.bigearthnet.bands import S1
 from infra.geo import footprints
 from infra.parts import StageParts, read_parts
 from infra.storage import write_text

@@ -103,9 +103,7 @@ def scored_classifier(
         )
         for method in methods
     }
-    return ScoredClassifier(
-        classifier, network, labels, checkpoints, predictions, explanations, explain_labels
-    )
+    return ScoredClassifier(classifier, network, labels, checkpoints, predictions, explanations, explain_labels)
 
 
 def map_arrays(
@@ -225,7 +223,9 @@ class _ShardResult:
             store.write(shard, "valid", valid)
             parts.write(shard, _concatenated(self._explanations[method], EXPLANATIONS))
         if not scored.predictions.is_done(shard):
-            scored.predictions.write(shard, _concatenated(self._predictions, predictions_schema(len(self._network.names))))
+            scored.predictions.write(
+                shard, _concatenated(self._predictions, predictions_schema(len(self._network.names)))
+            )
 
     def _keep_maps(self, method: str, rows: NDArray[np.int64], maps: Tensor) -> None:
         values = maps.cpu().numpy()

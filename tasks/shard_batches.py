@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from classifiers.batches import TrainingBatch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifiers.batches import TrainingBatch
 from classifiers.standardise import Standardiser
 from infra.errors import ConfigError
 from infra.prefetch import prefetch

@@ -22,8 +22,8 @@ from infra.errors import ArchiveError, BadPatchError, ConfigError, TrainingError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
 from sr_models.wald_pairs import FixedImages, ImagePools, ImageSet, Part, image_part, scene_areas
-from tasks.patch_pixels import picked
 from tasks.labels import is_clean
+from tasks.patch_pixels import picked
 
 MEMORY_BYTES = 2**30
 """Pixels of a store's patches that a worker keeps at once."""

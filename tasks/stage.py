@@ -132,7 +132,9 @@ def run_fits(
     progress(stage, 0, total, 0)
     for place, seed in enumerate(missing):
         try:
-            samples += fit(seed, tell=lambda done, place=place: progress(stage, place * epochs + done, total, 0)).patches
+            samples += fit(
+                seed, tell=lambda done, place=place: progress(stage, place * epochs + done, total, 0)
+            ).patches
         except TrainingError as error:
             failures.append(ShardFailure(stage, seed, str(error)))
             parts.write_failure(seed, 1, str(error))

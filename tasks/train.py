@@ -17,15 +17,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from classifiers.layer_depths import layer_depths
+from classifiers.training.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classifiers.checkpoint import TrainedClassifier
-from classifiers.layer_depths import layer_depths
 from classifiers.network import Classifier
 from classifiers.standardise import from_archive_statistics
 from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, TrainSettings
-from classifiers.training.trainer import Trainer
 from infra.errors import ConfigError, TrainingError
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources

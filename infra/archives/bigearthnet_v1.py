@@ -27,7 +27,8 @@ from infra.archives.files import Folder, bad_file, read_file
 from infra.archives.inventory import Found, Subset, find_folders, still_there, take_stock
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
-from infra.archives.patch_folder import nodata_share, read_s2
+from infra.archives.patch_folder import read_s2
+from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError
 
@@ -99,18 +100,16 @@ class BigEarthNetV1:
             metadata = strict_json(folder.read(file, absent="no_metadata", whole=True), shown)
             labels = classes_of(metadata.get("labels"), shown)
             s2 = read_s2(folder, patch.patch_id)
+        s1 = None if patch.s1_name is None else read_pair(self.root, f"{S1_FOLDER}/{patch.s1_name}", s2.ground)
         return Patch(
-            s2_10m=s2.s2_10m,
-            s2_20m=s2.s2_20m,
-            s2_60m=s2.s2_60m,
-            s1=None if patch.s1_name is None else read_pair(self.root, f"{S1_FOLDER}/{patch.s1_name}", s2.ground),
+            arrays=s2.arrays if s1 is None else {**s2.arrays, S1.array: s1},
             reference_map=None,
             labels=labels,
             epsg=s2.ground.epsg,
             bounds=s2.ground.bounds,
             acquired=_day(metadata.get("acquisition_date")) or day_of(patch.patch_id),
             tile=tile_of(str(metadata.get("tile_source", ""))),
-            nodata_share=nodata_share(s2.s2_10m),
+            nodata_share=s2.nodata_share,
         )
 
     def _named(self, found: Found) -> pa.Table:

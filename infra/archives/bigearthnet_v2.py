@@ -21,7 +21,8 @@ from infra.archives.files import Folder
 from infra.archives.inventory import Subset, find_folders, still_there, take_stock
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
-from infra.archives.patch_folder import Ground, nodata_share, read_reference_map, read_s1, read_s2
+from infra.archives.patch_folder import Ground, read_reference_map, read_s1, read_s2
+from infra.bigearthnet.bands import S1
 from infra.errors import ArchiveError, BadPatchError
 
 S2_FOLDER = "BigEarthNet-S2"
@@ -95,18 +96,16 @@ class BigEarthNetV2:
             raise BadPatchError(patch.source, "missing_folder", "the folder was there when the archive was scanned")
         with folder:
             s2 = read_s2(folder, patch.patch_id)
+        s1 = None if patch.s1_name is None else read_pair(self.root, self._s1(patch.s1_name), s2.ground)
         return Patch(
-            s2_10m=s2.s2_10m,
-            s2_20m=s2.s2_20m,
-            s2_60m=s2.s2_60m,
-            s1=None if patch.s1_name is None else read_pair(self.root, self._s1(patch.s1_name), s2.ground),
+            arrays=s2.arrays if s1 is None else {**s2.arrays, S1.array: s1},
             reference_map=self._map(patch.patch_id, s2.ground),
             labels=patch.labels,
             epsg=s2.ground.epsg,
             bounds=s2.ground.bounds,
             acquired=day_of(patch.patch_id),
             tile=tile_of(patch.patch_id),
-            nodata_share=nodata_share(s2.s2_10m),
+            nodata_share=s2.nodata_share,
         )
 
     def _path(self, name: str) -> Path:

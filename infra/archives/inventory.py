@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.archives.files import is_inside
-from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Reason, Scan
+from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Reason, Scan
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError
 
@@ -223,6 +223,7 @@ def take_stock(
         ]
     )
     return Scan(
+        format=BIGEARTHNET,
         inputs=inputs.cast(INPUT_SCHEMA),
         problems=problems,
         absent=int(np.count_nonzero(absent)),

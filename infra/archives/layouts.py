@@ -1,10 +1,9 @@
 """The archive layouts, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 from infra.archives.bigearthnet_v1 import BigEarthNetV1
 from infra.archives.bigearthnet_v2 import BigEarthNetV2
@@ -12,44 +11,57 @@ from infra.archives.inventory import Subset
 from infra.archives.model import Archive
 from infra.archives.scene import SceneArchive
 from infra.errors import ArchiveError, UnknownNameError
+from infra.fingerprint import Json
 
 
-class _Build(Protocol):
-    def __call__(self, root: str, *, include_flagged: bool, subset: Subset, boa_add_offset: int | None) -> Archive: ...
+@dataclass(frozen=True, slots=True)
+class ArchiveOptions:
+    """What one may ask of an archive; every layout has use for some."""
+
+    include_flagged: bool = False
+    """Whether patches with snow, cloud or shadow are inputs."""
+    subset: Subset = "all"
+    """What a patch is that the metadata names and the disk lacks: a problem, or only counted."""
+    boa_add_offset: int | None = None
+    """DN to add to scenes that have no MTD_MSIL2A.xml."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutSpec:
     """One archive layout."""
 
-    build: _Build
-    """Options it has no use for are ignored."""
+    build: Callable[[str, ArchiveOptions], Archive]
+    """From the root and the options."""
+    options: frozenset[str]
+    """Options that it has use for."""
     labelled: bool
     """Whether its patches have labels."""
     source: str
     """Where the layout is described."""
 
 
+_BIGEARTHNET_OPTIONS = frozenset({"include_flagged", "subset"})
+
+_DETERMINING = ("boa_add_offset",)
+"""Options that change pixels, labels or splits, and so what a store holds."""
+
 LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
     {
         "bigearthnet-v2": LayoutSpec(
-            build=lambda root, *, include_flagged, subset, boa_add_offset: BigEarthNetV2(  # noqa: ARG005
-                root, include_flagged, subset
-            ),
+            build=lambda root, options: BigEarthNetV2(root, options.include_flagged, options.subset),
+            options=_BIGEARTHNET_OPTIONS,
             labelled=True,
             source="Clasen et al. 2024, arXiv:2407.03653",
         ),
         "bigearthnet-v1": LayoutSpec(
-            build=lambda root, *, include_flagged, subset, boa_add_offset: BigEarthNetV1(  # noqa: ARG005
-                root, include_flagged, subset
-            ),
+            build=lambda root, options: BigEarthNetV1(root, options.include_flagged, options.subset),
+            options=_BIGEARTHNET_OPTIONS,
             labelled=True,
             source="Sumbul et al. 2019, arXiv:1902.06148",
         ),
         "scene": LayoutSpec(
-            build=lambda root, *, include_flagged, subset, boa_add_offset: SceneArchive(  # noqa: ARG005
-                root, boa_add_offset
-            ),
+            build=lambda root, options: SceneArchive(root, options.boa_add_offset),
+            options=frozenset({"boa_add_offset"}),
             labelled=False,
             source="infra/archives/scene.py",
         ),
@@ -57,22 +69,13 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
 )
 
 
-def open_archive(
-    layout: str,
-    root: str | Path,
-    *,
-    include_flagged: bool = False,
-    subset: Subset = "all",
-    boa_add_offset: int | None = None,
-) -> Archive:
+def open_archive(layout: str, root: str | Path, options: ArchiveOptions = ArchiveOptions()) -> Archive:  # frozen
     """Return an archive, not yet scanned.
 
     Args:
         layout: A name in LAYOUTS.
         root: Its folder.
-        include_flagged: BigEarthNet: whether patches with snow, cloud or shadow are inputs.
-        subset: BigEarthNet: what a patch is that the metadata names and the disk lacks: a problem, or only counted.
-        boa_add_offset: scene: DN to add to scenes that have no MTD_MSIL2A.xml.
+        options: What to ask of it; a layout leaves alone what it has no use for, see `unused`.
 
     Raises:
         UnknownNameError: There is no such layout.
@@ -83,6 +86,16 @@ def open_archive(
     path = Path(root).absolute()
     if not path.is_dir():
         raise ArchiveError(f"the archive's root {path} is not a folder")
-    return LAYOUTS[layout].build(
-        str(path), include_flagged=include_flagged, subset=subset, boa_add_offset=boa_add_offset
-    )
+    return LAYOUTS[layout].build(str(path), options)
+
+
+def determining(layout: str, options: ArchiveOptions) -> dict[str, Json]:
+    """Return the options that change what a store of this layout holds, where they are not at their defaults."""
+    default = ArchiveOptions()
+    names = [name for name in _DETERMINING if name in LAYOUTS[layout].options]
+    return {name: getattr(options, name) for name in names if getattr(options, name) != getattr(default, name)}
+
+
+def unused(layout: str, given: Iterable[str]) -> list[str]:
+    """Return those of the named options that a layout has no use for."""
+    return [name for name in given if name not in LAYOUTS[layout].options]

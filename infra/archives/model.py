@@ -1,11 +1,16 @@
 """What every archive layout gives: a scan of its inputs, and one patch's pixels."""
 
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from infra.bigearthnet.bands import S1, S2_GROUPS, BandGroup
+from infra.bigearthnet.classes import NAMES
+from infra.fingerprint import Json
 
 Reason = Literal[
     "missing_folder",  # named in the metadata, not on disk
@@ -52,9 +57,46 @@ PROBLEM_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
+class PatchFormat:
+    """What all patches of an archive have in common: what a store is made for."""
+
+    labels: tuple[str, ...]
+    """Names of the labels, in the one order of the store."""
+    groups: tuple[BandGroup, ...]
+    """Grids of bands, each an array of the store; the first is the finest, and the one that is super-resolved."""
+    has_maps: bool
+    """Whether there are land-cover reference maps, of the first grid."""
+
+    @property
+    def size(self) -> int:
+        """Edge of a patch on the first grid, pixels."""
+        return self.groups[0].size
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as JSON has it."""
+        return {
+            "labels": list(self.labels),
+            "groups": [{**asdict(group), "bands": list(group.bands)} for group in self.groups],
+            "has_maps": self.has_maps,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return what `to_json` wrote down."""
+        groups = tuple(BandGroup(**{**group, "bands": tuple(group["bands"])}) for group in values["groups"])
+        return cls(tuple(values["labels"]), groups, values["has_maps"])
+
+
+BIGEARTHNET = PatchFormat(NAMES, (*S2_GROUPS, S1), has_maps=True)
+"""Both versions, and scenes cut into patches."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     """All inputs of an archive: `inputs.num_rows + problems.num_rows + absent = total`."""
 
+    format: PatchFormat
+    """What the patches have in common."""
     inputs: pa.Table
     """INPUT_SCHEMA, unique patch ids, any order."""
     problems: pa.Table
@@ -87,28 +129,22 @@ class PatchInput:
 class Patch:
     """One patch's pixels and what only its files tell."""
 
-    s2_10m: NDArray[np.uint16]
-    """(4, 120, 120) DN, bands S2_10M."""
-    s2_20m: NDArray[np.uint16]
-    """(6, 60, 60) DN, bands S2_20M."""
-    s2_60m: NDArray[np.uint16]
-    """(2, 20, 20) DN, bands S2_60M."""
-    s1: NDArray[np.float32] | None
-    """(2, 120, 120) dB, bands VV, VH; None where the archive has no Sentinel-1 pair."""
+    arrays: Mapping[str, NDArray[Any]]
+    """By array of the format's groups, (bands, size, size): DN, or dB for Sentinel-1. One that is missing is absent."""
     reference_map: NDArray[np.uint16] | None
     """(120, 120) CORINE level-3 codes, 0 = unknown; None where there is none."""
     labels: tuple[str, ...] | None
-    """Names of the 19 classes in their one order; None where nobody labelled it."""
-    epsg: int
-    """The patch's CRS."""
-    bounds: tuple[float, float, float, float]
-    """left, bottom, right, top in that CRS, m."""
+    """Labels in the format's order; None where nobody labelled it."""
+    epsg: int | None
+    """The patch's CRS; None for a picture without a place."""
+    bounds: tuple[float, float, float, float] | None
+    """left, bottom, right, top in that CRS, m; None likewise."""
     acquired: str | None
     """Day of the Sentinel-2 acquisition, YYYY-MM-DD."""
     tile: str | None
     """MGRS tile, for example 33UUP."""
     nodata_share: float
-    """Share of 10 m pixels where any 10 m band is nodata (DN 0), 0 to 1."""
+    """Share of 10 m pixels where any 10 m band is nodata (DN 0), 0 to 1; 0 for pictures, where black is black."""
 
 
 class Archive(Protocol):

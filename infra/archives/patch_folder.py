@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from infra.archives.files import Folder
 from infra.archives.tiff import Band, Grid, decode, grid_of
-from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S1, S2_GROUPS, BandGroup
+from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S1, S2_10M, S2_GROUPS, BandGroup
 from infra.errors import BadPatchError
 
 _TOLERANCE = 1e-3  # m
@@ -34,13 +34,14 @@ class Ground:
 class Sentinel2:
     """The twelve bands of a patch."""
 
-    s2_10m: NDArray[np.uint16]
-    """(4, 120, 120) DN."""
-    s2_20m: NDArray[np.uint16]
-    """(6, 60, 60) DN."""
-    s2_60m: NDArray[np.uint16]
-    """(2, 20, 20) DN."""
+    arrays: dict[str, NDArray[np.uint16]]
+    """By grid of S2_GROUPS, (bands, size, size) DN."""
     ground: Ground
+
+    @property
+    def nodata_share(self) -> float:
+        """Share of 10 m pixels where any 10 m band is nodata."""
+        return nodata_share(self.arrays[S2_10M.array])
 
 
 def read_s2(folder: Folder, name: str) -> Sentinel2:
@@ -53,14 +54,14 @@ def read_s2(folder: Folder, name: str) -> Sentinel2:
     Raises:
         BadPatchError: A band is missing or unusable, or the bands do not lie on one ground.
     """
-    arrays: list[NDArray[np.uint16]] = []
+    arrays: dict[str, NDArray[np.uint16]] = {}
     ground: Ground | None = None
     for group in S2_GROUPS:
         array = np.empty((len(group.bands), group.size, group.size), np.uint16)
         ground = _read_group(folder, name, group, array, ground)
-        arrays.append(array)
+        arrays[group.array] = array
     assert ground is not None
-    return Sentinel2(arrays[0], arrays[1], arrays[2], ground)
+    return Sentinel2(arrays, ground)
 
 
 def read_s1(folder: Folder, name: str, ground: Ground) -> NDArray[np.float32]:
@@ -152,6 +153,7 @@ def _ground(band: Band, data: bytes, group: BandGroup, shown: str) -> Ground:
     grid = grid_of(band, data)
     if grid is None or not is_projected(grid.epsg):
         raise BadPatchError(shown, "grid_mismatch", "it has no north-up georeferencing in a projected CRS (EPSG)")
+    assert group.gsd is not None
     if abs(grid.x_size - group.gsd) > _TOLERANCE or abs(grid.y_size - group.gsd) > _TOLERANCE:
         raise BadPatchError(
             shown, "grid_mismatch", f"its pixels are {grid.x_size} x {grid.y_size} m, {group.array} has {group.gsd} m"

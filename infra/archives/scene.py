@@ -31,7 +31,7 @@ from rasterio.windows import Window
 
 from infra.archives.files import is_inside, leaves
 from infra.archives.inventory import printable
-from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Patch, PatchInput, Scan
+from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Patch, PatchInput, Scan
 from infra.archives.names import baseline_of, day_of, tile_of
 from infra.archives.patch_folder import is_projected, nodata_share
 from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S2_10M, S2_BANDS, S2_GROUPS
@@ -105,6 +105,7 @@ class SceneArchive:
                 for column in range(grid.columns)
             ]
         return Scan(
+            format=BIGEARTHNET,
             inputs=pa.Table.from_pylist(inputs, INPUT_SCHEMA),
             problems=pa.Table.from_pylist(problems, PROBLEM_SCHEMA),
             absent=0,
@@ -121,24 +122,21 @@ class SceneArchive:
         name, row, column = patch.patch_id.rsplit("_", 2)
         with _LOCK:
             scene = _opened(self.root, patch.source, self.boa_add_offset)
-            arrays = [
-                np.stack([scene.read(band, int(row), int(column), patch.source) for band in group.bands])
+            arrays = {
+                group.array: np.stack([scene.read(band, int(row), int(column), patch.source) for band in group.bands])
                 for group in S2_GROUPS
-            ]
+            }
         left = scene.grid.left + int(column) * PATCH_METRES
         top = scene.grid.top - int(row) * PATCH_METRES
         return Patch(
-            s2_10m=arrays[0],
-            s2_20m=arrays[1],
-            s2_60m=arrays[2],
-            s1=None,
+            arrays=arrays,
             reference_map=None,
             labels=None,
             epsg=scene.grid.epsg,
             bounds=(left, top - PATCH_METRES, left + PATCH_METRES, top),
             acquired=day_of(name),
             tile=tile_of(name),
-            nodata_share=nodata_share(arrays[0]),
+            nodata_share=nodata_share(arrays[S2_10M.array]),
         )
 
     def _grid(self, source: str, taken: set[str]) -> SceneGrid:

@@ -26,16 +26,18 @@ class BandGroup:
     """Name of the Zarr array."""
     bands: tuple[str, ...]
     """Band names in the order of the array's band axis."""
-    gsd: int
-    """Metres per pixel."""
+    gsd: int | None
+    """Metres per pixel; None: unknown."""
     size: int
     """Edge of a patch, pixels."""
+    dtype: str = "uint16"
+    """Of the array."""
 
 
 S2_10M = BandGroup("s2_10m", ("B02", "B03", "B04", "B08"), gsd=10, size=120)
 S2_20M = BandGroup("s2_20m", ("B05", "B06", "B07", "B8A", "B11", "B12"), gsd=20, size=60)
 S2_60M = BandGroup("s2_60m", ("B01", "B09"), gsd=60, size=20)
-S1 = BandGroup("s1", ("VV", "VH"), gsd=10, size=120)
+S1 = BandGroup("s1", ("VV", "VH"), gsd=10, size=120, dtype="float32")
 
 S2_GROUPS = (S2_10M, S2_20M, S2_60M)
 S2_BANDS: tuple[str, ...] = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")

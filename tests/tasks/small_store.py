@@ -13,12 +13,12 @@ from classifiers import build
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.standardise import from_archive_statistics
 from infra.archives.inventory import Subset
-from infra.archives.layouts import open_archive
+from infra.archives.layouts import ArchiveOptions, open_archive
 from infra.archives.model import Archive
 from infra.bigearthnet.bands import RGB, stretch_max_dn
 from infra.bigearthnet.classes import NAMES
 from infra.storage import StorePaths
-from tasks.branch import Branch, make_branch
+from tasks.branch import Branch, Inputs, make_branch
 from tasks.ingest import ShardIngester
 from tasks.plan import Plan, make_plan
 
@@ -27,7 +27,7 @@ SHARD_SIZE = 8
 
 
 def v2(root: Path, subset: Subset = "all") -> Archive:
-    return open_archive("bigearthnet-v2", root, include_flagged=True, subset=subset)
+    return open_archive("bigearthnet-v2", root, ArchiveOptions(include_flagged=True, subset=subset))
 
 
 def ingest(archive: Archive, store: Path, shard_size: int = SHARD_SIZE, layout: str = "bigearthnet-v2") -> Plan:
@@ -35,7 +35,7 @@ def ingest(archive: Archive, store: Path, shard_size: int = SHARD_SIZE, layout: 
     plan = make_plan(archive, StorePaths(store), layout, shard_size)
     missing = sorted(plan.shards.keys() - plan.parts.done())
     if missing:
-        worker = ShardIngester(archive, plan.parts)
+        worker = ShardIngester(archive, plan.format, plan.parts)
         for shard in missing:
             worker.run(shard)
     return plan
@@ -57,7 +57,8 @@ def snapshot(*folders: Path, without: Iterable[str] = ()) -> dict[Path, tuple[in
 def branch_of(
     plan: Plan, sr: str = "none", weights: Path | None = None, batch_size: int = 5, bands: tuple[str, ...] = RGB
 ) -> Branch:
-    return make_branch(plan.parts, sr, weights, bands, stretch_max_dn(bands, MAX_DN), batch_size=batch_size)
+    inputs = Inputs(plan.parts, plan.format, bands, stretch_max_dn(bands, MAX_DN))
+    return make_branch(inputs, sr, weights, batch_size=batch_size)
 
 
 def untrained(branch: Branch, path: Path, seed: int = 0, **changes: Any) -> Path:

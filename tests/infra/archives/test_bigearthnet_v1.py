@@ -47,8 +47,10 @@ def test_a_patch_is_read_as_it_was_written(archive: SmallArchive) -> None:
     assert (patch.tile, patch.acquired, patch.epsg) == ("33UUP", "2017-06-13", 32633)
     for group in S2_GROUPS:
         expected = np.stack([archive.pixels[v1_name(1), band] for band in group.bands])
-        np.testing.assert_array_equal(getattr(patch, group.array), expected)
-    np.testing.assert_array_equal(patch.s1, np.stack([archive.pixels[s1_name(1), band] for band in ("VV", "VH")]))
+        np.testing.assert_array_equal(patch.arrays[group.array], expected)
+    np.testing.assert_array_equal(
+        patch.arrays["s1"], np.stack([archive.pixels[s1_name(1), band] for band in ("VV", "VH")])
+    )
     assert patch.reference_map is None
 
 
@@ -111,8 +113,8 @@ def test_a_sentinel_1_folder_is_joined_by_its_json_not_by_its_name(archive: Smal
     reader = BigEarthNetV1(str(archive.root))
     rows = {row.patch_id: row for row in rows_of(reader.scan())}
     assert (rows[v1_name(1)].s1_name, rows[v1_name(2)].s1_name) == (None, s1_name(1))
-    assert reader.read(rows[v1_name(1)]).s1 is None
-    assert reader.read(rows[v1_name(2)]).s1 is not None
+    assert reader.read(rows[v1_name(1)]).arrays.get("s1") is None
+    assert reader.read(rows[v1_name(2)]).arrays.get("s1") is not None
 
 
 @pytest.mark.parametrize(
@@ -223,13 +225,13 @@ def test_18_of_the_19_real_patches_are_good_and_equal_rasterio(shared_data: Path
         for group in S2_GROUPS:
             for i, band in enumerate(group.bands):
                 with rasterio.open(root / row.source / f"{row.patch_id}_{band}.tif") as dataset:
-                    np.testing.assert_array_equal(getattr(patch, group.array)[i], dataset.read(1))
+                    np.testing.assert_array_equal(patch.arrays[group.array][i], dataset.read(1))
                     assert (patch.epsg, patch.bounds) == (dataset.crs.to_epsg(), tuple(dataset.bounds))
-        if patch.s1 is not None:
+        if "s1" in patch.arrays:
             pairs += 1
             for i, band in enumerate(("VV", "VH")):
                 with rasterio.open(root / "BigEarthNet-S1-v1.0" / row.s1_name / f"{row.s1_name}_{band}.tif") as dataset:  # type: ignore[operator]
-                    np.testing.assert_array_equal(patch.s1[i], dataset.read(1))
+                    np.testing.assert_array_equal(patch.arrays["s1"][i], dataset.read(1))
     assert bad == [("S2A_MSIL2A_20170613T101031_0_46", "malformed_metadata")]
     joined = [row for row in rows_of(scan) if row.s1_name is not None]
     assert pairs == len(joined) == 6  # the other three of the nine belong to patches that are not there

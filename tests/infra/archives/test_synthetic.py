@@ -291,10 +291,10 @@ def test_the_reader_of_the_real_layout_reads_every_patch(archive: Path) -> None:
     first = scan.inputs.to_pylist()[0]
     patch = reader.read(PatchInput(**{**first, "labels": tuple(first["labels"])}))
     assert patch.nodata_share == 0
-    assert patch.s1 is not None
+    assert "s1" in patch.arrays
     assert patch.reference_map is not None
     np.testing.assert_array_equal(patch.reference_map, reference_map(archive, first["patch_id"]))
-    np.testing.assert_array_equal(patch.s2_10m[1], band(archive, first["patch_id"], "B03"))
+    np.testing.assert_array_equal(patch.arrays["s2_10m"][1], band(archive, first["patch_id"], "B03"))
 
 
 def test_snow_and_cloud_brighten(archive: Path) -> None:
