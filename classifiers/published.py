@@ -99,10 +99,12 @@ class _Published:
             return build(self.name, len(LABELS), in_channels=self.channels).backbone.state_dict()
 
     def backbone_for(self, bands: Sequence[str]) -> dict[str, Tensor]:
-        """Return the backbone with the first convolution's channels in the order of bands, some of the file's."""
+        """Return the backbone with the first convolution's channels in the order of bands; 0 for others than its own."""
         first = spec(self.name).first_conv
-        channels = [self.bands.index(band) for band in bands]
-        return self.backbone | {first: self.backbone[first][:, channels]}
+        kernels = self.backbone[first]
+        unseen = torch.zeros_like(kernels[:, 0])
+        channels = [kernels[:, self.bands.index(band)] if band in self.bands else unseen for band in bands]
+        return self.backbone | {first: torch.stack(channels, dim=1)}
 
 
 def is_published(path: str | Path) -> bool:
@@ -124,7 +126,8 @@ def load_published(
 
     Args:
         path: A file of the layout, `.safetensors` or a PyTorch file.
-        bands: Bands of the branch in channel order: exactly those of the file, in any order.
+        bands: Bands of the branch in channel order: those of the file, in any order, and others, which it then does
+            not look at.
         max_dn: DN that the branch's stretch maps to 1, > 0: one, or one a band. Sentinel-1 stays in dB.
         name: Network, a name in `registry.CLASSIFIERS`; None: told by the file's tensors.
 
@@ -138,7 +141,7 @@ def load_published(
         UnknownNameError: There is no network of that name.
     """
     file = _read(path, name)
-    if sorted(bands) != sorted(file.bands):
+    if not set(file.bands) <= set(bands):
         raise WeightsError(
             f"{path} sees the bands {', '.join(file.bands)}, this branch has {', '.join(bands)}: choose the branch's "
             "bands to match, or take the backbone alone and train a head"
@@ -168,22 +171,19 @@ def backbone_state(path: str | Path, bands: Sequence[str], name: str) -> dict[st
 
     Args:
         path: A file of the layout.
-        bands: Bands of the branch in channel order, all of them in the file.
+        bands: Bands of the branch in channel order; one that the file lacks starts with kernels of 0.
         name: Network, a name in `registry.CLASSIFIERS`.
 
     Returns:
         The state of `registry.build(name, …, in_channels=len(bands)).backbone`.
 
     Raises:
-        WeightsError: The file is unreadable, of another layout or network, or lacks a band.
+        WeightsError: The file is unreadable, of another layout or network, or has none of the bands.
         UnknownNameError: There is no network of that name.
     """
     file = _read(path, name)
-    if lacking := [band for band in bands if band not in file.bands]:
-        raise WeightsError(
-            f"{path} sees the bands {', '.join(file.bands)}; this branch, {', '.join(bands)}, has {', '.join(lacking)} "
-            "beside them: choose a file of more bands, or a branch of fewer"
-        )
+    if not set(bands) & set(file.bands):
+        raise WeightsError(f"{path} sees the bands {', '.join(file.bands)}, this branch has {', '.join(bands)}")
     return file.backbone_for(bands)
 
 

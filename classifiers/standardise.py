@@ -61,8 +61,9 @@ class Standardiser:
 def from_archive_statistics(bands: Sequence[str], max_dn: float | Sequence[float]) -> Standardiser:
     """Return the standardiser of the BigEarthNet v2 train split under the stretch min(DN, max_dn) / max_dn.
 
-    Bands of pictures (R, G, B) have ImageNet's moments instead, whatever their max_dn. The published moments are of unclipped DN, so this approximates the moments under the clip; statistics of the
-    clipped training patches, where they are at hand, are better. Sentinel-1 stays in dB.
+    The published moments are of unclipped DN, so this approximates the moments under the clip; statistics of the
+    clipped training patches, where they are at hand, are better. Sentinel-1 stays in dB. Bands of pictures (R, G, B)
+    have ImageNet's moments, whatever their max_dn.
 
     Args:
         bands: Names such as `B04`, in channel order.

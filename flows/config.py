@@ -13,7 +13,7 @@ import classifiers
 import sr_models
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
-from infra.errors import ConfigError
+from infra.errors import ConfigError, WeightsError
 from tasks.patch_pixels import Resampling
 
 
@@ -320,8 +320,12 @@ class RunConfig(_Section):
         changes = self.variants[classifier].train
         return TrainConfig.model_validate({**self.train.model_dump(exclude_unset=True), **changes})
 
-    def backbone_weights(self, classifier: str) -> Path | None:
-        """Return the weight file of a classifier's backbone as `classifiers.weights_file` does."""
+    def backbone_weights(self, classifier: str) -> Path:
+        """Return the weight file of a classifier's backbone as `classifiers.weights_file` does.
+
+        Raises:
+            WeightsError: There is none.
+        """
         network = self.network_of(classifier)
         return classifiers.weights_file(network, self.weights.get(network))
 
@@ -377,13 +381,14 @@ class RunConfig(_Section):
                 raise ValueError(
                     "; ".join(f"variants.{name}.train.{_fault(fault)}" for fault in error.errors())
                 ) from error
-            if chosen.backbone == "weights" and self.backbone_weights(name) is None:
-                network = self.network_of(name)
-                raise ValueError(
-                    f"{name} starts from a weight file, and none is given: add `weights: {{{network}: FILE}}`, fetch "
-                    f"the official one (`superscene weights fetch {network}`), or say `train: {{backbone: archive}}` "
-                    "(train one on this archive) or `train: {backbone: random}`"
-                )
+            if chosen.backbone == "weights":
+                try:
+                    self.backbone_weights(name)
+                except WeightsError as error:
+                    raise ValueError(
+                        f"{error} Or say `train: {{backbone: archive}}` (train one on this archive) or `train: "
+                        "{backbone: random}`"
+                    ) from error
         return self
 
     @model_validator(mode="after")

@@ -41,8 +41,8 @@ class ShardFeatures:
         patches = self._branch.inputs.patches(shard)
         pooled = [np.zeros((0, self._views), np.float32)] if not patches.num_rows else []
         with torch.inference_mode():
-            for batch in self._reader.batches(shard, patches):
-                pooled.append(self._of_all_views(self._standardise(batch.x)))
+            batches = self._reader.batches(shard, patches)
+            pooled += [self._of_all_views(self._standardise(batch.x)) for batch in batches]
         features = np.concatenate(pooled)
         values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
         self._parts.write(shard, pa.table({"patch_id": patches["patch_id"], "features": values}))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def multi_hot(label_lists: Sequence[Sequence[str] | None], names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return label names as (N, L), in the order of `names`; None has no label, and others than `names` are left out."""
+    """Return label names as (N, L), in the order of `names`; others are left out, and None has no label."""
     index = {name: i for i, name in enumerate(names)}
     hot = np.zeros((len(label_lists), len(names)), np.bool_)
     for i, labels in enumerate(label_lists):

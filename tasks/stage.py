@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from infra.errors import TrainingError
@@ -132,9 +133,7 @@ def run_fits(
     progress(stage, 0, total, 0)
     for place, seed in enumerate(missing):
         try:
-            samples += fit(
-                seed, tell=lambda done, place=place: progress(stage, place * epochs + done, total, 0)
-            ).patches
+            samples += fit(seed, tell=partial(_tell_epochs, progress, stage, place * epochs, total)).patches
         except TrainingError as error:
             failures.append(ShardFailure(stage, seed, str(error)))
             parts.write_failure(seed, 1, str(error))
@@ -142,3 +141,7 @@ def run_fits(
     seconds = time.monotonic() - started if missing else 0.0
     done = len(missing) - len(failures)
     return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures))
+
+
+def _tell_epochs(progress: Progress, stage: str, before: int, total: int, done: int) -> None:
+    progress(stage, before + done, total, 0)
