@@ -32,6 +32,7 @@ from zarr.codecs import BloscCodec
 
 from infra.archives.bigearthnet_v2 import METADATA, S2_FOLDER, BigEarthNetV2
 from infra.archives.files import Folder
+from infra.archives.model import BIGEARTHNET
 from infra.archives.patch_folder import nodata_share, read_s2
 from infra.archives.synthetic import write_synthetic_archive
 from infra.bigearthnet.bands import S2_GROUPS
@@ -182,7 +183,7 @@ class Worker:
 
     def __init__(self, root: str, parts: StageParts, start: Barrier) -> None:
         self._archive, self._parts, self._start = BigEarthNetV2(root), parts, start
-        self._ingester = ShardIngester(self._archive, parts)
+        self._ingester = ShardIngester(self._archive, BIGEARTHNET, parts)
 
     def read(self, shards: Sequence[int]) -> Timing:
         """Read the shards' patches in ingest's order, from when every process is ready; return start, end, CPU time."""

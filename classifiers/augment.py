@@ -10,10 +10,13 @@ from torch import Tensor
 from classifiers.random_streams import Stream, generator
 from infra.errors import ShapeError
 
+SYMMETRIES = 8
+"""Ways to turn and mirror a square: the codes of `turn`."""
+
 
 def draw_turns(seed: int, epoch: int, step: int, n_total: int) -> NDArray[np.int64]:
     """Return the codes of `turn` for each place of the whole batch of a step, (n_total,), alike on all workers."""
-    return generator(Stream.TURNS, seed, epoch, step).integers(8, size=n_total)
+    return generator(Stream.TURNS, seed, epoch, step).integers(SYMMETRIES, size=n_total)
 
 
 def turn(x: Tensor, codes: NDArray[np.int64]) -> Tensor:
@@ -32,7 +35,7 @@ def turn(x: Tensor, codes: NDArray[np.int64]) -> Tensor:
     if x.shape[2] != x.shape[3]:
         raise ShapeError(f"only square images can be turned by 90 degrees, got {tuple(x.shape)}: switch augment off")
     turned = torch.empty_like(x)
-    for code in range(8):
+    for code in range(SYMMETRIES):
         index = torch.from_numpy(np.flatnonzero(codes == code)).to(x.device)
         images = x[index]
         turned[index] = torch.rot90(images.flip(3) if code >= 4 else images, code % 4, dims=(2, 3))

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from classifiers.heads import output_layer
@@ -77,6 +79,20 @@ class TrainedClassifier:
     def standardiser(self) -> Standardiser:
         """The standardisation the network expects its input to have had."""
         return Standardiser(self.bands, self.mean, self.std)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of logits, (N, L) to (N, L), 0 to 1."""
+        return logits.softmax(dim=1) if self.activation == "softmax" else logits.sigmoid()
+
+    def decisions(self, probs: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which labels are predicted: those at their threshold or above, or with softmax the likeliest.
+
+        Args:
+            probs: (N, L), of `probabilities`; thresholds are compared in float32.
+        """
+        if self.activation == "softmax":
+            return np.asarray(np.arange(len(self.labels)) == probs.argmax(axis=1)[:, None])
+        return np.asarray(probs >= np.array(self.thresholds, np.float32))
 
     def to_bytes(self) -> bytes:
         """Return the content of the checkpoint file; equal classifiers give equal bytes."""

@@ -99,7 +99,7 @@ class _Published:
             return build(self.name, len(LABELS), in_channels=self.channels).backbone.state_dict()
 
     def backbone_for(self, bands: Sequence[str]) -> dict[str, Tensor]:
-        """Return the backbone with the first convolution's channels in the order of bands; 0 for others than its own."""
+        """Return the backbone with the first convolution's channels as bands are; 0 for bands that are not its own."""
         first = spec(self.name).first_conv
         kernels = self.backbone[first]
         unseen = torch.zeros_like(kernels[:, 0])

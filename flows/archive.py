@@ -234,9 +234,12 @@ def _fit(
         done = features.done()
     elif run.config.stores_pixels(branch.sr):
         done = branch.pixels.done()
-    shards = [[s for s in plan.ingested(name) if s in done] for name in ("train", "validation")]
+    train_shards, validation_shards = (
+        [s for s in plan.ingested(name) if s in done] for name in ("train", "validation")
+    )
     labels = labels_to_learn(branch.inputs, chosen.one_against_rest)
-    data = training_set(branch.inputs, *shards, labels, exactly_one=chosen.loss == "softmax")
+    one = chosen.loss == "softmax"
+    data = training_set(branch.inputs, train_shards, validation_shards, labels, exactly_one=one)
     if data.absent:
         run.record.note(f"{classifier}: no training patch has the label {', '.join(data.absent)}")
     job = train_job(

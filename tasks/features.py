@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import torch
-from classifiers.augment import SYMMETRIES, turn
 from numpy.typing import NDArray
 from torch import Tensor
 
+from classifiers.augment import SYMMETRIES, turn
 from classifiers.network import pool
 from classifiers.standardise import from_archive_statistics
 from infra.fingerprint import Json

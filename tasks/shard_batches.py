@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from classifiers.batches import TrainingBatch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from classifiers.batches import TrainingBatch
 from classifiers.standardise import Standardiser
 from infra.errors import ConfigError
 from infra.prefetch import prefetch
@@ -178,7 +178,7 @@ class ShardBatches:
         self._mine = self._lanes // per_worker == rank
         first, last = (-(-lane * size // LANES) for lane in (rank * per_worker, (rank + 1) * per_worker))
         self._first_row, self._n_rows = first, last - first
-        self._readers = max(1, min(_READERS, (os.process_cpu_count() or 1) // workers))
+        self._readers = max(1, min(_READERS, (os.cpu_count() or 1) // workers))
         self._kept: tuple[Group, Stored] | None = None
 
     @property

@@ -17,15 +17,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from classifiers.layer_depths import layer_depths
-from classifiers.training.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classifiers.checkpoint import TrainedClassifier
-from classifiers.network import Classifier
+from classifiers.fit_head import HeadTrainer
+from classifiers.network import Classifier, layer_depths
+from classifiers.registry import spec
 from classifiers.standardise import from_archive_statistics
-from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, TrainSettings
+from classifiers.training import ClassifierTrainer, FitResult, Trainer, TrainSettings
 from infra.errors import ConfigError, TrainingError
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources
@@ -326,7 +326,7 @@ def load_features(job: TrainJob, shards: Sequence[int]) -> tuple[list[str], Tens
         tables.append(part.append_column("labels", patches["labels"]))
     table = pa.concat_tables(table for table in tables if table.num_rows).sort_by("patch_id")
     values = table["features"].combine_chunks().flatten().to_numpy()
-    channels = _network(job, 0).feature_channels
+    channels = spec(job.backbone.network).feature_channels
     features = torch.from_numpy(values.reshape(table.num_rows, -1, channels).copy())
     truth = torch.from_numpy(multi_hot(table["labels"].to_pylist(), job.labels))
     return table["patch_id"].to_pylist(), features, truth

@@ -41,7 +41,7 @@ METADATA = "MTD_MSIL2A.xml"
 OPEN_SCENES = 4
 """Scenes whose twelve files each worker process keeps open."""
 
-_GSD = {band: group.gsd for group in S2_GROUPS for band in group.bands}
+_GSD = {band: PATCH_METRES // group.size for group in S2_GROUPS for band in group.bands}
 _BAND_FILE = re.compile(r"(?:^|_)(B\d[\dA])(?:_(\d\d)m)?\.(?:tif|tiff|jp2)$", re.IGNORECASE | re.ASCII)
 _OFFSET_BASELINES = range(400, 9999)  # N9999 are reprocessed products without the offset
 # band_id of the XML is the position in this list, which has B10.
