@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 from infra.archives.bigearthnet_v1 import BigEarthNetV1
 from infra.archives.bigearthnet_v2 import BigEarthNetV2
+from infra.archives.image_folder import ImageFolder
+from infra.archives.image_table import ImageTable
 from infra.archives.inventory import Subset
 from infra.archives.model import Archive
 from infra.archives.scene import SceneArchive
@@ -24,6 +26,14 @@ class ArchiveOptions:
     """What a patch is that the metadata names and the disk lacks: a problem, or only counted."""
     boa_add_offset: int | None = None
     """DN to add to scenes that have no MTD_MSIL2A.xml."""
+    image_size: int | None = None
+    """Edge that pictures are resized to, pixels; None: they have one size."""
+    label_table: str = "labels.csv"
+    """Table of the pictures' labels, below the root."""
+    validation_share: float = 0.2
+    """Share of the pictures without a split that validates; 0: they are of the split `all`."""
+    split_seed: int = 0
+    """Which of them validate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class LayoutSpec:
 
 _BIGEARTHNET_OPTIONS = frozenset({"include_flagged", "subset"})
 
-_DETERMINING = ("boa_add_offset",)
+_DETERMINING = ("boa_add_offset", "image_size", "validation_share", "split_seed")
 """Options that change pixels, labels or splits, and so what a store holds."""
 
 LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
@@ -64,6 +74,27 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
             options=frozenset({"boa_add_offset"}),
             labelled=False,
             source="infra/archives/scene.py",
+        ),
+        "image-folder": LayoutSpec(
+            build=lambda root, options: ImageFolder(
+                root, options.image_size, options.validation_share, options.split_seed
+            ),
+            options=frozenset({"image_size", "validation_share", "split_seed"}),
+            labelled=True,
+            source="infra/archives/image_folder.py",
+        ),
+        "image-table": LayoutSpec(
+            build=lambda root, options: ImageTable(
+                root,
+                options.label_table,
+                options.image_size,
+                options.validation_share,
+                options.split_seed,
+                options.subset,
+            ),
+            options=frozenset({"subset", "label_table", "image_size", "validation_share", "split_seed"}),
+            labelled=True,
+            source="infra/archives/image_table.py",
         ),
     }
 )

@@ -20,6 +20,8 @@ Reason = Literal[
     "unreadable",  # permission, I/O error
     "truncated",  # zero bytes, or fewer than its header promises
     "not_a_tiff",
+    "not_an_image",
+    "missing_file",  # a picture that the table names
     "corrupt",  # a TIFF whose pixels cannot be decoded
     "wrong_size",
     "wrong_type",
