@@ -18,7 +18,7 @@ class EpochRow:
     validation_loss: float
     """Mean over validation samples, after the epoch."""
     train_accuracy: float
-    """Share of right decisions as the weights changed, mixed as the truth is: on labels at 0.5, or softmax's on samples."""
+    """Share of right decisions as the weights changed, mixed as the truth is: labels at 0.5, or samples (softmax)."""
     validation_accuracy: float
     """Share of right decisions after the epoch, likewise."""
     validation_ap_macro: float

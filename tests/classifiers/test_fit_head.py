@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from classifiers.fit_head import HeadTrainer, fit_head
+from classifiers.fit_head import HEAD_EPS, HeadTrainer, fit_head
 from classifiers.losses import probabilities
 from classifiers.standardise_features import standardise_features
 from classifiers.train_settings import TrainSettings
@@ -156,10 +156,20 @@ def test_labels_that_never_occur_are_told() -> None:
     features, truth = toy(60, 8, 4)
     truth[:40, [1, 3]] = False
     truth[0, [0, 2]] = True
-    result = fit_head(
-        nn.Linear(8, 4), (features[:40], truth[:40]), (features[40:], truth[40:]), TrainSettings(epochs=1)
-    )
-    assert result.absent_labels == (1, 3)
+    fits = [
+        HeadTrainer(nn.Linear(8, 4), (features[:40], truth[:40]), (features[40:], truth[40:]), TrainSettings(epochs=1))
+        for _ in range(2)
+    ]
+    fits[0].advance()
+    fits[1].restore(fits[0].state())
+    assert [fit.finish().absent_labels for fit in fits] == [(1, 3)] * 2
+
+
+@pytest.mark.parametrize(("asked", "used"), [(1e-8, HEAD_EPS), (1e-3, 1e-3)])
+def test_adam_does_not_scale_rounding_up(asked: float, used: float) -> None:
+    features, truth = toy(40, 8, 2)
+    trainer = HeadTrainer(nn.Linear(8, 2), (features, truth), (features, truth), TrainSettings(adam_eps=asked))
+    assert {group["eps"] for group in trainer._trainer._optimizer.param_groups} == {used}
 
 
 def test_refuses(tmp_path: Path) -> None:

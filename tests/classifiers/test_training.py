@@ -1,6 +1,7 @@
 """Oracles: hand numbers, separable toys, repeated and resumed runs."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,6 +120,20 @@ def test_first_step_losses_and_accuracies_by_hand() -> None:
     assert row.validation_accuracy == 0.75
     assert 0 <= row.wait_share <= 1
     assert row.seconds > 0
+
+
+def test_waiting_for_batches_is_told() -> None:
+    class Slow(TensorBatches):
+        def batches(self, epoch: int) -> Iterator[TrainingBatch]:
+            for batch in super().batches(epoch):
+                time.sleep(0.3)
+                yield batch
+
+    trainer = ClassifierTrainer(Recorder(1), Slow(torch.ones(4, 1), torch.ones(4, 1), 2), ones(), TrainSettings())
+    row = trainer.advance()
+    assert row.seconds > 0.6
+    assert 0.6 / row.seconds <= row.wait_share <= 1
+    assert ClassifierTrainer(Recorder(1), ones(), ones(), TrainSettings()).advance().wait_share < 0.5
 
 
 def test_rows_have_the_columns_of_the_table() -> None:
@@ -285,7 +300,48 @@ def test_frozen_normalisation_keeps_its_statistics() -> None:
         samples = TensorBatches(torch.randn(8, 3) + 5, torch.ones(8, 1), 4)
         run_to_end(ClassifierTrainer(network, samples, samples, settings))
         assert torch.equal(network[0].running_mean, torch.zeros(3))  # type: ignore[arg-type]
-        assert bool((network[0].weight != 1).any()) == affine
+        assert torch.equal(network.state_dict()["0.weight"], torch.ones(3)) != affine
+
+
+def test_a_step_without_a_sample_of_this_worker_changes_nothing() -> None:
+    """Momentum may go on where a step had samples, so weights are compared where none had; statistics in both."""
+    x, y = images(4, 1)
+    empty = TrainingBatch(x[:0], y[:0], np.arange(0), 4)
+    full = TrainingBatch(x, y, np.arange(4), 4)
+    settings = TrainSettings(epochs=1, lr=0.1, optimizer="sgd", weight_decay=0, warmup=0)
+    found = []
+    for steps in ([empty], [empty, full, empty]):
+        network = small_network()
+        train = Steps(steps)
+        (row,) = run_to_end(ClassifierTrainer(network, train, TensorBatches(x, y, 4), settings)).rows
+        found.append((network.state_dict(), row))
+    start = small_network().state_dict()
+    assert all(torch.equal(value, start[key]) for key, value in found[0][0].items())
+    assert found[0][1].train_loss == 0
+    state = found[1][0]
+    assert int(state["norm.num_batches_tracked"]) == 1
+    assert not torch.equal(state["conv.weight"], start["conv.weight"])
+
+
+class Steps:
+    """Batches as they are given."""
+
+    def __init__(self, steps: list[TrainingBatch]) -> None:
+        self.steps = steps
+
+    @property
+    def samples(self) -> int:
+        return sum(batch.n_total for batch in self.steps)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.steps)
+
+    def batches(self, epoch: int) -> list[TrainingBatch]:
+        return self.steps
+
+    def patch_ids(self, epoch: int, step: int) -> list[str]:
+        return [f"P{i}" for i in range(self.steps[step].n_total)]
 
 
 def test_bfloat16_inside_trains_and_is_not_float32() -> None:
@@ -293,7 +349,7 @@ def test_bfloat16_inside_trains_and_is_not_float32() -> None:
     train, validation = TensorBatches(x, y, 8), TensorBatches(*images(13, 2), 8)
     found: dict[str, FitResult] = {}
     for dtype in ("auto", "float32", "bfloat16"):
-        settings = TrainSettings(epochs=2, lr=0.01, dtype=dtype)  # type: ignore[arg-type]
+        settings = TrainSettings(epochs=2, lr=0.01, dtype=dtype)
         network = small_network()
         found[dtype] = run_to_end(ClassifierTrainer(network, train, validation, settings))
         assert network.conv.weight.dtype == torch.float32

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from classifiers.training import ClassifierTrainer, FitResult, TrainingBatch, TrainSettings, run_to_end
+from classifiers.training import ClassifierTrainer, FitResult, TensorBatches, TrainingBatch, TrainSettings, run_to_end
 from infra.errors import TrainingError
 
 LABELS, CHANNELS, EDGE = 3, 2, 6
@@ -194,8 +194,6 @@ RESUMED = TrainSettings(
 
 def resumable(seed: int = 5) -> ClassifierTrainer:
     """Return a fit in which everything draws: dropout, mixup, turns and the order of the samples."""
-    from classifiers.training import TensorBatches
-
     x, y = images(29, 1)
     train = TensorBatches(x, y, RESUMED.batch_size, shuffle_seed=RESUMED.seed)
     validation = TensorBatches(*images(13, 2), RESUMED.batch_size)
