@@ -6,9 +6,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifiers.augment import SYMMETRIES, turn
 from classifiers.network import pool
 from classifiers.standardise import from_archive_statistics
+from classifiers.training.augment import SYMMETRIES, turn
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from tasks.backbone import Backbone, load_network

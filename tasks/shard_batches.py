@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifiers.batches import TrainingBatch
 from classifiers.standardise import Standardiser
+from classifiers.training.batches import TrainingBatch
 from infra.errors import ConfigError
 from infra.prefetch import prefetch
 from tasks.branch import BranchReader, Inputs, Stored
@@ -139,7 +139,7 @@ def _merged(lanes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.in
 
 
 class ShardBatches:
-    """A branch's training or validation samples as batches of one worker; `classifiers.batches.Batches`.
+    """A branch's training or validation samples as batches of one worker; `classifiers.training.batches.Batches`.
 
     While a batch is used, the next are gathered, and the next group of shards is read, each in a thread of its own. An
     archive of one group is read once and kept.

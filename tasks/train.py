@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classifiers.checkpoint import TrainedClassifier
-from classifiers.fit_head import HeadTrainer
 from classifiers.network import Classifier, layer_depths
 from classifiers.registry import spec
 from classifiers.standardise import from_archive_statistics
-from classifiers.training import ClassifierTrainer, FitResult, Trainer, TrainSettings
+from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, Trainer, TrainSettings
 from infra.errors import ConfigError, TrainingError
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from classifiers.train_settings import TrainSettings
+from classifiers.training.settings import TrainSettings
 from infra.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from classifiers.augment import Mix, draw_mix, draw_turns, turn
+from classifiers.training.augment import Mix, draw_mix, draw_turns, turn
 from infra.errors import ShapeError
 
 

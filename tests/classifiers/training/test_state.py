@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from classifiers.training_state import BestState, TrainingState, pack, unpack
+from classifiers.training.state import BestState, TrainingState, pack, unpack
 from infra.errors import WeightsError
 
 STATE = TrainingState(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from classifiers.batches import TensorBatches, TimedBatches, TrainingBatch, named
-from classifiers.random_streams import permutation
+from classifiers.training.batches import TensorBatches, TimedBatches, TrainingBatch, named
+from classifiers.training.random_streams import permutation
 from infra.errors import ConfigError, ShapeError
 
 

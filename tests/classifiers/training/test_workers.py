@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from classifiers.workers import Workers
+from classifiers.training.workers import Workers
 from infra.errors import ConfigError
-from tests.classifiers.training_workers import SHARED, shared_fit, work
+from tests.classifiers.training.training_workers import SHARED, shared_fit, work
 
 
 @pytest.fixture(scope="module")

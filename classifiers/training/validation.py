@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from classifiers.batches import Batches, named
-from classifiers.forward import logits_of
-from classifiers.losses import Loss, one_label_message, probabilities, right_decisions, sample_losses
 from classifiers.metrics import multilabel_metrics
-from classifiers.train_settings import Precision
-from classifiers.workers import Workers
+from classifiers.training.batches import Batches, named
+from classifiers.training.forward import logits_of
+from classifiers.training.losses import Loss, one_label_message, probabilities, right_decisions, sample_losses
+from classifiers.training.settings import Precision
+from classifiers.training.workers import Workers
 from infra.errors import ShapeError, TrainingError
 
 

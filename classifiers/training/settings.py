@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from classifiers.losses import Loss
+from classifiers.training.losses import Loss
 from infra.errors import ConfigError
 
 Optimizer = Literal["adamw", "adam", "sgd"]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from classifiers.mean_weights import MeanWeights, ema_decay
+from classifiers.training.mean_weights import MeanWeights, ema_decay
 
 
 def test_the_mean_of_the_weights_by_hand() -> None:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from classifiers.thresholds import best_f1_thresholds
+from classifiers.training.thresholds import best_f1_thresholds
 from infra.errors import ShapeError
 
 

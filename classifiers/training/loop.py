@@ -12,35 +12,21 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from classifiers.augment import draw_mix, draw_turns, turn
-from classifiers.batches import Batches, TensorBatches, TimedBatches, TrainingBatch
-from classifiers.best_epoch import MIN_GAIN, BestEpoch
-from classifiers.forward import logits_of, training_mode
-from classifiers.losses import label_weights, right_decisions, sample_losses
-from classifiers.mean_weights import MeanWeights
-from classifiers.optimizer import build_optimizer, learning_rate, set_learning_rate
-from classifiers.random_streams import layer_seed, permutation
-from classifiers.step_log import StepLog
-from classifiers.train_settings import TrainSettings
-from classifiers.trainer import EpochRow, FitResult, Trainer, run_to_end
-from classifiers.training_state import TrainingState, pack, unpack
-from classifiers.validation import Validation, validate
-from classifiers.workers import Workers
+from classifiers.training.augment import draw_mix, draw_turns, turn
+from classifiers.training.batches import Batches, TimedBatches, TrainingBatch
+from classifiers.training.best_epoch import BestEpoch
+from classifiers.training.forward import logits_of, training_mode
+from classifiers.training.losses import label_weights, right_decisions, sample_losses
+from classifiers.training.mean_weights import MeanWeights
+from classifiers.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from classifiers.training.random_streams import layer_seed
+from classifiers.training.settings import TrainSettings
+from classifiers.training.state import TrainingState, pack, unpack
+from classifiers.training.step_log import StepLog
+from classifiers.training.trainer import EpochRow, FitResult
+from classifiers.training.validation import Validation, validate
+from classifiers.training.workers import Workers
 from infra.errors import ConfigError, TrainingError, WeightsError
-
-__all__ = [
-    "MIN_GAIN",
-    "Batches",
-    "ClassifierTrainer",
-    "EpochRow",
-    "FitResult",
-    "TensorBatches",
-    "TrainSettings",
-    "Trainer",
-    "TrainingBatch",
-    "permutation",
-    "run_to_end",
-]
 
 
 class ClassifierTrainer:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifiers.random_streams import Stream, generator
+from classifiers.training.random_streams import Stream, generator
 from infra.errors import ShapeError
 
 SYMMETRIES = 8

@@ -9,9 +9,9 @@ import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from classifiers.batches import TensorBatches, TrainingBatch
-from classifiers.validation import Validation, validate
-from classifiers.workers import Workers
+from classifiers.training.batches import TensorBatches, TrainingBatch
+from classifiers.training.validation import Validation, validate
+from classifiers.training.workers import Workers
 from infra.errors import ShapeError, TrainingError
 
 CPU, ALONE = torch.device("cpu"), Workers(0, 1)

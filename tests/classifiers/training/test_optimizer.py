@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from classifiers.optimizer import build_optimizer, learning_rate, set_learning_rate
-from classifiers.train_settings import Optimizer, TrainSettings
+from classifiers.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from classifiers.training.settings import Optimizer, TrainSettings
 from infra.errors import ConfigError, TrainingError
 
 

@@ -4,10 +4,10 @@ import math
 
 from torch import Tensor, nn
 
-from classifiers.thresholds import HALF, best_f1_thresholds
-from classifiers.train_settings import Thresholds
-from classifiers.training_state import BestState
-from classifiers.validation import Validation
+from classifiers.training.settings import Thresholds
+from classifiers.training.state import BestState
+from classifiers.training.thresholds import HALF, best_f1_thresholds
+from classifiers.training.validation import Validation
 
 MIN_GAIN = 1e-4
 """Gain in validation AP (or relative fall of the loss) by which an epoch must beat the best so far to replace it.

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from classifiers.best_epoch import MIN_GAIN, BestEpoch
-from classifiers.validation import Validation
+from classifiers.training.best_epoch import MIN_GAIN, BestEpoch
+from classifiers.training.validation import Validation
 
 PROBS, TRUTH = np.array([[0.9, 0.3], [0.4, 0.2]]), np.array([[1.0, 1.0], [0.0, 0.0]])
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifiers.random_streams import Stream, generator, permutation
+from classifiers.training.random_streams import Stream, generator, permutation
 from infra.errors import ConfigError, ShapeError
 
 _NAMED = 8

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers.forward import logits_of, training_mode
+from classifiers.training.forward import logits_of, training_mode
 from infra.errors import ShapeError
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
-from classifiers.losses import Loss, label_weights, probabilities, right_decisions, sample_losses
+from classifiers.training.losses import Loss, label_weights, probabilities, right_decisions, sample_losses
 from infra.errors import ShapeError, UnknownNameError
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from classifiers.train_settings import Precision
+from classifiers.training.settings import Precision
 from infra.errors import ShapeError
 
 

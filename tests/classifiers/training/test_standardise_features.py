@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from classifiers.standardise_features import fold, input_layer, standardise_features
+from classifiers.training.standardise_features import fold, input_layer, standardise_features
 from infra.errors import ConfigError, ShapeError
-from tests.classifiers.toy_features import toy
+from tests.classifiers.training.toy_features import toy
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifiers.batches import Batches, TrainingBatch, named
-from classifiers.losses import one_label_message
-from classifiers.workers import Workers
+from classifiers.training.batches import Batches, TrainingBatch, named
+from classifiers.training.losses import one_label_message
+from classifiers.training.workers import Workers
 from infra.errors import TrainingError
 
 READ_EVERY = 50

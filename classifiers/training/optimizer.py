@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from classifiers.train_settings import TrainSettings
+from classifiers.training.settings import TrainSettings
 from infra.errors import ConfigError, TrainingError
 
 _SCALE = "lr_scale"

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from classifiers.augment import draw_mix, draw_turns, turn
-from classifiers.mean_weights import ema_decay
 from classifiers.registry import build
 from classifiers.training import (
     ClassifierTrainer,
@@ -26,9 +24,11 @@ from classifiers.training import (
     TrainSettings,
     run_to_end,
 )
+from classifiers.training.augment import draw_mix, draw_turns, turn
+from classifiers.training.mean_weights import ema_decay
 from infra.errors import ConfigError, ShapeError, TrainingError, WeightsError
 from infra.tables import TRAINING
-from tests.classifiers.training_workers import RESUMED, images, outcome, resumable, resume, small_network
+from tests.classifiers.training.training_workers import RESUMED, images, outcome, resumable, resume, small_network
 
 
 class Recorder(nn.Module):

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from classifiers.batches import TensorBatches, named
-from classifiers.standardise_features import fold, input_layer, standardise_features
-from classifiers.train_settings import TrainSettings
-from classifiers.trainer import EpochRow, FitResult, run_to_end
-from classifiers.training import ClassifierTrainer
+from classifiers.training.batches import TensorBatches, named
+from classifiers.training.loop import ClassifierTrainer
+from classifiers.training.settings import TrainSettings
+from classifiers.training.standardise_features import fold, input_layer, standardise_features
+from classifiers.training.trainer import EpochRow, FitResult, run_to_end
 from infra.errors import ShapeError, TrainingError
 
 HEAD_EPS = 1e-5

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from classifiers.batches import TensorBatches
-from classifiers.step_log import READ_EVERY, StepLog
-from classifiers.workers import Workers
+from classifiers.training.batches import TensorBatches
+from classifiers.training.step_log import READ_EVERY, StepLog
+from classifiers.training.workers import Workers
 from infra.errors import TrainingError
 
 

@@ -11,13 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from classifiers.fit_head import HEAD_EPS, HeadTrainer, fit_head
-from classifiers.losses import probabilities
-from classifiers.standardise_features import standardise_features
-from classifiers.train_settings import TrainSettings
-from classifiers.trainer import FitResult, Trainer, run_to_end
+from classifiers.training.head import HEAD_EPS, HeadTrainer, fit_head
+from classifiers.training.losses import probabilities
+from classifiers.training.settings import TrainSettings
+from classifiers.training.standardise_features import standardise_features
+from classifiers.training.trainer import FitResult, Trainer, run_to_end
 from infra.errors import ConfigError, ShapeError, TrainingError, WeightsError
-from tests.classifiers.toy_features import toy
+from tests.classifiers.training.toy_features import toy
 
 
 def head_probs(features: Tensor, truth: Tensor, settings: TrainSettings) -> tuple[Tensor, list[int]]:

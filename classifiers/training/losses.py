@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
-from classifiers.batches import named
+from classifiers.training.batches import named
 from infra.errors import ShapeError, UnknownNameError
 
 Loss = Literal["bce", "asymmetric", "softmax"]
