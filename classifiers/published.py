@@ -140,8 +140,8 @@ def load_published(
     file = _read(path, name)
     if sorted(bands) != sorted(file.bands):
         raise WeightsError(
-            f"{path} sees the bands {', '.join(file.bands)}, this branch has {', '.join(bands)}: choose the branch's "
-            "bands to match, or take the backbone alone and train a head"
+            f"{path} sees the bands {', '.join(file.bands)}, asked are {', '.join(bands)}: choose a file of the bands "
+            "of the branch, or take the backbone alone and train a head"
         )
     with torch.random.fork_rng(devices=[]):
         network = build(file.name, len(LABELS), in_channels=len(bands))
@@ -181,8 +181,8 @@ def backbone_state(path: str | Path, bands: Sequence[str], name: str) -> dict[st
     file = _read(path, name)
     if lacking := [band for band in bands if band not in file.bands]:
         raise WeightsError(
-            f"{path} sees the bands {', '.join(file.bands)}; this branch, {', '.join(bands)}, has {', '.join(lacking)} "
-            "beside them: choose a file of more bands, or a branch of fewer"
+            f"{path} sees the bands {', '.join(file.bands)}, asked are {', '.join(bands)}: it lacks "
+            f"{', '.join(lacking)}, so choose a file of more bands, or a branch of fewer"
         )
     return file.backbone_for(bands)
 
