@@ -211,8 +211,8 @@ def reorder_labels(trained: TrainedClassifier, labels: Sequence[str]) -> Trained
         lacking = [label for label in labels if label not in trained.labels]
         beyond = [label for label in trained.labels if label not in labels]
         raise WeightsError(
-            f"a classifier of {len(trained.labels)} labels cannot be brought into an order of {len(labels)} others: it "
-            f"lacks {', '.join(lacking) or 'none'}; it alone has {', '.join(beyond) or 'none'}"
+            f"a classifier of {len(trained.labels)} labels cannot be brought into the order of {len(labels)} others: "
+            f"it lacks {', '.join(lacking) or 'none'}; it alone has {', '.join(beyond) or 'none'}"
         )
     order = [trained.labels.index(label) for label in labels]
     network = copy.deepcopy(trained.network)

@@ -143,8 +143,8 @@ def load_published(
     file = _read(path, name)
     if not set(file.bands) <= set(bands):
         raise WeightsError(
-            f"{path} sees the bands {', '.join(file.bands)}, this branch has {', '.join(bands)}: choose the branch's "
-            "bands to match, or take the backbone alone and train a head"
+            f"{path} sees the bands {', '.join(file.bands)}, asked are {', '.join(bands)}: choose a file of the bands "
+            "of the branch, or take the backbone alone and train a head"
         )
     with torch.random.fork_rng(devices=[]):
         network = build(file.name, len(LABELS), in_channels=len(bands))
@@ -183,7 +183,10 @@ def backbone_state(path: str | Path, bands: Sequence[str], name: str) -> dict[st
     """
     file = _read(path, name)
     if not set(bands) & set(file.bands):
-        raise WeightsError(f"{path} sees the bands {', '.join(file.bands)}, this branch has {', '.join(bands)}")
+        raise WeightsError(
+            f"{path} sees the bands {', '.join(file.bands)}, asked are {', '.join(bands)}: choose a file of the bands "
+            "of the branch"
+        )
     return file.backbone_for(bands)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import classifiers
 from classifiers import checkpoint
 from classifiers.network import Classifier
+from classifiers.published import backbone_state, is_published
 from infra.fingerprint import Json
 
 
@@ -36,5 +37,9 @@ def load_network(backbone: Backbone, num_labels: int, bands: tuple[str, ...], he
     if backbone.kind == "archive" and backbone.file is not None:
         network = classifiers.build(backbone.network, num_labels, len(bands), head)
         network.backbone.load_state_dict(checkpoint.load(backbone.file).network.backbone.state_dict())
+        return network
+    if backbone.file is not None and is_published(backbone.file):
+        network = classifiers.build(backbone.network, num_labels, len(bands), head)
+        network.backbone.load_state_dict(backbone_state(backbone.file, bands, backbone.network))
         return network
     return classifiers.build(backbone.network, num_labels, len(bands), head, backbone.file)

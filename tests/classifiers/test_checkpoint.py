@@ -11,9 +11,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from classifiers.checkpoint import TrainedClassifier, load, sha256
+from classifiers.checkpoint import TrainedClassifier, load, reorder_labels, sha256
 from classifiers.registry import build
-from infra.errors import ShapeError, WeightsError
+from infra.errors import ConfigError, ShapeError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,8 @@ def test_refuses_fields_that_contradict_each_other(trained: TrainedClassifier) -
         replace(trained, thresholds=(0.5,))
     with pytest.raises(ShapeError, match="one mean"):
         replace(trained, mean=(0.5,))
+    with pytest.raises(ConfigError, match="choose one of sigmoid, softmax"):
+        replace(trained, activation="tanh")  # type: ignore[arg-type]
 
 
 def rewrite(path: Path, target: Path, changes: dict[str, object], drop: str | None = None) -> Path:
@@ -98,6 +100,43 @@ def rewrite(path: Path, target: Path, changes: dict[str, object], drop: str | No
     merged = {key: value for key, value in (metadata | changes).items() if key != drop}
     safetensors.torch.save_file(tensors, target, {"superscene": json.dumps(merged)})
     return target
+
+
+def test_the_activation_is_kept_and_files_of_format_1_mean_sigmoid(trained: TrainedClassifier, tmp_path: Path) -> None:
+    path, old = tmp_path / "c.safetensors", tmp_path / "old.safetensors"
+    replace(trained, activation="softmax").save(path)
+    assert load(path).activation == "softmax"
+    found = load(rewrite(path, old, {"format": 1}, drop="activation"))
+    assert replace(found, network=trained.network) == trained
+    with pytest.raises(WeightsError, match="no 'activation' in its metadata"):
+        load(rewrite(path, old, {}, drop="activation"))
+    with pytest.raises(WeightsError, match="no activation 'tanh'"):
+        load(rewrite(path, old, {"activation": "tanh"}))
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_labels_in_another_order_keep_their_logits_and_thresholds(trained: TrainedClassifier, head: str) -> None:
+    torch.manual_seed(1)
+    first = replace(trained, head=head, network=build("resnet18", 3, in_channels=2, head=head).eval())
+    wanted = ("Inland waters", "Pastures", "Wälder, gemischt")
+    second = reorder_labels(first, wanted)
+    x = torch.randn(4, 2, 32, 32)
+    with torch.no_grad():
+        before, after = ({label: c.network(x)[:, i] for i, label in enumerate(c.labels)} for c in (first, second))
+    assert second.labels == wanted
+    for label in wanted:
+        torch.testing.assert_close(after[label], before[label], rtol=0, atol=0)
+    assert dict(zip(second.labels, second.thresholds, strict=True)) == dict(
+        zip(first.labels, first.thresholds, strict=True)
+    )
+    assert reorder_labels(second, first.labels).to_bytes() == first.to_bytes() != second.to_bytes()
+
+
+def test_other_labels_cannot_be_reordered(trained: TrainedClassifier) -> None:
+    with pytest.raises(WeightsError, match=r"lacks Sea; it alone has Inland waters"):
+        reorder_labels(trained, ("Pastures", "Sea", "Wälder, gemischt"))
+    with pytest.raises(WeightsError, match=r"3 labels .* 4 others"):
+        reorder_labels(trained, (*trained.labels, "Pastures"))
 
 
 def test_refuses_broken_files(trained: TrainedClassifier, tmp_path: Path) -> None:

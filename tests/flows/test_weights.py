@@ -4,13 +4,19 @@ import csv
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
+import classifiers
 import sr_models
+from classifiers.published import BANDS, PublishedSpec, is_published
+from classifiers.registry import CLASSIFIERS
 from flows.cli import main
 from flows.config import RunConfig, validated
 from infra.bigearthnet.bands import RGB
@@ -84,7 +90,8 @@ class TestList:
     def test_every_model_and_its_state(self, cli: Cli, official: OfficialFile, file: Path, tmp_path: Path) -> None:
         result = cli("list")
         assert result.code == 0
-        assert list(result.rows) == list(sr_models.names())
+        published = ["resnet50-s1-v0.2.0", "resnet50-s2-v0.2.0", "resnet50-all-v0.2.0"]
+        assert list(result.rows) == [*sr_models.names(), *classifiers.names(), *published]
         assert result.rows["bicubic"]["state"] == "not needed"
         row = result.rows[NAME]
         assert (row["file"], row["state"], row["hash is"]) == ("w.pth", "absent", "official")
@@ -255,6 +262,71 @@ class TestVerify:
 
     def test_nothing_stored_is_fine(self, cli: Cli) -> None:
         assert cli("verify").code == 0
+
+
+def backbone_file(path: Path, *, labels: int = 1000) -> Path:
+    """Write a ResNet-18 as torchvision names its tensors, each of them one number, so that the file is small."""
+    with torch.device("meta"):
+        state = timm.create_model("resnet18", num_classes=labels).state_dict()
+    torch.save({key: torch.tensor(i / 100).expand(value.shape) for i, (key, value) in enumerate(state.items())}, path)
+    return path
+
+
+class TestClassifiers:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        return backbone_file(tmp_path / "backbone.pth")
+
+    @pytest.fixture
+    def official(self, server: FileServer, file: Path, monkeypatch: pytest.MonkeyPatch) -> OfficialFile:
+        """The file at the server; of its hash eight digits are known."""
+        entry = OfficialFile("w.pth", server.url, sha256(file)[:8])
+        table = {"resnet18": replace(CLASSIFIERS["resnet18"], official_file=entry)}
+        monkeypatch.setattr("classifiers.registry.CLASSIFIERS", table)
+        return entry
+
+    def test_a_fetched_file_is_where_a_backbone_starts(
+        self, cli: Cli, official: OfficialFile, file: Path, store: WeightsStore
+    ) -> None:
+        row = cli("list").rows["resnet18"]
+        assert (row["state"], row["sha256"], row["hash is"]) == ("absent", sha256(file)[:8], "official, first 8 digits")
+        assert row["licence"] == "BSD-3-Clause (torchvision), trained on ImageNet"
+        result = cli("fetch", "resnet18")
+        assert result.code == 0, result.err
+        assert f"{sha256(file)}, recorded; of the official one only {sha256(file)[:8]}... is known" in result.out
+        row = cli("list").rows["resnet18"]
+        assert (row["state"], row["sha256"], row["hash is"]) == ("stored", sha256(file)[:12], "recorded")
+        path = classifiers.weights_file("resnet18")
+        assert path == store.path("resnet18", official)
+        network = classifiers.build("resnet18", 19, weights=path)
+        assert network.backbone.state_dict()["bn1.weight"].unique().tolist() == [pytest.approx(0.01)]
+        assert cli("verify").rows["resnet18"]["state"] == "ok"
+
+    def test_a_file_of_another_network_is_one_sentence(
+        self, cli: Cli, official: OfficialFile, file: Path, store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table = {"resnet50": replace(CLASSIFIERS["resnet50"], official_file=replace(official, sha256=None))}
+        monkeypatch.setattr("classifiers.registry.CLASSIFIERS", table)
+        result = cli("add", "resnet50", file)
+        assert result.code == 2
+        assert "does not hold the backbone of resnet50" in sentence(result)
+
+    def test_a_published_file_must_have_the_bands_of_its_name(
+        self, cli: Cli, tmp_path: Path, store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entry = OfficialFile("model.safetensors", "https://example.org/model.safetensors", None)
+        table = {name: PublishedSpec("resnet18", bands, entry) for name, bands in (("s1", BANDS[2]), ("s2", BANDS[10]))}
+        monkeypatch.setattr("classifiers.published.PUBLISHED", table)
+        state = timm.create_model("resnet18", num_classes=19, in_chans=2).state_dict()
+        file = tmp_path / "model.safetensors"
+        save_file({f"model.vision_encoder.{key}": value for key, value in state.items()}, file)
+        refused = cli("add", "s2", file)
+        assert refused.code == 2
+        assert "sees the bands VV, VH, asked are B02, B03" in sentence(refused)
+        stored = cli("add", "s1", file)
+        assert stored.code == 0, stored.err
+        assert is_published(store.path("s1", entry))
+        assert cli("list").rows["s1"]["licence"] == "MIT (BIFOLD), trained on BigEarthNet v2"
 
 
 def configured(tmp_path: Path, **changes: object) -> RunConfig:

@@ -91,6 +91,19 @@ class TestFetch:
         path = fetch(store, "net", unpinned(server), only_content)
         assert store.recorded(path) == HASH
 
+    def test_of_a_hash_known_by_its_first_digits_both_digits_and_network_must_fit(
+        self, server: FileServer, store: WeightsStore
+    ) -> None:
+        official = OfficialFile("w.pth", server.url, HASH[:8])
+        server.content = OTHER
+        with pytest.raises(WeightsError, match=rf"sent a file .* the official file has {HASH[:8]}\.\.\.: not stored"):
+            fetch(store, "net", official, never)
+        server.content = CONTENT
+        with pytest.raises(AssertionError):
+            fetch(store, "net", official, never)
+        path = fetch(store, "net", official, only_content)
+        assert store.recorded(path) == HASH
+
     def test_a_page_instead_of_the_file_is_not_stored(self, server: FileServer, store: WeightsStore) -> None:
         server.content = b"<html>sign in</html>"
         with pytest.raises(WeightsError, match=r"w\.pth does not fit net"):

@@ -17,6 +17,7 @@ from infra.weights_store import OfficialFile, WeightsStore, record_path, sha256
 
 ONE, TWO = b"one" * 1000, b"two" * 1000
 PINNED = OfficialFile("w.pth", "https://example.org/w.pth", hashlib.sha256(ONE).hexdigest())
+BEGINS = OfficialFile("w.pth", "https://example.org/w.pth", hashlib.sha256(ONE).hexdigest()[:8])
 UNPINNED = OfficialFile("runs/best/w.pth", "https://example.org/runs", None, direct=False)
 
 
@@ -149,6 +150,50 @@ class TestFind:
         assert store.find("net", UNPINNED) == path
         assert "is not recorded" in caplog.text
         assert not record_path(path).exists()
+
+
+class TestFirstDigits:
+    """Of the official hash only the first digits are known: they are tested, and the whole hash is recorded."""
+
+    def test_which_files_they_accept(self) -> None:
+        one, two = hashlib.sha256(ONE).hexdigest(), hashlib.sha256(TWO).hexdigest()
+        assert [official.accepts(one) for official in (PINNED, BEGINS, UNPINNED)] == [True, True, True]
+        assert [official.accepts(two) for official in (PINNED, BEGINS, UNPINNED)] == [False, False, True]
+        assert [official.pinned for official in (PINNED, BEGINS, UNPINNED)] == [True, False, False]
+
+    def test_a_file_placed_by_hand_is_recorded_at_its_first_use(self, store: WeightsStore) -> None:
+        path = written(store.path("net", BEGINS), ONE)
+        assert store.find("net", BEGINS) == path
+        assert store.recorded(path) == hashlib.sha256(ONE).hexdigest()
+
+    def test_another_file_is_refused_even_where_it_is_recorded(self, store: WeightsStore) -> None:
+        path = written(store.path("net", BEGINS), TWO)
+        digest = hashlib.sha256(TWO).hexdigest()
+        record_path(path).write_text(f"{digest}  w.pth\n", encoding="utf-8")
+        with pytest.raises(WeightsError, match=rf"{digest}, the official file has {BEGINS.sha256}\.\.\.:"):
+            store.find("net", BEGINS)
+        assert [(found.state, found.detail) for found in store.verify({"net": BEGINS})] == [
+            ("changed", f"{digest} now, {BEGINS.sha256}... official")
+        ]
+
+    def test_the_record_tells_a_change_that_the_digits_do_not(self, store: WeightsStore) -> None:
+        """A file with the same first eight digits is out of reach; one digit is found in a few tries."""
+        some = next(bytes([i]) for i in range(256) if hashlib.sha256(bytes([i])).hexdigest()[0] == "0")
+        other = next(bytes([i, i]) for i in range(256) if hashlib.sha256(bytes([i, i])).hexdigest()[0] == "0")
+        official = OfficialFile("w.pth", "https://example.org/w.pth", "0")
+        path = written(store.path("net", official), some)
+        assert store.find("net", official) == path
+        assert [found.state for found in store.verify({"net": official})] == ["ok"]
+        path.write_bytes(other)
+        with pytest.raises(WeightsError, match=r"the one recorded in w\.pth\.sha256"):
+            store.find("net", official)
+        assert [found.state for found in store.verify({"net": official})] == ["changed"]
+
+    def test_adding_another_file_is_refused(self, store: WeightsStore, local: Path) -> None:
+        assert store.add("net", BEGINS, local, anything).read_bytes() == ONE
+        local.write_bytes(TWO)
+        with pytest.raises(WeightsError, match=rf"is not w\.pth: .* has {BEGINS.sha256}\.\.\.\."):
+            store.add("net", BEGINS, local, anything, replace=True)
 
 
 def read_only(path: Path, *_arguments: object, **_more: object) -> None:
