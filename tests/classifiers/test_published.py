@@ -131,8 +131,18 @@ def test_the_backbone_for_fewer_bands_acts_as_if_the_others_were_at_their_mean(w
     whole[:, 4], whole[:, 3], whole[:, 2] = x[:, 0], x[:, 1], x[:, 2]
     with torch.no_grad():
         torch.testing.assert_close(ours.features(x), published(whole), rtol=1e-4, atol=1e-5)
-    with pytest.raises(WeightsError, match=r"B02, .* asked are B04, B01: it lacks B01,"):
-        backbone_state(path, ("B04", "B01"), "resnet18")
+    with pytest.raises(WeightsError, match=r"B02, .* asked are B01, B09"):
+        backbone_state(path, ("B01", "B09"), "resnet18")
+
+
+def test_bands_that_the_file_does_not_know_change_nothing(write: Write) -> None:
+    path, _ = write("resnet18", 10)
+    more = (*TEN, "B01", "B09")
+    x = torch.rand(2, 12, 64, 64)
+    with torch.no_grad():
+        ours = load_published(path, more, 3000).network(x)
+        expected = load_published(path, TEN, 3000).network(x[:, :10])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_is_published_tells_by_the_names_of_tensors(write: Write, tmp_path: Path) -> None:
