@@ -141,7 +141,7 @@ def load_published(
         UnknownNameError: There is no network of that name.
     """
     file = _read(path, name)
-    if not set(file.bands) <= set(bands):
+    if not set(file.bands) <= set(bands) or len(set(bands)) != len(bands):
         raise WeightsError(
             f"{path} sees the bands {', '.join(file.bands)}, asked are {', '.join(bands)}: choose a file of the bands "
             "of the branch, or take the backbone alone and train a head"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -41,13 +41,17 @@ def publish_metrics(branch: Branch, scored: ScoredClassifier, predictions: pa.Ta
     if not fresh and there and note.read_text(encoding="utf-8") == scored_shards:
         return
     names = {"sr": branch.sr, "classifier": scored.classifier, "config": scored.predictions.config}
-    rows = metric_rows(names, predictions, read_table(branch.paths.table("patches")))
+    rows = metric_rows(names, predictions, read_table(branch.paths.table("patches")), scored.labels)
     publish(folder, rows, METRICS, ["split", "seed", "metric", "label"], file_stem=stem)
     write_text(note, scored_shards)
 
 
 def metric_rows(
-    names: Mapping[str, str], predictions: pa.Table, patches: pa.Table, resamples: int = RESAMPLES
+    names: Mapping[str, str],
+    predictions: pa.Table,
+    patches: pa.Table,
+    labels: Sequence[str] = NAMES,
+    resamples: int = RESAMPLES,
 ) -> pa.Table:
     """Return the METRICS rows of every seed and split, over labelled patches without snow or cloud.
 
@@ -68,14 +72,17 @@ def metric_rows(
         for seed in sorted(pc.unique(table["seed"]).to_pylist()):
             chosen = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["seed"], seed)))
             if chosen.num_rows:
-                rows += _rows({**names, "split": split, "seed": seed, "n": chosen.num_rows}, chosen, resamples)
+                rows += _rows({**names, "split": split, "seed": seed, "n": chosen.num_rows}, chosen, labels, resamples)
     return pa.Table.from_pylist(rows, schema=METRICS)
 
 
-def _rows(common: Mapping[str, object], table: pa.Table, resamples: int) -> list[dict[str, object]]:
-    probs = table["probs"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, len(NAMES))
-    truth = multi_hot(table["labels"].to_pylist())
-    predicted = multi_hot(table["predicted"].to_pylist())
+def _rows(
+    common: Mapping[str, object], table: pa.Table, labels: Sequence[str], resamples: int
+) -> list[dict[str, object]]:
+    probs = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    probs = probs[:, ~np.isnan(probs).any(axis=0)]
+    truth = multi_hot(table["labels"].to_pylist(), labels)
+    predicted = multi_hot(table["predicted"].to_pylist(), labels)
     clusters = None if table["tile"].null_count else np.array(table["tile"].to_pylist())
     # The decisions of the table count, whatever thresholds made them.
     threshold = _thresholds(probs, predicted)
@@ -86,7 +93,7 @@ def _rows(common: Mapping[str, object], table: pa.Table, resamples: int) -> list
             **common,
             "metric": metric,
             "label": None,
-            "n_labels": len(NAMES) if metric in _OVER_ALL_LABELS else n_labels,
+            "n_labels": len(labels) if metric in _OVER_ALL_LABELS else n_labels,
             **_interval(interval),
         }
         for metric, interval in result.overall.items()
@@ -94,7 +101,7 @@ def _rows(common: Mapping[str, object], table: pa.Table, resamples: int) -> list
     for metric, intervals in result.per_label.items():
         rows += [
             {**common, "metric": metric, "label": label, "n_labels": 1, **_interval(interval)}
-            for label, interval in zip(NAMES, intervals, strict=True)
+            for label, interval in zip(labels, intervals, strict=True)
         ]
     return rows
 
