@@ -138,11 +138,7 @@ def line_chart(name: str, lines: Sequence[Line], x_title: str) -> Markup:
         if line.marked is not None:
             x, y = axes.place(*line.marked)
             title = f"{line.title}: epoch {line.marked[0]:.0f}, {line.marked[1]:.3f}"
-            parts.append(
-                Markup('<circle class="mark s{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
-                    line.colour, x, y, 3 if line.thin else 4.5, title
-                )
-            )
+            parts.append(_mark(line.colour, x, y, title, small=line.thin))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -179,11 +175,8 @@ def reliability_chart(name: str, curves: Sequence[Reliability]) -> Markup:
         )
         for probability, share in curve.points:
             x, y = main.place(probability, share)
-            parts.append(
-                Markup('<circle class="mark s{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(
-                    curve.colour, x, y, f"{curve.title}: {share:.3f} of those at {probability:.3f}"
-                )
-            )
+            title = f"{curve.title}: {share:.3f} of those at {probability:.3f}"
+            parts.append(_mark(curve.colour, x, y, title, small=True))
         outline = [
             (end, math.log10(n) if n else 0.0)  # one decision and none look alike: both are next to nothing
             for low, high, n in curve.counts
@@ -209,6 +202,12 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 def _opening(name: str, height: float) -> Markup:
     return Markup('<svg class="chart" viewBox="0 0 {} {:g}" role="img" aria-label="{}">').format(_WIDTH, height, name)
+
+
+def _mark(colour: int, x: float, y: float, title: str, *, small: bool) -> Markup:
+    return Markup('<circle class="mark{} s{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
+        " small" if small else "", colour, x, y, 2.5 if small else 4.5, title
+    )
 
 
 def _thousands(count: int) -> str:

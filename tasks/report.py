@@ -15,7 +15,7 @@ from tasks.charts import colour_of, ticks
 from tasks.gallery import make_gallery
 from tasks.pictures import GAMMA, colour_stops, label_colours
 from tasks.quality_summary import CONTROL
-from tasks.report_answer import METRIC, answers
+from tasks.report_answer import METRIC, Answer, answers
 from tasks.report_cells import Cell, Row, number
 from tasks.report_curves import calibration_panels, training_panels
 from tasks.report_differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
@@ -64,6 +64,20 @@ class Intervals:
         return any(spread.left is not None for bar in self.bars for spread in bar.spreads)
 
 
+@dataclass(frozen=True, slots=True)
+class ClaimAxis:
+    """The axis of the answers' differences, points of macro AP; it shows 0."""
+
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+    """Place in %, and text, of each tick."""
+
+    def place(self, value: float) -> float:
+        """Return a difference's place, %."""
+        return 100 * (value - self.low) / (self.high - self.low)
+
+
 def write_report(paths: StorePaths) -> None:
     """Write `report/index.html` from the tables of the last run.
 
@@ -86,7 +100,7 @@ def render(numbers: Numbers) -> str:
     run = numbers.run
     there = dict.fromkeys([*run.sr, *(row.sr for row in numbers.metrics)])
     branches = sorted(there, key=lambda sr: sr == CEILING)
-    seeds = {row.seeds for row in numbers.metrics}
+    found = answers(numbers)
     return environment.get_template("report_template.html.j2").render(
         run=run,
         numbers=numbers,
@@ -95,9 +109,10 @@ def render(numbers: Numbers) -> str:
         class_colours=label_colours(numbers.labels),
         control=CONTROL,
         ceiling=CEILING,
-        answers=answers(numbers),
+        answers=found,
+        claim_axis=claim_axis(found),
         networks=[sr for sr in branches if sr not in {"none", CONTROL, CEILING}],
-        most_seeds=max((len(of_row) for of_row in seeds), default=0),
+        most_seeds=max((len(row.seeds) for row in numbers.metrics), default=0),
         claims_need_seeds=CLAIMS_NEED_SEEDS,
         intervals=[intervals(numbers, classifier) for classifier in numbers.classifiers],
         metric_columns=METRIC_COLUMNS,
@@ -115,6 +130,16 @@ def render(numbers: Numbers) -> str:
         gamma=GAMMA,
         stops=colour_stops(),
         configs=[(config, stage, _words(values)) for config, stage, values in numbers.run_configs],
+    )
+
+
+def claim_axis(found: Sequence[Answer]) -> ClaimAxis:
+    """Return the one axis of all answers' claims."""
+    values = [v for answer in found for c in answer.claims for v in (c.value, c.low, c.high) if v is not None]
+    places = ticks(min([0.0, *values]), max([0.0, *values]), 5)
+    low, high = places[0], places[-1]
+    return ClaimAxis(
+        low, high, [(100 * (tick - low) / (high - low), f"{tick:zg}".replace("-", "\N{MINUS SIGN}")) for tick in places]
     )
 
 

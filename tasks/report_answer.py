@@ -21,9 +21,13 @@ class Against:
     """A branch against another, in points: hundredths of macro AP."""
 
     sr: str
+    value: float
+    low: float | None
+    high: float | None
     points: str
+    """The value as people see it."""
     interval: str
-    """Of 95 %; empty where there is none."""
+    """Of 95 %, as people see it; empty where there is none."""
     verdict: Verdict
     """higher or lower: the interval excludes 0. unclaimed: fewer than three seeds."""
 
@@ -112,24 +116,20 @@ def _answer(
         ceiling=number(_value(known[CEILING]), 3) if CEILING in known else None,
         reference=reference,
         reference_value=number(rivals[reference], 3) if reference in rivals else None,
-        claims=sorted(claims, key=lambda claim: -_points(claim)),
+        claims=sorted(claims, key=lambda claim: -claim.value),
         enlarging=None if enlarging is None or enlarging.verdict == "unclaimed" else enlarging,
     )
 
 
 def _against(sr: str, difference: Difference) -> Against:
-    low, high = difference.low, difference.high
-    interval = "" if low is None or high is None else f"{signed(100 * low, 1)} to {signed(100 * high, 1)}"
+    value, low, high = (None if v is None else 100 * v for v in (difference.value, difference.low, difference.high))
+    interval = "" if low is None or high is None else f"{signed(low, 1)} to {signed(high, 1)}"
     verdict: Verdict = "unclear"
     if difference.significant is None:
         verdict = "unclaimed"
     elif difference.significant:
         verdict = "higher" if (difference.value or 0.0) > 0 else "lower"
-    return Against(sr, signed(100 * (difference.value or 0.0), 1), interval, verdict)
-
-
-def _points(claim: Against) -> float:
-    return float(claim.points.replace("\N{MINUS SIGN}", "-"))
+    return Against(sr, value or 0.0, low, high, signed(value, 1), interval, verdict)
 
 
 def _value(means: Mapping[str, Mean]) -> float | None:

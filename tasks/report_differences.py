@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from infra.bigearthnet.seasons import Season
+from infra.tables import PAPER_METRICS
 from tasks.quality_summary import CONTROL
 from tasks.report_cells import Column, number, signed
 from tasks.report_means import Difference, Subject
@@ -18,8 +19,11 @@ SEASONS = get_args(Season)
 RARE = 10
 """Patches below which a single one moves a score a lot."""
 
-MINUS_COLUMNS = tuple(column for column in METRIC_COLUMNS if column.name != "ap_macro_above_prevalence")
-"""Columns of table 1's differences; chance is the same for all branches."""
+MINUS_COLUMNS = tuple(column for column in METRIC_COLUMNS if column.name in {*PAPER_METRICS, "f2_macro", "ap_macro"})
+"""Columns of table 1's differences: the paper's, and the two that the answers and table 2 are about."""
+
+type _Rows = list[tuple[str, int, dict[str, Difference]]]
+"""Name, patches and differences by SR model of each line."""
 
 type Toward = Literal["better", "worse", ""]
 
@@ -58,8 +62,8 @@ class HeatMap:
     classifier: str
     branches: Sequence[str]
     """SR models, bicubic aside."""
-    groups: Sequence[tuple[str, Sequence[MinusRow]]]
-    """Title, empty for none, and lines."""
+    groups: Sequence[Sequence[MinusRow]]
+    """Lines that belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def label_heat_maps(numbers: Numbers) -> HeatMaps | None:
     """Return F2 of every label minus bicubic's; None where there is no bicubic."""
     found = numbers.differences(CONTROL)
     split = numbers.split or ""
-    tables: list[tuple[str, list[tuple[str, list[tuple[str, int, dict[str, Difference]]]]]]] = []
+    tables: list[tuple[str, list[_Rows]]] = []
     for classifier in numbers.classifiers:
         labels = []
         for row in numbers.label_rows("f2", classifier):
@@ -113,7 +117,7 @@ def label_heat_maps(numbers: Numbers) -> HeatMaps | None:
             labels.append((row.label, row.support, of_label))
         macro = _over_branches(found, numbers, classifier, "f2_macro")
         n = max((difference.n for difference in macro.values()), default=0)
-        tables.append((classifier, [("", labels), ("Macro mean", [("All labels", n, macro)])]))
+        tables.append((classifier, [labels, [("Macro mean", n, macro)]]))
     return _heat_maps(tables, numbers, Column("f2", "F2", ""))
 
 
@@ -123,7 +127,7 @@ def place_heat_maps(numbers: Numbers) -> HeatMaps | None:
     tables = []
     for classifier in numbers.classifiers:
         groups = []
-        for title, of in (("Country", "country"), ("Season", "season")):
+        for of in ("country", "season"):
             names = {getattr(subject, of) for subject in found if subject.classifier == classifier} - {None}
             places = sorted(names, key=lambda name: (SEASONS.index(name) if name in SEASONS else len(SEASONS), name))
             rows = []
@@ -132,7 +136,7 @@ def place_heat_maps(numbers: Numbers) -> HeatMaps | None:
                 if of_place:
                     rows.append((place, max(difference.n for difference in of_place.values()), of_place))
             if rows:
-                groups.append((title, rows))
+                groups.append(rows)
         tables.append((classifier, groups))
     return _heat_maps(tables, numbers, Column("ap_macro", "AP", ""))
 
@@ -151,28 +155,20 @@ def _over_branches(
     return {sr: found[subject][metric] for sr, subject in subjects.items() if metric in found.get(subject, {})}
 
 
-type _Rows = list[tuple[str, int, dict[str, Difference]]]
-
-
-def _heat_maps(
-    tables: Sequence[tuple[str, Sequence[tuple[str, _Rows]]]], numbers: Numbers, column: Column
-) -> HeatMaps | None:
-    limit = _limit(row for _, groups in tables for _, rows in groups for row in rows)
+def _heat_maps(tables: Sequence[tuple[str, Sequence[_Rows]]], numbers: Numbers, column: Column) -> HeatMaps | None:
+    limit = _limit(row for _, groups in tables for rows in groups for row in rows)
     if limit is None:
         return None
     maps = []
     for classifier, groups in tables:
         made = [
-            (
-                title,
-                [
-                    MinusRow(name, n, {sr: cell for sr, d in of_row.items() if (cell := _cell(d, column, limit))})
-                    for name, n, of_row in rows
-                ],
-            )
-            for title, rows in groups
+            [
+                MinusRow(name, n, {sr: cell for sr, d in of_row.items() if (cell := _cell(d, column, limit))})
+                for name, n, of_row in rows
+            ]
+            for rows in groups
         ]
-        if any(row.cells for _, rows in made for row in rows):
+        if any(row.cells for rows in made for row in rows):
             branches = [sr for sr in numbers.branches(classifier) if sr != CONTROL]
             maps.append(HeatMap(classifier, branches, made))
     return HeatMaps(maps, number(limit, 2))
