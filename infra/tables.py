@@ -208,6 +208,57 @@ TRAINING = pa.schema(
     ]
 )
 
+PAPER_METRICS: Mapping[str, str] = {
+    "acc": "Sample accuracy",
+    "hl": "Hamming loss",
+    "oe": "One-error",
+    "precision": "Precision, mean over patches",
+    "recall": "Recall, mean over patches",
+    "f1": "F1, mean over patches",
+}
+"""Metrics of the paper's table 1, in its order."""
+
+
+def _compared(metric: str, meaning: str) -> "list[pa.Field[pa.DataType]]":
+    """Columns of one metric: its mean over seeds, and how far that lies above bicubic, as tables/comparisons has it."""
+    minus = f"{metric}_minus_bicubic"
+    return [
+        _field(metric, pa.float64(), f"{meaning}; mean over the seeds"),
+        _field(minus, pa.float64(), f"Difference of {metric} to the bicubic control, mean over the paired seeds"),
+        _field(f"{minus}_low", pa.float64(), "Lower end of its 95 % interval"),
+        _field(f"{minus}_high", pa.float64(), "Upper end of its 95 % interval"),
+        _field(f"{minus}_significant", pa.bool_(), "Whether the interval excludes 0; null below three paired seeds"),
+    ]
+
+
+_SCORED = [
+    _required("classifier", pa.string(), "Network"),
+    _required("sr", pa.string(), "SR model; hr is the untouched high-resolution image, a ceiling"),
+    _required("config", pa.string(), "Config of the predictions"),
+    _required("split", pa.string(), "Split scored"),
+]
+_COUNTED = [
+    _required("n", pa.int64(), "Patches scored, of the seed that has the fewest"),
+    _required("n_seeds", pa.int32(), "Training seeds"),
+    _field("n_paired", pa.int64(), "Patches that bicubic scored too; null for bicubic and where there is none"),
+    _field("n_seeds_paired", pa.int32(), "Seeds that bicubic has too; null likewise"),
+]
+
+PAPER_TABLE_1 = pa.schema(
+    [*_SCORED, *_COUNTED, *(field for metric, meaning in PAPER_METRICS.items() for field in _compared(metric, meaning))]
+)
+
+PAPER_TABLE_2 = pa.schema(
+    [
+        *_SCORED,
+        _field("label_index", pa.int32(), "Place of the label in tables/classes; null for the macro mean"),
+        _field("label", pa.string(), "Label; null for the macro mean over all labels"),
+        _field("support", pa.int64(), "Patches that have the label; null for the macro mean"),
+        *_COUNTED,
+        *_compared("f2", "F2 of the label over all patches, of the macro mean the mean over the labels"),
+    ]
+)
+
 RUNS = pa.schema(
     [
         _required("run_id", pa.string(), "Sorts by time"),
@@ -253,6 +304,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "metrics": METRICS,
     "sr_quality": SR_QUALITY,
     "training": TRAINING,
+    "paper_table_1": PAPER_TABLE_1,
+    "paper_table_2": PAPER_TABLE_2,
     "runs": RUNS,
 }
 """Every table of the store; predictions as BigEarthNet has it."""

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, drawn from numbers; colours come from the page's style sheet."""
+"""Charts as inline SVG, drawn from numbers; colours come from the page's style sheet."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+SERIES_COLOURS = 8
+"""Colours that the style sheet has for SR models."""
+
 _WIDTH, _HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
+_COUNTS_HEIGHT = 84  # of the histogram under a reliability diagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,79 @@ class Line:
     points: Sequence[tuple[float, float]]
     """(x, y), x ascending."""
     dashed: bool = False
+    thin: bool = False
+    """Whether it is one of several that a thicker line is the mean of."""
     marked: tuple[float, float] | None = None
     """A point to mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """One curve of a reliability diagram, and what it is made of."""
+
+    title: str
+    colour: int
+    """As of a line."""
+    points: Sequence[tuple[float, float]]
+    """(mean probability, share of positives) of each bin that is not empty."""
+    counts: Sequence[tuple[float, float, int]]
+    """(lower end, upper end, decisions) of each bin, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """A rectangle of the drawing, and the range of numbers that it shows; y grows upwards."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Return a point's place in the drawing."""
+        across = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        """Return points as SVG writes them."""
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.place(*point) for point in points))
+
+    def y_ticks(self, values: Sequence[tuple[float, str]]) -> list[Markup]:
+        """Return lines across, and their texts on the left."""
+        parts = []
+        for value, text in values:
+            _, y = self.place(self.x[0], value)
+            parts.append(
+                Markup('<line class="grid" x1="{:g}" x2="{:g}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                    self.left, self.right, y, y
+                )
+            )
+            parts.append(
+                Markup('<text class="tick end" x="{:g}" y="{:.1f}">{}</text>').format(self.left - 8, y + 4, text)
+            )
+        return parts
+
+    def x_ticks(self, values: Sequence[tuple[float, str]]) -> list[Markup]:
+        """Return texts below."""
+        return [
+            Markup('<text class="tick mid" x="{:.1f}" y="{:g}">{}</text>').format(
+                self.place(value, self.y[0])[0], self.bottom + 16, text
+            )
+            for value, text in values
+        ]
+
+    def x_title(self, title: str) -> Markup:
+        """Return the title of the x axis."""
+        middle = (self.left + self.right) / 2
+        return Markup('<text class="tick mid" x="{:.1f}" y="{:g}">{}</text>').format(middle, self.bottom + 31, title)
+
+
+def colour_of(names: Sequence[str], name: str) -> int:
+    """Return the number of a colour: a name's place among names."""
+    return (names.index(name) if name in names else len(names)) % SERIES_COLOURS
 
 
 def line_chart(name: str, lines: Sequence[Line], x_title: str) -> Markup:
@@ -37,48 +112,82 @@ def line_chart(name: str, lines: Sequence[Line], x_title: str) -> Markup:
     ys = [y for line in lines for _, y in line.points]
     x_ticks = [t for t in ticks(min(xs), max(xs), 6) if abs(t - round(t)) < 1e-9 and min(xs) <= t <= max(xs)]
     y_ticks = ticks(min(ys), max(ys), 5)
-    x_low, x_high = min(xs), max(*xs, min(xs) + 1)
-    y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        up = (y - y_low) / (y_high - y_low)
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
-
+    axes = _Axes(
+        _LEFT,
+        _WIDTH - _RIGHT,
+        _TOP,
+        _HEIGHT - _BOTTOM,
+        (min(xs), max(*xs, min(xs) + 1)),
+        (min(y_ticks[0], *ys), max(y_ticks[-1], *ys)),
+    )
     decimals = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0])))
-    parts = [Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, name)]
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, _WIDTH - _RIGHT, y, y)
-        )
-        parts.append(
-            Markup('<text class="tick end" x="{}" y="{:.1f}">{:.{}f}</text>').format(_LEFT - 8, y + 4, tick, decimals)
-        )
-    for tick in x_ticks:
-        x, _ = place(tick, y_low)
-        parts.append(
-            Markup('<text class="tick mid" x="{:.1f}" y="{}">{:.0f}</text>').format(x, _HEIGHT - _BOTTOM + 16, tick)
-        )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(middle, _HEIGHT - 3, x_title))
-    for line in lines:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
+    parts = [
+        _opening(name, _HEIGHT),
+        *axes.y_ticks([(tick, f"{tick:z.{decimals}f}") for tick in y_ticks]),
+        *axes.x_ticks([(tick, f"{tick:.0f}") for tick in x_ticks]),
+        axes.x_title(x_title),
+    ]
+    for line in sorted(lines, key=lambda line: not line.thin):  # means lie over what they are means of
+        style = f"{' dashed' if line.dashed else ''}{' thin' if line.thin else ''}"
         parts.append(
             Markup('<polyline class="line s{}{}" points="{}"><title>{}</title></polyline>').format(
-                line.colour, " dashed" if line.dashed else "", path, escape(line.title)
+                line.colour, style, axes.path(line.points), escape(line.title)
             )
         )
     for line in lines:
         if line.marked is not None:
-            x, y = place(*line.marked)
-            parts.append(
-                Markup('<circle class="mark s{}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
-                    line.colour, x, y, f"{line.title}: epoch {line.marked[0]:.0f}, {line.marked[1]:.3f}"
-                )
+            x, y = axes.place(*line.marked)
+            title = f"{line.title}: epoch {line.marked[0]:.0f}, {line.marked[1]:.3f}"
+            parts.append(_mark(line.colour, x, y, title, small=line.thin))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def reliability_chart(name: str, curves: Sequence[Reliability]) -> Markup:
+    """Return a reliability diagram with the histogram of its decisions below, on a logarithmic scale, as SVG.
+
+    Args:
+        name: What the chart shows, for those who cannot see it.
+        curves: Its curves; at least one.
+    """
+    unit = [(i / 5, f"{i / 5:.1f}") for i in range(6)]
+    side = _WIDTH - _LEFT - _RIGHT
+    main = _Axes(_LEFT, _WIDTH - _RIGHT, _TOP, _TOP + side, (0.0, 1.0), (0.0, 1.0))
+    most = max((n for curve in curves for *_, n in curve.counts), default=1)
+    powers = math.ceil(math.log10(max(most, 10)))
+    top = main.bottom + 18
+    counts = _Axes(_LEFT, _WIDTH - _RIGHT, top, top + _COUNTS_HEIGHT, (0.0, 1.0), (0.0, powers))
+    step = -(-powers // 3)
+    parts = [
+        _opening(name, counts.bottom + _BOTTOM),
+        *main.y_ticks(unit),
+        *counts.y_ticks([(power, _thousands(10**power)) for power in range(0, powers + 1, step)]),
+        *counts.x_ticks(unit),
+        counts.x_title("probability"),
+        Markup('<polyline class="diagonal" points="{}"><title>probability = frequency</title></polyline>').format(
+            main.path([(0, 0), (1, 1)])
+        ),
+    ]
+    for curve in curves:
+        parts.append(
+            Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>').format(
+                curve.colour, main.path(curve.points), curve.title
             )
-    parts.append(Markup("</svg>"))
-    return Markup("").join(parts)
+        )
+        for probability, share in curve.points:
+            x, y = main.place(probability, share)
+            title = f"{curve.title}: {share:.3f} of those at {probability:.3f}"
+            parts.append(_mark(curve.colour, x, y, title, small=True))
+        outline = [
+            (end, math.log10(n) if n else 0.0)  # one decision and none look alike: both are next to nothing
+            for low, high, n in curve.counts
+            for end in (low, high)
+        ]
+        parts.append(
+            Markup('<polyline class="line thin s{}" points="{}"><title>{}</title></polyline>').format(
+                curve.colour, counts.path(outline), f"{curve.title}: decisions in each bin"
+            )
+        )
+    return Markup("").join([*parts, Markup("</svg>")])
 
 
 def ticks(low: float, high: float, at_most: int) -> list[float]:
@@ -89,3 +198,21 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10, 20) if span / (factor * step) <= at_most - 1)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _opening(name: str, height: float) -> Markup:
+    return Markup('<svg class="chart" viewBox="0 0 {} {:g}" role="img" aria-label="{}">').format(_WIDTH, height, name)
+
+
+def _mark(colour: int, x: float, y: float, title: str, *, small: bool) -> Markup:
+    return Markup('<circle class="mark{} s{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
+        " small" if small else "", colour, x, y, 2.5 if small else 4.5, title
+    )
+
+
+def _thousands(count: int) -> str:
+    """Return a power of ten in few signs: 1, 100, 10k, 1M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (1000, "k")):
+        if count >= size:
+            return f"{count // size}{unit}"
+    return str(count)

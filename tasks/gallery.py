@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 import sr_models
 from infra.bigearthnet.bands import RGB, S2_10M
-from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
 from tasks.labels import is_clean
-from tasks.pictures import Picture, encode, overlay, to_rgb8
-from tasks.report_numbers import SPLITS, HiveFolder, Numbers
+from tasks.pictures import Picture, encode, label_colours, overlay, to_rgb8
+from tasks.quality_summary import CONTROL
+from tasks.report_numbers import HiveFolder, Numbers
+from tasks.report_order import CEILING, shown_split
 
 PATCHES = 6
 """Patches in the gallery, at most."""
@@ -32,8 +33,11 @@ MAPS = 3
 _BUDGET_BYTES = 4_000_000
 """Text of all pictures together; no patch is added beyond it, so that the page stays below 5 MB."""
 
-_CLASS_COLOUR = {c.name: c.colour for c in CLASSES}
-_RGB_INDEX = [S2_10M.bands.index(band) for band in RGB]
+_RGB_ARRAYS = (S2_10M.array, "rgb")
+"""Arrays of archive.zarr that may hold red, green and blue; an archive has one of them."""
+
+_RGB_NAMES = (RGB, ("R", "G", "B"))
+"""Names that these three bands may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,12 @@ class Label:
     """A label of one patch on one branch."""
 
     name: str
-    prob: float
+    prob: float | None
+    """None: the classifier does not know the label."""
     verdict: str
-    """right, wrong, missed, absent (rightly not predicted) or unknown (nobody labelled the patch)."""
+    """right, wrong, missed, absent (rightly not predicted), untaught (the classifier does not know the label, which the
+    patch has) or unknown (nobody labelled the patch)."""
     colour: str
-    """Of the class, as in the legend of CORINE."""
 
     @property
     def predicted(self) -> bool:
@@ -68,6 +73,8 @@ class BranchRow:
     """One patch on one branch."""
 
     sr: str
+    caption: str
+    """What the picture is, and its pixels' size."""
     picture: Picture | None
     why_not: str
     maps: Sequence[MapCell]
@@ -95,6 +102,10 @@ class Gallery:
     method: str
     seed: int
     split: str
+    bands: Sequence[str]
+    """Names of the bands shown as red, green and blue."""
+    width_km: float | None
+    """Width of a patch; None where the archive does not say how large a pixel is."""
     cards: Sequence[PatchCard]
 
 
@@ -111,9 +122,12 @@ class _Shown:
 
 
 def make_gallery(numbers: Numbers) -> Gallery | None:
-    """Return the gallery of the run's first classifier and method; None where there are no predictions or pixels."""
+    """Return the gallery of the run's first classifier and method.
+
+    None: there are no predictions, no pixels, or no tables/classes to name the probabilities.
+    """
     folders = numbers.hive("predictions")
-    if not folders or not numbers.patches.num_rows:
+    if not folders or not numbers.patches.num_rows or not numbers.labels:
         return None
     classifier = folders[0].keys["classifier"]
     folders = [folder for folder in folders if folder.keys["classifier"] == classifier]
@@ -125,16 +139,16 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
     if not rows:
         return None
     seed = _explained_seed(numbers, classifier, method, default=min(row["seed"] for row in rows))
-    splits = {row["split"] for row in rows}
-    split = next(name for name in (*SPLITS, *sorted(splits)) if name in splits)
+    split = shown_split({row["split"] for row in rows}) or ""
     rows = [row for row in rows if row["split"] == split and row["seed"] == seed]
     chosen = choose([row["patch_id"] for row in rows], [row["labels"] or row["predicted"] for row in rows], PATCHES)
     shown = [_shown(numbers, folder, method, seed, chosen) for folder in folders]
     try:
-        cards = _cards(numbers, shown, chosen)
+        pixels = _Pixels(numbers)
     except StoreError:  # no archive.zarr: the tables were copied without the pixels
         return None
-    return Gallery(classifier, method, seed, split, cards)
+    cards = _cards(numbers, shown, chosen, pixels)
+    return Gallery(classifier, method, seed, split, pixels.bands, pixels.width_km, cards)
 
 
 def choose(ids: Sequence[str], label_sets: Sequence[Sequence[str]], count: int) -> list[str]:
@@ -191,15 +205,15 @@ def _shown(numbers: Numbers, folder: HiveFolder, method: str, seed: int, ids: Se
     return _Shown(folder.keys["sr"], folder.keys["config"], by_patch, maps)
 
 
-def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str]) -> list[PatchCard]:
-    pixels = _Pixels(numbers)
+def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str], pixels: "_Pixels") -> list[PatchCard]:
+    colours = label_colours(numbers.labels)
     of_chosen = numbers.patches.filter(pc.is_in(numbers.patches["patch_id"], value_set=pa.array(chosen)))
     patches = {row["patch_id"]: row for row in of_chosen.to_pylist()}
     cards: list[PatchCard] = []
     spent = 0
     for patch_id in chosen:
         patch = patches[patch_id]
-        card = _card(patch, shown, pixels)
+        card = _card(patch, shown, pixels, colours)
         pictures = [p for row in card.rows for p in (row.picture, *(cell.picture for cell in row.maps)) if p]
         spent += sum(len(picture.uri) for picture in pictures)
         if cards and spent > _BUDGET_BYTES:
@@ -208,10 +222,10 @@ def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str]) -> 
     return cards
 
 
-def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels") -> PatchCard:
+def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels", tints: Mapping[str, str]) -> PatchCard:
     truth = patch["labels"]
     there = [branch for branch in shown if patch["patch_id"] in branch.predictions]
-    labels = {branch.sr: _labels(branch.predictions[patch["patch_id"]], truth) for branch in there}
+    labels = {branch.sr: _labels(branch.predictions[patch["patch_id"]], truth, tints) for branch in there}
     columns = _columns(list(labels.values()))
     rows = []
     for branch in there:
@@ -225,25 +239,29 @@ def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels") 
             _map_cell(by_name[label], branch.maps.get((patch["patch_id"], label)), base, name, pixels)
             for label in columns
         ]
-        listed = sorted(by_name.values(), key=lambda label: -label.prob)
-        rows.append(BranchRow(branch.sr, picture, why_not, maps, [x for x in listed if x.verdict != "absent"]))
+        listed = sorted(by_name.values(), key=lambda label: -(label.prob or 0.0))
+        caption = pixels.caption(branch.sr, None if dn is None else dn.shape[-1])
+        told = [label for label in listed if label.verdict != "absent"]
+        rows.append(BranchRow(branch.sr, caption, picture, why_not, maps, told))
     place = ", ".join(str(patch[key]) for key in ("country", "season", "acquired") if patch[key])
-    colours = None if truth is None else [(name, _CLASS_COLOUR.get(name, "#888888")) for name in truth]
+    colours = None if truth is None else [(name, tints.get(name, "#888888")) for name in truth]
     return PatchCard(patch["patch_id"], place, colours, rows)
 
 
-def _labels(row: Mapping[str, Any], truth: Sequence[str] | None) -> list[Label]:
-    """Return every label of a patch on a branch with its verdict."""
+def _labels(row: Mapping[str, Any], truth: Sequence[str] | None, tints: Mapping[str, str]) -> list[Label]:
+    """Return every label of a patch on a branch with its verdict; tints are in the order of the labels."""
     given = set(row["predicted"])
     labels = []
-    for name, prob in zip(NAMES, row["probs"], strict=True):
-        if truth is None:
+    for (name, tint), prob in zip(tints.items(), row["probs"], strict=True):
+        if prob is None:
+            verdict = "untaught" if name in (truth or ()) else "absent"
+        elif truth is None:
             verdict = "unknown" if name in given else "absent"
         else:
             verdict = {(True, True): "right", (True, False): "wrong", (False, True): "missed"}.get(
                 (name in given, name in truth), "absent"
             )
-        labels.append(Label(name, prob, verdict, _CLASS_COLOUR[name]))
+        labels.append(Label(name, prob, verdict, tint))
     return labels
 
 
@@ -253,7 +271,7 @@ def _columns(branches: Sequence[Sequence[Label]]) -> list[str]:
     probs: Counter[str] = Counter()
     for labels in branches:
         votes.update(label.name for label in labels if label.predicted)
-        probs.update({label.name: label.prob for label in labels})
+        probs.update({label.name: label.prob for label in labels if label.prob is not None})
     return sorted(votes, key=lambda name: (-votes[name], -probs[name], name))[:MAPS]
 
 
@@ -274,19 +292,46 @@ class _Pixels:
     """Where the gallery's pixels and maps come from."""
 
     def __init__(self, numbers: Numbers) -> None:
+        """Open the archive's pixels.
+
+        Raises:
+            StoreError: There are none, or none of the arrays known here holds red, green and blue.
+        """
         self._numbers = numbers
         self.max_dn = numbers.run.max_dn
         self._archive = ShardedStore(numbers.paths.archive)
         self._open: Callable[[Path], ShardedStore] = cache(ShardedStore)
         self._resolver: Callable[[str], sr_models.SuperResolver] = cache(sr_models.load)
+        self._array, self.bands, self._index = _rgb_array(self._archive)
+        array = self._archive.array(self._array)
+        self._size = int(array.shape[-1])
+        gsd = array.attrs.get("gsd_m")
+        self._gsd = float(gsd) if isinstance(gsd, int | float) else None
+
+    @property
+    def width_km(self) -> float | None:
+        """Width of a patch, km; None where the archive does not say how large a pixel is."""
+        return None if self._gsd is None else self._size * self._gsd / 1000
+
+    def caption(self, sr: str, size: int | None) -> str:
+        """Return what a branch's picture is.
+
+        Args:
+            sr: The branch.
+            size: Its edge in pixels; None where there are no pixels.
+        """
+        what = {"none": "the patch", CONTROL: "enlarged", CEILING: "high resolution"}.get(sr, "super-resolved")
+        if size is None:
+            return what
+        return f"{what}, {size} px wide" if self._gsd is None else f"{what}, {self._gsd * self._size / size:g} m"
 
     def archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
-        """Return B04, B03, B02 of a patch as DN, (3, 120, 120)."""
-        row = self._archive.read(patch["shard"], S2_10M.array, patch["row"], 1)
-        return row[0, _RGB_INDEX].astype(np.uint16, copy=False)
+        """Return red, green and blue of a patch as DN, (3, H, W)."""
+        row = self._archive.read(patch["shard"], self._array, patch["row"], 1)
+        return row[0, self._index].astype(np.uint16, copy=False)
 
     def read(self, patch: Mapping[str, Any], sr: str, predictions: str) -> tuple[NDArray[np.uint16] | None, str]:
-        """Return a branch's B04, B03, B02 as DN, (3, H, W), stored or computed, or None and why there are none."""
+        """Return a branch's red, green, blue as DN, (3, H, W), stored or computed, or None and why there are none."""
         if sr == "none":
             return self.archive_rgb(patch), ""
         config = self._numbers.pixels(predictions)
@@ -308,3 +353,20 @@ class _Pixels:
         except StoreError:
             return None
         return np.asarray(array[row["map_index"], row["map_label"]], np.float32)
+
+
+def _rgb_array(archive: ShardedStore) -> tuple[str, tuple[str, ...], list[int]]:
+    """Return the array that holds red, green and blue, their names there, and their places on its band axis.
+
+    Raises:
+        StoreError: There is none.
+    """
+    for name in _RGB_ARRAYS:
+        if name in archive.group:
+            axes: tuple[str, ...] = archive.array(name).metadata.dimension_names  # type: ignore[union-attr, assignment]
+            bands = np.asarray(archive.array(axes[1])[:]).tolist()  # the coordinate of the band axis
+            for names in _RGB_NAMES:
+                if set(names) <= set(bands):
+                    return name, names, [bands.index(band) for band in names]
+    wanted = " or ".join(",".join(names) for names in _RGB_NAMES)
+    raise StoreError(f"{archive.path} has no array {' or '.join(_RGB_ARRAYS)} with the bands {wanted}: nothing to draw")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,16 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from infra.bigearthnet.bands import S2_10M
+from infra.bigearthnet.classes import CLASSES
 
 GAMMA = 1.5
 """Pictures are (DN / max_dn) ** (1 / GAMMA): land is dark on a linear scale, and 2.2 would wash it out."""
 
 COLOURS = "viridis"
 """matplotlib's colour map of the activation maps; perceptually even."""
+
+LABEL_COLOURS = "tab20"
+"""matplotlib's colours of labels that have none of their own, by their place."""
 
 _PICTURE_SIZE = 480
 _OVERLAY_SIZE = 240
@@ -51,25 +55,40 @@ def overlay(rgb: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint
     return np.asarray(np.rint(255 * (0.45 * grey[..., None] + 0.55 * colour)), np.uint8)
 
 
+def label_colours(labels: Sequence[str]) -> dict[str, str]:
+    """Return a colour of each label, CSS: CORINE's of BigEarthNet's classes, others by their place.
+
+    Args:
+        labels: The archive's labels in their order.
+    """
+    own = {c.name: c.colour for c in CLASSES}
+    others = colormaps[LABEL_COLOURS]
+    return {label: own.get(label, _css(others(i % others.N))) for i, label in enumerate(labels)}
+
+
 def colour_stops(count: int = 9) -> list[str]:
     """Return the colours of the maps from 0 to the maximum, CSS."""
-    return [
-        "#" + "".join(f"{round(255 * part):02x}" for part in colormaps[COLOURS](i / (count - 1))[:3])
-        for i in range(count)
-    ]
+    return [_css(colormaps[COLOURS](i / (count - 1))) for i in range(count)]
 
 
 def encode(rgb: NDArray[np.uint8], alt: str, *, lossless: bool = False) -> Picture:
-    """Return an image for the page, WebP.
+    """Return an image for the page, WebP, at most 480 pixels wide.
 
     Args:
-        rgb: (H, H, 3); a patch at 10 m is enlarged to 480 by nearest neighbour.
+        rgb: (H, H, 3); below 480 it is enlarged by nearest neighbour, a whole number of times.
         alt: What it shows, for those who cannot see it.
         lossless: Whether every pixel is kept.
     """
     image = Image.fromarray(rgb)
-    if image.width == S2_10M.size:
-        image = image.resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.NEAREST)
+    if image.width > _PICTURE_SIZE:
+        image = image.resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.LANCZOS)
+    else:
+        size = image.width * (_PICTURE_SIZE // image.width)
+        image = image.resize((size, size), Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "WEBP", lossless=lossless, quality=50 if lossless else 86)
     return Picture(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", image.width, alt)
+
+
+def _css(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])

@@ -2,57 +2,51 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from infra.bigearthnet.classes import CLASSES
 from infra.fingerprint import Json
 from infra.storage import StorePaths, write_text
-from tasks.charts import Line, line_chart, ticks
+from tasks.charts import colour_of, ticks
 from tasks.gallery import make_gallery
-from tasks.pictures import GAMMA, colour_stops
+from tasks.pictures import GAMMA, colour_stops, label_colours
 from tasks.quality_summary import CONTROL
-from tasks.report_numbers import METRIC_COLUMNS, Cell, Numbers, Row, number
+from tasks.report_answer import METRIC, Answer, answers
+from tasks.report_cells import Cell, Row, number
+from tasks.report_curves import calibration_panels, training_panels
+from tasks.report_differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
+from tasks.report_means import CLAIMS_NEED_SEEDS
+from tasks.report_numbers import METRIC_COLUMNS, Numbers
+from tasks.report_order import CEILING
 from tasks.report_quality import quality_notes, quality_tables
-
-SERIES_COLOURS = 8
-"""Colours that the style sheet has for SR models."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What one classifier says about the run's question, in macro AP on the shown split, means over seeds."""
+class Spread:
+    """One seed's value and interval; places in % of the axis."""
 
-    classifier: str
-    best: str
-    """SR model with the highest macro AP."""
-    value: str
-    n: int
-    """Patches."""
-    chance: str
-    """Macro AP of random scores."""
-    differences: Sequence[tuple[str, str]]
-    """"none" and "bicubic", as far as they were run and are not the best, and the best's lead in points."""
+    seed: int
+    at: float
+    left: float | None
+    width: float | None
+    title: str
+    """Value and interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One line of the interval chart; places in % of the axis."""
+    """One line of the interval chart: an SR model's mean over seeds, and its seeds."""
 
     row: Row
-    cell: Cell
     at: float
-    left: float | None
-    width: float | None
+    """Place of the mean, % of the axis."""
+    spreads: Sequence[Spread]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +58,24 @@ class Intervals:
     axis: Sequence[tuple[float, str]]
     """Place in %, and text, of each tick."""
 
+    @property
+    def known(self) -> bool:
+        """Whether any interval is."""
+        return any(spread.left is not None for bar in self.bars for spread in bar.spreads)
+
 
 @dataclass(frozen=True, slots=True)
-class Panel:
-    """The training curves of one network."""
+class ClaimAxis:
+    """The axis of the answers' differences, points of macro AP; it shows 0."""
 
-    title: str
-    sr: Sequence[str]
-    quality: Markup | None
-    """Validation macro AP; None where there is none."""
-    loss: Markup
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+    """Place in %, and text, of each tick."""
+
+    def place(self, value: float) -> float:
+        """Return a difference's place, %."""
+        return 100 * (value - self.low) / (self.high - self.low)
 
 
 def write_report(paths: StorePaths) -> None:
@@ -96,24 +98,34 @@ def render(numbers: Numbers) -> str:
     )
     environment.filters |= {"number": number, "duration": duration, "moment": moment, "grouped": grouped}
     run = numbers.run
-    classifiers = list(dict.fromkeys(row.classifier for row in numbers.metrics))
-    branches = list(run.sr) or list(dict.fromkeys(row.sr for row in numbers.metrics))
+    there = dict.fromkeys([*run.sr, *(row.sr for row in numbers.metrics)])
+    branches = sorted(there, key=lambda sr: sr == CEILING)
+    found = answers(numbers)
     return environment.get_template("report_template.html.j2").render(
         run=run,
         numbers=numbers,
         branches=branches,
-        colour=lambda sr: _colour(branches, sr),
-        class_colours={c.name: c.colour for c in CLASSES},
+        colour=lambda sr: colour_of(branches, sr),
+        class_colours=label_colours(numbers.labels),
         control=CONTROL,
-        answers=answers(numbers),
-        networks=[sr for sr in branches if sr not in {"none", CONTROL}],
-        seeds=sorted({row.seed for row in numbers.metrics}),
-        intervals=[intervals(numbers, classifier) for classifier in classifiers],
+        ceiling=CEILING,
+        answers=found,
+        claim_axis=claim_axis(found),
+        networks=[sr for sr in branches if sr not in {"none", CONTROL, CEILING}],
+        most_seeds=max((len(row.seeds) for row in numbers.metrics), default=0),
+        claims_need_seeds=CLAIMS_NEED_SEEDS,
+        intervals=[intervals(numbers, classifier) for classifier in numbers.classifiers],
         metric_columns=METRIC_COLUMNS,
-        per_class=[(classifier, numbers.per_label("f2", classifier)) for classifier in classifiers],
+        minus_columns=MINUS_COLUMNS,
+        minus_lines=table_1_minus(numbers),
+        per_class=[(classifier, numbers.label_rows("f2", classifier)) for classifier in numbers.classifiers],
+        label_maps=label_heat_maps(numbers),
+        place_maps=place_heat_maps(numbers),
+        rare=RARE,
         quality=quality_tables(numbers.quality),
         quality_notes=quality_notes(numbers.quality),
-        panels=panels(numbers, branches),
+        panels=training_panels(numbers, branches),
+        calibration=calibration_panels(numbers, branches),
         gallery=make_gallery(numbers),
         gamma=GAMMA,
         stops=colour_stops(),
@@ -121,32 +133,22 @@ def render(numbers: Numbers) -> str:
     )
 
 
-def answers(numbers: Numbers) -> list[Answer]:
-    """Return an answer for each classifier that has a macro AP."""
-    found = []
-    for classifier, members in groupby(numbers.metrics, lambda row: row.classifier):
-        values: dict[str, list[float]] = {}
-        rows = [row for row in members if _value(row, "ap_macro") is not None]
-        for row in rows:
-            values.setdefault(row.sr, []).append(_value(row, "ap_macro") or 0.0)
-        if not rows:
-            continue
-        means = {sr: fmean(of_seeds) for sr, of_seeds in values.items()}
-        best = max(means, key=lambda sr: means[sr])
-        differences = [
-            (sr, number(100 * (means[best] - means[sr]), 1)) for sr in ("none", CONTROL) if sr in means and sr != best
-        ]
-        chance = number(_value(rows[0], "prevalence_macro"), 3)
-        found.append(Answer(classifier, best, number(means[best], 3), rows[0].n, chance, differences))
-    return found
+def claim_axis(found: Sequence[Answer]) -> ClaimAxis:
+    """Return the one axis of all answers' claims."""
+    values = [v for answer in found for c in answer.claims for v in (c.value, c.low, c.high) if v is not None]
+    places = ticks(min([0.0, *values]), max([0.0, *values]), 5)
+    low, high = places[0], places[-1]
+    return ClaimAxis(
+        low, high, [(100 * (tick - low) / (high - low), f"{tick:zg}".replace("-", "\N{MINUS SIGN}")) for tick in places]
+    )
 
 
 def intervals(numbers: Numbers, classifier: str) -> Intervals:
     """Return the interval chart of macro AP; all classifiers share its axis."""
     values = [
         value
-        for row in numbers.metrics
-        if (cell := row.cells.get("ap_macro")) is not None
+        for row in numbers.seed_metrics
+        if (cell := row.cells.get(METRIC)) is not None
         for value in (cell.value, cell.low, cell.high)
         if value is not None
     ]
@@ -160,55 +162,27 @@ def intervals(numbers: Numbers, classifier: str) -> Intervals:
 
     bars = []
     for row in numbers.metrics:
-        cell = row.cells.get("ap_macro")
-        if row.classifier != classifier or cell is None or cell.value is None:
+        mean = row.cells.get(METRIC)
+        if row.classifier != classifier or mean is None or mean.value is None:
             continue
-        known = cell.low is not None and cell.high is not None
-        left = place(cell.low) if known and cell.low is not None else None
-        width = place(cell.high) - left if left is not None and cell.high is not None else None
-        bars.append(Bar(row, cell, place(cell.value), left, width))
+        spreads = [
+            _spread(of_seed.seeds[0], cell, place)
+            for of_seed in numbers.seed_metrics
+            if (of_seed.sr, of_seed.classifier) == (row.sr, classifier)
+            and (cell := of_seed.cells.get(METRIC)) is not None
+        ]
+        bars.append(Bar(row, place(mean.value), [spread for spread in spreads if spread is not None]))
     return Intervals(classifier, bars, [(place(tick), f"{tick:g}") for tick in axis])
 
 
-def panels(numbers: Numbers, branches: Sequence[str]) -> list[Panel]:
-    """Return the training curves, a panel for each classifier and what was fitted."""
-    found = []
-    rows = sorted(numbers.training, key=lambda row: row["fitted"])
-    for (fitted, classifier), members in groupby(rows, lambda row: (row["fitted"], row["classifier"])):
-        quality: list[Line] = []
-        loss: list[Line] = []
-        shown = []
-        for (sr, seed), epochs in groupby(members, lambda row: (row["sr"], row["seed"])):
-            of_seed = list(epochs)
-            shown.append(sr)
-            colour, title = _colour(branches, sr), f"{sr}, seed {seed}"
-            best = next((row for row in of_seed if row["best"]), None)
-            points = [(row["epoch"], row["validation_ap_macro"]) for row in of_seed]
-            known = [(x, y) for x, y in points if y is not None]
-            if known:
-                mark = None
-                if best is not None and best["validation_ap_macro"] is not None:
-                    mark = (best["epoch"], best["validation_ap_macro"])
-                quality.append(Line(title, colour, known, marked=mark))
-            train = [(row["epoch"], row["train_loss"]) for row in of_seed]
-            validation = [(row["epoch"], row["validation_loss"]) for row in of_seed]
-            mark = None if best is None else (best["epoch"], best["validation_loss"])
-            loss.append(Line(f"{title}, training", colour, train, dashed=True))
-            loss.append(Line(f"{title}, validation", colour, validation, marked=mark))
-        name = {
-            "network": f"{classifier}, the whole network",
-            "backbone": f"{classifier}, the backbone that every branch shares",
-            "head": f"{classifier}, the head on a frozen backbone",
-        }.get(fitted, f"{classifier}, {fitted}")
-        found.append(
-            Panel(
-                name,
-                list(dict.fromkeys(shown)),
-                line_chart(f"Validation macro AP per epoch: {name}", quality, "epoch") if quality else None,
-                line_chart(f"Training and validation loss per epoch: {name}", loss, "epoch"),
-            )
-        )
-    return found
+def _spread(seed: int, cell: Cell, place: Callable[[float], float]) -> Spread | None:
+    if cell.value is None:
+        return None
+    if cell.low is None or cell.high is None:
+        return Spread(seed, place(cell.value), None, None, f"seed {seed}: {cell.text}")
+    left, width = place(cell.low), place(cell.high) - place(cell.low)
+    title = f"seed {seed}: {cell.text}, {number(cell.low, 3)} to {number(cell.high, 3)}"
+    return Spread(seed, place(cell.value), left, width, title)
 
 
 def duration(seconds: float) -> str:
@@ -230,15 +204,6 @@ def moment(when: datetime) -> str:
 def grouped(count: int) -> str:
     """Return an integer with thin spaces between thousands."""
     return f"{count:,}".replace(",", "\u202f")
-
-
-def _value(row: Row, metric: str) -> float | None:
-    cell = row.cells.get(metric)
-    return None if cell is None else cell.value
-
-
-def _colour(branches: Sequence[str], sr: str) -> int:
-    return (branches.index(sr) if sr in branches else len(branches)) % SERIES_COLOURS
 
 
 def _words(values: Mapping[str, Json]) -> list[tuple[str, str]]:

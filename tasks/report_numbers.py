@@ -2,44 +2,23 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.bigearthnet.classes import NAMES
 from infra.fingerprint import Json
 from infra.storage import StorePaths
-from infra.tables import SR_QUALITY, read_table
+from infra.tables import CALIBRATION, COMPARISONS, METRICS, SR_QUALITY, TRAINING, read_table
 from tasks.last_run import last_run
 from tasks.quality_summary import ModelQuality, summarise
-
-SPLITS = ("test", "all", "validation", "train")
-"""Splits in the order in which one is chosen to be shown."""
-
-
-NULL = "\N{EN DASH}"
-"""What the page shows for null."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One number of a table, and how it is read."""
-
-    name: str
-    """Column or metric of the tables."""
-    title: str
-    hint: str
-    """What it means, one sentence."""
-    decimals: int = 3
-    better: int = 1
-    """1: higher is better, -1: lower is better, 0: neither."""
-
+from tasks.report_cells import Cell, Column, Row, number, with_best, with_best_of_line
+from tasks.report_means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
+from tasks.report_order import branch_order, shown_split
 
 METRIC_COLUMNS = (
     Column("acc", "ACC", "Sample accuracy: common labels over all labels, true or predicted"),
@@ -52,32 +31,20 @@ METRIC_COLUMNS = (
     Column("f1_macro", "F1 macro", "F1, mean over labels"),
     Column("ap_macro", "AP macro", "Average precision, mean over labels; needs no threshold"),
     Column("ap_macro_above_prevalence", "AP above chance", "AP macro minus what random scores would reach"),
+    Column("ece", "ECE", "Expected calibration error: how far probabilities are from frequencies", better=-1),
 )
 """Columns of the metrics table: the six of the paper's table 1 first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A number in a table."""
+class LabelRow:
+    """One metric of one label."""
 
-    value: float | None
-    text: str
-    best: bool = False
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of a table: what it is about, and its numbers."""
-
-    sr: str
-    classifier: str
-    seed: int
-    n: int
-    """Patches that the numbers are of."""
+    label: str
+    support: int
+    """Patches that have it."""
     cells: Mapping[str, Cell]
-    """By column."""
+    """By SR model; none without a patch that has the label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +78,9 @@ class Numbers:
                 found.append(HiveFolder(path, keys))
         return sorted(found, key=lambda f: (*self.order(f.keys["sr"], f.keys["classifier"]), str(f.path)))
 
-    def order(self, sr: str, classifier: str) -> tuple[int, int, str, str]:
-        """Sort key of a classifier on a branch: as RUN.yaml lists them, others behind."""
-        return _place(classifier, self.run.classifiers), _place(sr, self.run.sr), classifier, sr
+    def order(self, sr: str, classifier: str) -> tuple[int, str, bool, int, str]:
+        """Sort key of a classifier on a branch: as RUN.yaml lists them, others behind, the ceiling last."""
+        return branch_order(classifier, sr, self.run.classifiers, self.run.sr)
 
     @cached_property
     def configs(self) -> Mapping[str, tuple[str, Mapping[str, Json]]]:
@@ -162,66 +129,119 @@ class Numbers:
         return {c["values"].as_py(): c["counts"].as_py() for c in pc.value_counts(self.patches["split"])}
 
     @cached_property
-    def _metrics(self) -> list[dict[str, Any]]:
-        table = self._of_run("metrics", self.run.configs)
-        return table.to_pylist() if table.num_rows else []
+    def labels(self) -> tuple[str, ...]:
+        """Labels in the order of every vector; empty where tables/classes is absent."""
+        table = read_table(self.paths.table("classes"))
+        return tuple(table.sort_by("label_index")["label"].to_pylist()) if table.num_rows else ()
+
+    @cached_property
+    def _metrics(self) -> pa.Table:
+        """Rows of tables/metrics over all patches."""
+        return overall(self._of_run("metrics", METRICS))
 
     @cached_property
     def split(self) -> str | None:
         """The split that the metrics are shown of; None where there are none."""
-        there = {row["split"] for row in self._metrics}
-        return next((split for split in (*SPLITS, *sorted(there)) if split in there), None)
+        return shown_split(self._metrics["split"].unique().to_pylist())
+
+    @cached_property
+    def _shown_metrics(self) -> pa.Table:
+        return self._metrics.filter(pc.equal(self._metrics["split"], pa.scalar(self.split, pa.string())))
+
+    @cached_property
+    def means(self) -> Mapping[Subject, Mapping[str, Mean]]:
+        """Means over seeds of the shown split's metrics."""
+        return seed_means(self._shown_metrics)
 
     @cached_property
     def metrics(self) -> list[Row]:
+        """Metrics over all labels, a row for each SR model and classifier: means over seeds.
+
+        An interval is there where there is one seed: it says nothing of the spread over seeds.
+        """
+        single = {(row.sr, row.classifier): row for row in self.seed_metrics}
+        rows = []
+        for subject, of_subject in self.means.items():
+            if subject.label is not None:
+                continue
+            cells = {name: Cell(mean.value, number(mean.value, 3)) for name, mean in of_subject.items()}
+            seeds = tuple(sorted({seed for mean in of_subject.values() for seed in mean.seeds}))
+            if len(seeds) == 1:
+                cells = dict(single[subject.sr, subject.classifier].cells)
+            rows.append(Row(subject.sr, subject.classifier, seeds, min(m.n for m in of_subject.values()), cells))
+        rows.sort(key=lambda row: self.order(row.sr, row.classifier))
+        return with_best(rows, METRIC_COLUMNS, lambda row: row.classifier)
+
+    @cached_property
+    def seed_metrics(self) -> list[Row]:
         """Metrics over all labels, a row for each SR model, classifier and seed."""
-        chosen = [row for row in self._metrics if row["split"] == self.split and row["label"] is None]
         groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
-        for row in chosen:
+        for row in self._shown_metrics.filter(pc.is_null(self._shown_metrics["label"])).to_pylist():
             groups[row["sr"], row["classifier"], row["seed"]].append(row)
         rows = []
         for (sr, classifier, seed), members in groups.items():
-            values = {row["metric"]: row for row in members}
             cells = {
-                metric: Cell(row["value"], number(row["value"], 3), low=row["low"], high=row["high"])
-                for metric, row in values.items()
+                row["metric"]: Cell(row["value"], number(row["value"], 3), low=row["low"], high=row["high"])
+                for row in members
             }
-            rows.append(Row(sr, classifier, seed, members[0]["n"], cells))
-        rows.sort(key=lambda row: (*self.order(row.sr, row.classifier), row.seed))
-        return with_best(rows, METRIC_COLUMNS, lambda row: row.classifier)
+            rows.append(Row(sr, classifier, (seed,), members[0]["n"], cells))
+        return sorted(rows, key=lambda row: (*self.order(row.sr, row.classifier), row.seeds))
 
-    def per_label(self, metric: str, classifier: str) -> list[tuple[str, int, dict[str, Cell]]]:
-        """Return (label, patches with it, cell by SR model: the mean over seeds) of one metric and classifier."""
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
-        support: dict[str, int] = {}
-        for row in self._metrics:
-            if row["split"] != self.split or row["label"] is None or row["classifier"] != classifier:
-                continue
-            if row["metric"] == "support":
-                support[row["label"]] = int(row["value"] or 0)
-            elif row["metric"] == metric and row["value"] is not None:
-                found[row["label"], row["sr"]].append(row["value"])
-        branches = list(dict.fromkeys(row.sr for row in self.metrics if row.classifier == classifier))
+    @cached_property
+    def classifiers(self) -> tuple[str, ...]:
+        """Classifiers that have metrics, in the order of RUN.yaml."""
+        return tuple(dict.fromkeys(row.classifier for row in self.metrics))
+
+    def branches(self, classifier: str) -> list[str]:
+        """SR models that a classifier has metrics of, in the order of RUN.yaml, the ceiling last."""
+        return [row.sr for row in self.metrics if row.classifier == classifier]
+
+    @cached_property
+    def _comparisons(self) -> pa.Table:
+        table = self._of_run("comparisons", COMPARISONS)
+        return table.filter(pc.equal(table["split"], pa.scalar(self.split, pa.string())))
+
+    def differences(self, reference: str) -> Mapping[Subject, Mapping[str, Difference]]:
+        """Differences to a reference on the shown split, over all patches and of each country and season."""
+        return differences(self._comparisons, reference)
+
+    def label_rows(self, metric: str, classifier: str) -> list[LabelRow]:
+        """Return the means over seeds of one metric of each label, in the order of the labels."""
+        branches = self.branches(classifier)
+        known = [subject.label for subject in self.means if subject.label is not None]
         lines = []
-        for label in [*NAMES, *sorted(support.keys() - set(NAMES))]:
-            if label not in support:
+        for label in [*self.labels, *sorted(set(known) - set(self.labels))]:
+            of_label = {sr: self.means.get(Subject(sr, classifier, self.split or "", label), {}) for sr in branches}
+            supports = [means["support"].value or 0.0 for means in of_label.values() if "support" in means]
+            if not supports:
                 continue
-            values = {sr: fmean(found[label, sr]) for sr in branches if (label, sr) in found and support[label]}
-            lines.append((label, support[label], _best_of(values, 3)))
+            support = round(max(supports))
+            cells = {
+                sr: Cell(value, number(value, 3))
+                for sr, means in of_label.items()
+                if support and metric in means and (value := means[metric].value) is not None
+            }
+            lines.append(LabelRow(label, support, with_best_of_line(cells)))
         return lines
+
+    @cached_property
+    def calibration(self) -> list[dict[str, Any]]:
+        """Rows of tables/calibration of the shown split."""
+        table = self._of_run("calibration", CALIBRATION)
+        rows = table.filter(pc.equal(table["split"], pa.scalar(self.split, pa.string()))).to_pylist()
+        return sorted(rows, key=lambda r: (*self.order(r["sr"], r["classifier"]), r["seed"], r["bin"]))
 
     @cached_property
     def quality(self) -> list[ModelQuality]:
         """What tables/sr_quality says of each SR model, in the order of RUN.yaml."""
-        configs = {p for config in self.run.configs if (p := self.pixels(config))} | self.run.configs
-        models = summarise(self._of_run("sr_quality", configs), self.patches)
+        pixels = {p for config in self.run.configs if (p := self.pixels(config))}
+        models = summarise(self._of_run("sr_quality", SR_QUALITY, pixels), self.patches)
         return sorted(models, key=lambda model: self.order(model.sr, ""))
 
     @cached_property
     def training(self) -> list[dict[str, Any]]:
         """Rows of tables/training."""
-        table = self._of_run("training", self.run.configs)
-        rows = table.to_pylist() if table.num_rows else []
+        rows = self._of_run("training", TRAINING).to_pylist()
         return sorted(rows, key=lambda r: (*self.order(r["sr"], r["classifier"]), r["fitted"], r["seed"], r["epoch"]))
 
     @cached_property
@@ -237,48 +257,5 @@ class Numbers:
             groups.append((reason, count, [(row["path"], row["detail"]) for row in first]))
         return groups
 
-    def _of_run(self, name: str, configs: Iterable[str]) -> pa.Table:
-        table = read_table(self.paths.table(name))
-        if not table.num_rows:
-            return table
-        if name == "sr_quality":
-            # a column that an earlier version did not write is null
-            table = pa.concat_tables([SR_QUALITY.empty_table(), table], promote_options="default")
-            table = table.select(SR_QUALITY.names)
-        return table.filter(pc.is_in(table["config"], value_set=pa.array(sorted(configs), pa.string())))
-
-
-def _place(name: str, names: Sequence[str]) -> int:
-    return names.index(name) if name in names else len(names)
-
-
-def number(value: float | None, decimals: int) -> str:
-    """Return a number as the page shows it, with a real minus sign, 0 without any; a dash for null."""
-    return NULL if value is None else f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")  # z: no -0.00
-
-
-def with_best(rows: Sequence[Row], columns: Sequence[Column], group: Callable[[Row], str]) -> list[Row]:
-    """Return rows with the best cell of every column marked in each group.
-
-    Cells that look alike at the column's decimals are equally good; where all do, none is best.
-    """
-    best: dict[tuple[str, str], str] = {}
-    for column in columns:
-        for name in dict.fromkeys(map(group, rows)):
-            cells = [r.cells[column.name] for r in rows if group(r) == name and column.name in r.cells]
-            known = [c for c in cells if c.value is not None]
-            if column.better and len({c.text for c in known}) > 1:
-                best[column.name, name] = max(known, key=lambda c: column.better * (c.value or 0.0)).text
-    return [
-        replace(
-            row,
-            cells={n: replace(c, best=best.get((n, group(row))) == c.text) for n, c in row.cells.items()},
-        )
-        for row in rows
-    ]
-
-
-def _best_of(values: Mapping[str, float], decimals: int) -> dict[str, Cell]:
-    texts = {sr: number(value, decimals) for sr, value in values.items()}
-    top = number(max(values.values()), decimals) if len(set(texts.values())) > 1 else None
-    return {sr: Cell(value, texts[sr], texts[sr] == top) for sr, value in values.items()}
+    def _of_run(self, name: str, schema: pa.Schema, further: Iterable[str] = ()) -> pa.Table:
+        return of_configs(read_table(self.paths.table(name)), schema, self.run.configs | set(further))

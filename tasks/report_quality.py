@@ -7,7 +7,7 @@ from typing import Literal
 
 from classifiers.metrics import Interval
 from tasks.quality_summary import ModelQuality, mean_name
-from tasks.report_numbers import Cell, Column, Row, number, with_best
+from tasks.report_cells import Cell, Column, Row, number, signed, with_best
 
 WALD_COLUMNS = (
     Column("psnr_db", "PSNR, dB", "peak signal-to-noise ratio, at most 100", 2),
@@ -114,7 +114,7 @@ def quality_notes(models: Sequence[ModelQuality]) -> list[str]:
 
 def _lines(models: Sequence[ModelQuality], columns: Sequence[Column]) -> list[QualityLine]:
     rows = [
-        Row(model.sr, "", 0, model.n, {c.name: _cell(c, model.means[mean_name(c.name)]) for c in columns})
+        Row(model.sr, "", (), model.n, {c.name: _cell(c, model.means[mean_name(c.name)]) for c in columns})
         for model in models
     ]
     lines = []
@@ -134,8 +134,7 @@ def _cell(column: Column, interval: Interval) -> Cell:
 
 def _difference(column: Column, interval: Interval) -> QualityCell:
     cell = _cell(column, interval)
-    if cell.value is not None and cell.value > 0:
-        cell = replace(cell, text=f"+{cell.text}")
+    cell = replace(cell, text=signed(cell.value, column.decimals))
     verdict: Verdict = ""
     if column.better and cell.low is not None and cell.high is not None and not cell.low <= 0 <= cell.high:
         verdict = "better" if (cell.low > 0) == (column.better > 0) else "worse"

@@ -23,8 +23,8 @@ from tasks import gallery
 from tasks.charts import Line, line_chart, ticks
 from tasks.gallery import choose
 from tasks.report import duration, grouped, write_report
-from tasks.report_numbers import NULL, number
-from tests.tasks.report_store import AP, CLASSIFIERS, F2, NASTY, SR, Made, Page, TableCell, make_store
+from tasks.report_cells import NULL, number
+from tests.tasks.report_store import AP, CLASSIFIERS, F2, NASTY, SR, Made, Page, TableCell, Wanted, make_store
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_what_is_missing_is_said(made: Made, tmp_path: Path, missing: str) -> No
 
 
 def test_one_patch_that_nobody_labelled(tmp_path: Path) -> None:
-    paths = make_store(tmp_path, labelled=False, n=1).paths
+    paths = make_store(tmp_path, Wanted(labelled=False, n=1)).paths
     write_report(paths)
     page = Page(paths.report.read_text(encoding="utf-8"))
     assert "No patch of this archive has labels, so nothing can be scored." in page.text
