@@ -135,6 +135,21 @@ class TrainedClassifier:
             raise
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether a file is a checkpoint of this project, told by its header alone.
+
+    Raises:
+        WeightsError: There is no such file.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"no checkpoint at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            return _METADATA_KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def load(path: str | Path) -> TrainedClassifier:
     """Return the classifier of a checkpoint file, on the CPU and in evaluation mode; torch's seed is left alone.
 

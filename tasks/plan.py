@@ -98,7 +98,8 @@ def make_plan(
             plan = assign(fresh, shard_size, first)
             n_shards = 1 + pc.max(plan["shard"]).as_py()
             create_store(paths.archive, archive_arrays(patch_format), shard_size, n_shards, {"layout": layout})
-            write_text(_plan_folder(parts) / _FORMAT_FILE, json.dumps(patch_format.to_json()))
+            if not (_plan_folder(parts) / _FORMAT_FILE).exists():
+                write_text(_plan_folder(parts) / _FORMAT_FILE, json.dumps(patch_format.to_json()))
             path = _plan_folder(parts) / f"plan-{len(_plan_files(parts)):04d}.parquet"
             write_parquet(path, plan, row_group_size=_ROWS_PER_GROUP)
             shards = _planned_shards(parts)

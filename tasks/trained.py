@@ -17,7 +17,7 @@ def load_trained(path: Path, branch: Branch) -> TrainedClassifier:
         WeightsError: The file cannot be read, or is published for other bands.
         ConfigError: It was trained on another branch.
     """
-    if is_published(path):
+    if not checkpoint.is_checkpoint(path) and is_published(path):
         return load_published(path, branch.bands, branch.max_dn)
     trained = checkpoint.load(path)
     if dict(trained.sr) != dict(branch.identity):

@@ -19,7 +19,6 @@ from classifiers.published import BANDS, PublishedSpec, is_published
 from classifiers.registry import CLASSIFIERS
 from flows.cli import main
 from flows.config import RunConfig, validated
-from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError
 from infra.weights_store import OfficialFile, WeightsStore, sha256
 from tests.infra.file_server import FileServer, file_server
@@ -374,15 +373,16 @@ class TestRuns:
         from infra.parts import stage_parts
         from infra.storage import StorePaths
         from tasks.branch import make_branch
+        from tests.tasks.small_store import inputs_of
 
         shipped = small_file(tmp_path / "shipped.safetensors", seed=1)
         page = OfficialFile("w.pth", "https://example.org/folder", None, direct=False)
         put_in_table(monkeypatch, small_spec(page, shipped_with(shipped)))
         ingest = stage_parts(StorePaths(tmp_path), "ingest", {})
-        branch = make_branch(ingest, NAME, None, RGB, (3000,) * 3)
+        branch = make_branch(inputs_of(ingest), NAME, None)
         assert branch.weights == shipped
         assert branch.identity["weights_sha256"] == sha256(shipped)
-        named = make_branch(ingest, NAME, shipped, RGB, (3000,) * 3)
+        named = make_branch(inputs_of(ingest), NAME, shipped)
         assert named.pixels.config == branch.pixels.config
 
 

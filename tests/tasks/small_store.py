@@ -14,9 +14,10 @@ from classifiers.checkpoint import TrainedClassifier
 from classifiers.standardise import from_archive_statistics
 from infra.archives.inventory import Subset
 from infra.archives.layouts import ArchiveOptions, open_archive
-from infra.archives.model import Archive
+from infra.archives.model import BIGEARTHNET, Archive
 from infra.bigearthnet.bands import RGB, stretch_max_dn
 from infra.bigearthnet.classes import NAMES
+from infra.parts import StageParts
 from infra.storage import StorePaths
 from tasks.branch import Branch, Inputs, make_branch
 from tasks.ingest import ShardIngester
@@ -59,6 +60,11 @@ def branch_of(
 ) -> Branch:
     inputs = Inputs(plan.parts, plan.format, bands, stretch_max_dn(bands, MAX_DN))
     return make_branch(inputs, sr, weights, batch_size=batch_size)
+
+
+def inputs_of(ingest: StageParts, max_dn: int = MAX_DN) -> Inputs:
+    """RGB of BigEarthNet, of an ingest that need not exist."""
+    return Inputs(ingest, BIGEARTHNET, RGB, (max_dn,) * 3)
 
 
 def untrained(branch: Branch, path: Path, seed: int = 0, **changes: Any) -> Path:

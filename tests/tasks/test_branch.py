@@ -13,10 +13,11 @@ from infra.errors import WeightsError
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
+from sr_models.stretch import to_dn
 from tasks import branch as branch_module
 from tasks.branch import Branch, BranchReader, make_branch
 from tasks.plan import Plan
-from tests.tasks.small_store import MAX_DN, band_file, branch_of
+from tests.tasks.small_store import MAX_DN, band_file, branch_of, inputs_of
 
 CPU = torch.device("cpu")
 
@@ -26,8 +27,8 @@ def streamed(branch: Branch, shard: int) -> tuple[np.ndarray[Any, Any], list[int
     patches = branch.ingest.read(shard)
     pixels, rows, quality = [], [], []
     for batch in BranchReader(branch, CPU).batches(shard, patches):
-        assert len(batch.rows) == len(batch.dn) <= branch.batch_size
-        pixels.append(batch.dn.numpy())
+        assert len(batch.rows) == len(batch.x) <= branch.batch_size
+        pixels.append(to_dn(batch.x, branch.max_dn).numpy())
         rows += batch.rows.tolist()
         quality += [batch.quality] if batch.quality is not None else []
     return np.concatenate(pixels), rows, quality
@@ -102,18 +103,16 @@ def test_config_is_that_of_what_determines_the_pixels(tmp_path: Path) -> None:
     def config(weights: bytes | None, max_dn: int = 3000, batch_size: int = 16, ingest: str = "a1b2c3d4") -> str:
         parts = StageParts(StorePaths(tmp_path), "ingest", ingest)
         if weights is None:
-            return make_branch(parts, "bicubic", None, RGB, (max_dn,) * 3, batch_size=batch_size).pixels.config
+            return make_branch(inputs_of(parts, max_dn), "bicubic", None, batch_size=batch_size).pixels.config
         file = tmp_path / f"weights-{batch_size}"
         file.write_bytes(weights)
-        return make_branch(parts, "realesrgan", file, RGB, (max_dn,) * 3, batch_size=batch_size).pixels.config
+        return make_branch(inputs_of(parts, max_dn), "realesrgan", file, batch_size=batch_size).pixels.config
 
     assert config(b"one") == config(b"one", batch_size=1)  # another path too
     others = [config(None), config(None, 3001), config(None, ingest="b1b2c3d4"), config(b"one"), config(b"other")]
     assert len(set(others)) == 5
     with pytest.raises(WeightsError, match="realesrgan needs weights"):
-        make_branch(
-            StageParts(StorePaths(tmp_path), "ingest", "a1b2c3d4"), "realesrgan", tmp_path / "none", RGB, (3000,) * 3
-        )
+        make_branch(inputs_of(StageParts(StorePaths(tmp_path), "ingest", "a1b2c3d4")), "realesrgan", tmp_path / "none")
 
 
 def test_arrays_say_what_they_hold(store: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +128,6 @@ def test_arrays_say_what_they_hold(store: Plan, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rgb_of_a_shard_is_in_the_order_of_its_bands(store: Plan) -> None:
-    rgb = BranchReader(branch_of(store), CPU).input(0)
+    rgb = BranchReader(branch_of(store), CPU).archive_rows(0)
     s2 = ShardedStore(store.paths.archive).read(0, "s2_10m")  # B02, B03, B04, B08
     np.testing.assert_array_equal(rgb, np.stack([s2[:, 2], s2[:, 1], s2[:, 0]], axis=1))

@@ -273,7 +273,7 @@ def test_a_shard_done_again_gives_the_same_bytes(archive_copy: Path, tmp_path: P
     os.truncate(band_file(archive_copy, patch_ids(archive_copy)[0]), 0)
     plan = ingest(v2(archive_copy), tmp_path / "store")
     before = {path: content for path, (_, content) in snapshot(plan.paths.root).items()}
-    worker = ShardIngester(v2(archive_copy), plan.parts)
+    worker = ShardIngester(v2(archive_copy), plan.format, plan.parts)
     for shard in sorted(plan.shards, reverse=True):
         worker.run(shard)
     assert {path: content for path, (_, content) in snapshot(plan.paths.root).items()} == before
@@ -296,7 +296,7 @@ def test_tables_do_not_depend_on_who_did_the_shards_and_when(archive_root: Path,
     for name, order in (("one", 1), ("other", -1)):
         plan = make_plan(v2(archive_root), StorePaths(tmp_path / name), "bigearthnet-v2", SHARD_SIZE)
         for shard in sorted(plan.shards)[::order]:
-            ShardIngester(v2(archive_root), plan.parts).run(shard)
+            ShardIngester(v2(archive_root), plan.format, plan.parts).run(shard)
         publish_archive(plan)
         plans.append(plan)
     one, other = ({p.relative_to(x.paths.root): c for p, (_, c) in snapshot(x.paths.root).items()} for x in plans)
@@ -305,7 +305,7 @@ def test_tables_do_not_depend_on_who_did_the_shards_and_when(archive_root: Path,
 
 def test_missing_shards_are_pending_and_the_tables_say_so(archive_root: Path, tmp_path: Path) -> None:
     plan = make_plan(v2(archive_root), StorePaths(tmp_path), "bigearthnet-v2", SHARD_SIZE)
-    worker = ShardIngester(v2(archive_root), plan.parts)
+    worker = ShardIngester(v2(archive_root), plan.format, plan.parts)
     assert publish_archive(plan) == IngestCounts(patches=0, quarantined=0, absent=0, pending=24)
     assert worker.run(1).patches == 4  # of 12 train patches in shards of 8
     assert publish_archive(plan) == IngestCounts(patches=4, quarantined=0, absent=0, pending=20)

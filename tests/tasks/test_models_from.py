@@ -3,14 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from tasks.branch import Branch, make_branch
 from tasks.models_from import borrowed_checkpoints
 from tasks.run_record import RunRecord
-from tests.tasks.small_store import untrained
+from tests.tasks.small_store import inputs_of, untrained
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -22,7 +21,7 @@ def source(tmp_path: Path) -> StorePaths:
 
 @pytest.fixture
 def branch(tmp_path: Path) -> Branch:
-    return make_branch(StageParts(StorePaths(tmp_path / "own"), "ingest", "a1b2c3d4"), "none", None, RGB, (3000,) * 3)
+    return make_branch(inputs_of(StageParts(StorePaths(tmp_path / "own"), "ingest", "a1b2c3d4")), "none", None)
 
 
 def publish_run(source: StorePaths, hours: int, *configs: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, Patch, PatchInput, Scan
+from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, Patch, PatchInput, Scan
 from infra.archives.synthetic import write_synthetic_archive
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, ConfigError, StoreError
@@ -199,7 +199,7 @@ class Scanned:
 
 @pytest.mark.parametrize("absent", [0, 7])
 def test_an_archive_that_holds_nothing_is_refused(tmp_path: Path, absent: int) -> None:
-    scan = Scan(INPUT_SCHEMA.empty_table(), PROBLEM_SCHEMA.empty_table(), absent, absent, excluded=0)
+    scan = Scan(BIGEARTHNET, INPUT_SCHEMA.empty_table(), PROBLEM_SCHEMA.empty_table(), absent, absent, excluded=0)
     archive: Archive = Scanned(scan)
     with pytest.raises(ArchiveError, match=f"holds no patch: {absent} are named"):
         make_plan(archive, StorePaths(tmp_path), "bigearthnet-v2", 8)

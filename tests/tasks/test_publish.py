@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from classifiers.training import TrainSettings
-from infra.bigearthnet.bands import RGB
+from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
@@ -18,6 +18,7 @@ from tasks.plan import Plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.score import ScoredClassifier
 from tasks.train import TrainingSet, TrainJob, train_job
+from tests.tasks.small_store import inputs_of
 
 
 @pytest.fixture
@@ -25,11 +26,11 @@ def plan(tmp_path: Path) -> Plan:
     """Three shards of which nothing is stored but rows of parts."""
     paths = StorePaths(tmp_path / "store")
     parts = stage_parts(paths, "ingest", {"layout": "bigearthnet-v2"})
-    return Plan(paths, parts, {0: "train", 1: "validation", 2: "test"}, 4, None)
+    return Plan(paths, parts, {0: "train", 1: "validation", 2: "test"}, 4, BIGEARTHNET, None)
 
 
 def branch_of(plan: Plan, sr: str) -> Branch:
-    return make_branch(plan.parts, sr, None, RGB, (3000,) * 3)
+    return make_branch(inputs_of(plan.parts), sr, None)
 
 
 def completeness(folder: Path) -> set[bytes]:
@@ -59,7 +60,7 @@ def test_scores_are_published_sorted_and_marked_while_a_shard_is_missing(plan: P
     branch = branch_of(plan, "bicubic")
     predictions = StageParts(plan.paths, "predictions", "a1b2c3d4")
     explanations = {"grad_cam": StageParts(plan.paths, "explanations", "12345678")}  # digits, which Hive would parse
-    scored = ScoredClassifier("resnet18", {}, predictions, explanations, "true")
+    scored = ScoredClassifier("resnet18", "resnet18", NAMES, {}, predictions, explanations, "true")
     folder = plan.paths.table("predictions") / "sr=bicubic" / "classifier=resnet18" / "config=a1b2c3d4"
     maps = plan.paths.table("explanations").joinpath(
         "sr=bicubic", "classifier=resnet18", "method=grad_cam", "config=12345678"
@@ -118,8 +119,10 @@ def curve(job: TrainJob, seed: int) -> pa.Table:
 
 
 def test_curves_of_earlier_seeds_stay(plan: Plan) -> None:
-    data = TrainingSet((0,), (1,), "digest")
-    job = train_job(branch_of(plan, "none"), Backbone("resnet18", "random"), "network", "linear", TrainSettings(), data)
+    data = TrainingSet((0,), (1,), "digest", ())
+    backbone = Backbone("resnet18", "random")
+    branch = branch_of(plan, "none")
+    job = train_job(branch, "resnet18", backbone, "network", "linear", NAMES, TrainSettings(), data)
     folder = plan.paths.table("training")
 
     def seeds_and_epochs() -> list[tuple[int, int]]:

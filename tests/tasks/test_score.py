@@ -243,11 +243,11 @@ def test_a_shard_without_patches_has_empty_parts(plan: Plan, checkpoints: Mappin
 
 def test_streamed_bicubic_writes_its_quality_and_stored_gives_the_same(archive_root: Path, tmp_path: Path) -> None:
     plan = make_plan(v2(archive_root), StorePaths(tmp_path / "store"), "bigearthnet-v2", 2)
-    ShardIngester(v2(archive_root), plan.parts).run(0)
+    ShardIngester(v2(archive_root), plan.format, plan.parts).run(0)
     branch = branch_of(plan, "bicubic")
     path = untrained(branch, tmp_path / "0.safetensors")
-    scored = score(plan, {0: path}, labels="all", branch=branch)
     pixels, _, quality = streamed(branch, 0)
+    scored = score(plan, {0: path}, labels="all", branch=branch)
     assert branch.quality.read(0).equals(pa.concat_tables(quality))
     x = checkpoint.load(path).standardiser(torch.from_numpy(pixels.astype(np.float32)) / MAX_DN)
     network = checkpoint.load(path).network
@@ -271,7 +271,7 @@ def test_streamed_bicubic_writes_its_quality_and_stored_gives_the_same(archive_r
 def test_checkpoints_of_other_labels_or_another_branch_are_refused(store: Plan, tmp_path: Path) -> None:
     none, bicubic = branch_of(store), branch_of(store, "bicubic")
     alphabetical = untrained(none, tmp_path / "a", labels=tuple(sorted(NAMES)))
-    with pytest.raises(ConfigError, match="has labels Agro-forestry areas"):
+    with pytest.raises(ConfigError, match="has the labels Agro-forestry areas"):
         scored_classifier(none, "resnet18", {0: alphabetical}, (), "true")
     other = untrained(bicubic, tmp_path / "b")
     with pytest.raises(ConfigError, match=r"was trained on .*sr bicubic.* this run's none branch is .*sr none"):

@@ -86,7 +86,7 @@ def test_a_shard_that_is_not_stored_is_computed(plan: Plan) -> None:
 def test_a_network_s_pixels(archive_root: Path, tmp_path: Path) -> None:
     """Two patches through an untrained network of full size, which has to be loaded from a file."""
     plan = make_plan(v2(archive_root), StorePaths(tmp_path / "store"), "bigearthnet-v2", 2)
-    ShardIngester(v2(archive_root), plan.parts).run(0)
+    ShardIngester(v2(archive_root), plan.format, plan.parts).run(0)
     torch.manual_seed(3)
     weights = tmp_path / "weights.pth"
     torch.save({"params": sr_models.SR_MODELS["realesrgan_general"].build().state_dict()}, weights)
