@@ -48,6 +48,15 @@ Checkpoints = Mapping[int, Path]
 
 
 @dataclass(frozen=True, slots=True)
+class Models:
+    """A classifier's networks on one branch."""
+
+    checkpoints: Checkpoints
+    features: StageParts | None = None
+    """Parts of the features that their heads were fitted on, where the backbone is frozen."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What every stage of one run needs."""
 
@@ -200,23 +209,23 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
 
 
 @_stage_task
-def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backbone | None) -> Checkpoints:
+def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backbone | None) -> Models:
     """Train one classifier on one branch, every seed, or borrow it from another store."""
     config = run.config
     if classifier in config.trained:
-        return {0: config.trained[classifier]}
+        return Models({0: config.trained[classifier]})
     if config.models_from is not None:
-        return borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier)
+        return Models(borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier))
     if backbone is None:
-        return {}
+        return Models({})
     chosen = config.train_of(classifier)
     if not chosen.freeze_backbone:
-        return _fit(run, plan, branch, classifier, chosen, backbone, "network", None)
+        return Models(_fit(run, plan, branch, classifier, chosen, backbone, "network", None))
     features = features_parts(branch, backbone, augment=chosen.augments)
     build = partial(ShardFeatures, branch, backbone, features, augment=chosen.augments)
     shards = plan.ingested("train", "validation")
     run.stage(f"features {branch.sr} {classifier}", build, [features], shards)
-    return _fit(run, plan, branch, classifier, chosen, backbone, "head", features)
+    return Models(_fit(run, plan, branch, classifier, chosen, backbone, "head", features), features)
 
 
 def _fit(
@@ -270,13 +279,13 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
 
 
 @_stage_task
-def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Checkpoints], until: Stage) -> None:
+def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models], until: Stage) -> None:
     """Classify and explain every patch of one branch in one pass, and score the predictions."""
     explain = run.config.explain
     scored = [
-        scored_classifier(branch, name, checkpoints, explain.methods, explain.labels)
-        for name, checkpoints in models.items()
-        if checkpoints
+        scored_classifier(branch, name, trained.checkpoints, explain.methods, explain.labels, trained.features)
+        for name, trained in models.items()
+        if trained.checkpoints
     ]
     if not scored:
         return

@@ -1,5 +1,6 @@
 """Score: one pass over a shard gives predictions, activation maps and explanations of several classifiers."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import classifiers
 from classifiers import checkpoint
 from classifiers.cam.grad_cam import grad_cam_from_features
 from classifiers.cam.summary import summarise
+from classifiers.checkpoint import TrainedClassifier
+from classifiers.network import pool
+from classifiers.training.standardise_features import input_layer
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
@@ -46,6 +50,8 @@ class ScoredClassifier:
     explanations: Mapping[str, StageParts]
     """By method."""
     explain_labels: ExplainLabels
+    features: StageParts | None = None
+    """Parts of the features of its frozen backbone, of which predictions are made where no map is asked for."""
 
     @property
     def outputs(self) -> list[StageParts]:
@@ -59,6 +65,7 @@ def scored_classifier(
     checkpoints: Mapping[int, Path],
     methods: Sequence[str],
     explain_labels: ExplainLabels,
+    features: StageParts | None = None,
 ) -> ScoredClassifier:
     """Return a classifier's outputs under their configs, which its checkpoints' hashes determine.
 
@@ -103,7 +110,9 @@ def scored_classifier(
         )
         for method in methods
     }
-    return ScoredClassifier(classifier, network, labels, checkpoints, predictions, explanations, explain_labels)
+    return ScoredClassifier(
+        classifier, network, labels, checkpoints, predictions, explanations, explain_labels, features
+    )
 
 
 def map_arrays(
@@ -138,20 +147,24 @@ class ShardScorer:
         self._device = worker_device()
         self._reader = BranchReader(branch, self._device)
         self._networks = [_Network(branch, item, self._device) for item in scored]
+        share_backbones([trained for network in self._networks for trained in network.trained.values()])
 
     def run(self, shard: int) -> ShardCount:
         """Score one shard; outputs whose part exists are left alone."""
         patches = self._branch.inputs.patches(shard)
         networks = [n for n in self._networks if not all(parts.is_done(shard) for parts in n.scored.outputs)]
         results = [_ShardResult(network, shard, patches) for network in networks]
+        of_pixels = [result for result in results if not result.add_stored_features()]
+        judged = all(parts.is_done(shard) for parts in self._branch.quality_outputs)
         quality: list[pa.Table] = []
         start = 0
-        for batch in self._reader.batches(shard, patches):
+        for batch in self._reader.batches(shard, patches) if of_pixels or not judged else ():
             rows = patches.slice(start, len(batch.rows))
             start += len(batch.rows)
             quality += [batch.quality] if batch.quality is not None else []
-            for result in results:
-                result.add(batch, rows)
+            forward = _ForwardPass(batch.x)
+            for result in of_pixels:
+                result.add(batch, forward, rows)
         for parts in self._branch.quality_outputs:
             if not parts.is_done(shard):
                 parts.write(shard, _concatenated(quality, SR_QUALITY))
@@ -172,14 +185,34 @@ class _Network:
             trained.network.eval().to(device).to(memory_format=torch.channels_last)
         self.first_seed = next(iter(scored.checkpoints))
         self.shard_size = ShardedStore(branch.paths.archive).shard_size
+        self.device = device
 
-    def __call__(self, seed: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities (N, L) and activations (N, K, h, w) of x (N, C, H, W), see `Batch.x`."""
-        trained = self.trained[seed]
-        with torch.inference_mode():
-            standardised = trained.standardiser(x).contiguous(memory_format=torch.channels_last)
-            logits, activations = trained.network.forward_with_features(standardised)
-            return trained.probabilities(logits), activations
+
+def share_backbones(networks: Sequence[TrainedClassifier]) -> None:
+    """Let networks whose backbones are equal, as seeds and variants of a frozen one are, have one between them."""
+    found: dict[bytes, nn.Module] = {}
+    for trained in networks:
+        digest = hashlib.sha256()
+        for name, values in trained.network.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(values.cpu().numpy().tobytes())
+        trained.network.backbone = found.setdefault(digest.digest(), trained.network.backbone)
+
+
+class _ForwardPass:
+    """The activations of one batch, computed once for each backbone."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._activations: dict[tuple[object, ...], Tensor] = {}
+
+    def activations(self, trained: TrainedClassifier) -> Tensor:
+        """Return the activations (N, K, h, w) of a network."""
+        key = (trained.network.backbone, trained.mean, trained.std)
+        if key not in self._activations:
+            standardised = trained.standardiser(self._x).contiguous(memory_format=torch.channels_last)
+            self._activations[key] = trained.network.features(standardised)
+        return self._activations[key]
 
 
 class _ShardResult:
@@ -191,15 +224,38 @@ class _ShardResult:
         self._explanations: dict[str, list[pa.Table]] = {method: [] for method in network.scored.explanations}
         self._maps: dict[str, NDArray[np.float32]] = {}
 
-    def add(self, batch: Batch, rows: pa.Table) -> None:
+    def add_stored_features(self) -> bool:
+        """Classify the whole shard by stored features; return False where there are none, or where maps are wanted."""
+        scored, patches = self._network.scored, self._patches
+        if scored.features is None or scored.explanations or not scored.features.is_done(self._shard):
+            return False
+        stored = scored.features.read(self._shard)
+        values = stored["features"].combine_chunks().flatten().to_numpy().reshape(stored.num_rows, -1)
+        for seed, trained in self._network.trained.items():
+            channels = input_layer(trained.network.head).in_features  # of the first view, the patch as it is
+            pooled = torch.from_numpy(values[:, :channels].copy()).to(self._network.device)
+            with torch.inference_mode():
+                self._predict(seed, pooled, patches)
+        return True
+
+    def add(self, batch: Batch, forward: _ForwardPass, rows: pa.Table) -> None:
         """Classify one batch and keep its rows."""
+        with torch.inference_mode():
+            self._add(batch, forward, rows)
+
+    def _predict(self, seed: int, pooled: Tensor, rows: pa.Table) -> tuple[pa.Table, NDArray[np.float32]]:
+        trained = self._network.trained[seed]
+        values = trained.probabilities(trained.network.classify(pooled)).cpu().numpy()
+        predicted = trained.decisions(values)
+        table = _prediction_rows(rows, seed, self._network.names, trained.labels, values, predicted)
+        self._predictions.append(table)
+        return table, values
+
+    def _add(self, batch: Batch, forward: _ForwardPass, rows: pa.Table) -> None:
         scored = self._network.scored
         for seed, trained in self._network.trained.items():
-            probs, activations = self._network(seed, batch.x)
-            values = probs.cpu().numpy()
-            predicted = trained.decisions(values)
-            table = _prediction_rows(rows, seed, self._network.names, trained.labels, values, predicted)
-            self._predictions.append(table)
+            activations = forward.activations(trained)
+            table, values = self._predict(seed, pool(activations), rows)
             if seed != self._network.first_seed:
                 continue
             for method in scored.explanations:
