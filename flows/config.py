@@ -1,5 +1,6 @@
 """RUN.yaml: what a run is asked to do, checked before anything starts."""
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -422,11 +423,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a RUN.yaml.
 
     Args:
-        path: The file; relative paths inside it start from the current directory.
+        path: The file; relative paths inside it start from the current directory, and ${NAME} in its texts stands for
+            the environment variable of that name.
         overrides: `key=value` with dots for nesting (`train.epochs=3`); values are YAML.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or says something that cannot be done; the message names the key.
+        ConfigError: The file is missing, is not YAML, names a variable that is not set, or says something that cannot
+            be done; the message names the key.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -438,7 +441,24 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{path} holds no settings; see the README for an example")
     for override in overrides or []:
         _override(values, override)
-    return validated(values, str(path))
+    return validated(_expanded(values, str(path)), str(path))
+
+
+def _expanded(value: Any, source: str) -> Any:  # noqa: ANN401  # whatever YAML holds
+    """Return settings with ${NAME} in their texts replaced by the environment's variables."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, source) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"{source}: {value} names the environment variable {match[1]}, which is not set")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
 def validated(values: dict[str, Any], source: str) -> RunConfig:
