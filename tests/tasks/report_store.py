@@ -64,7 +64,14 @@ LABELS: tuple[list[str], ...] = (["Urban fabric", "Pastures"], ["Urban fabric"],
 PICTURE_LABELS = ("airplane", "beach", "court", "dock", "field")
 """Labels of an archive of pictures; classifiers do not know the last one."""
 
-SOMEWHERE = {"country": "Austria", "season": "summer", "acquired": "2017-06-13", "crs": "EPSG:32633"}
+SOMEWHERE = {
+    "country": "Austria",
+    "season": "summer",
+    "acquired": "2017-06-13",
+    "crs": "EPSG:32633",
+    "has_snow": False,
+    "has_cloud": False,
+}
 NOWHERE = {"crs": ""}
 
 
@@ -384,8 +391,6 @@ def _patches(paths: StorePaths, wanted: Wanted) -> None:
             "labels": wanted.truth(i),
             "split": "test",
             **(NOWHERE if wanted.pictures else {**SOMEWHERE, "tile": TILES[i // 2]}),
-            "has_snow": False,
-            "has_cloud": False,
             "has_s1": False,
             "has_map": False,
             "nodata_share": 0.0,
