@@ -19,7 +19,7 @@ from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
 from tasks.labels import is_clean
-from tasks.pictures import Picture, encode, label_colours, overlay, to_rgb8
+from tasks.pictures import Picture, encode, fitted, label_colours, overlay, to_rgb8
 from tasks.quality_summary import CONTROL
 from tasks.report_numbers import HiveFolder, Numbers
 from tasks.report_order import CEILING, shown_split
@@ -232,7 +232,7 @@ def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels", 
         dn, why_not = pixels.read(patch, branch.sr, branch.config)
         rgb = None if dn is None else to_rgb8(dn, pixels.max_dn)
         name = f"{patch['patch_id']}, {branch.sr}"
-        picture = None if rgb is None else encode(rgb, f"{name}: true colour", lossless=branch.sr == "none")
+        picture = None if rgb is None else encode(fitted(rgb), f"{name}: true colour", lossless=branch.sr == "none")
         base = rgb if rgb is not None else to_rgb8(pixels.archive_rgb(patch), pixels.max_dn)
         by_name = {label.name: label for label in labels[branch.sr]}
         maps = [

@@ -22,7 +22,6 @@ COLUMNS = (
     Column("f1", "F1", "F1, mean over patches"),
     Column("f2_macro", "macro F2", "F2, mean over labels"),
     Column("ap_macro", "macro AP", "average precision, mean over labels"),
-    Column("ap_macro_above_prevalence", "above chance", "macro AP minus the labels' prevalence"),
 )
 """Metrics of the summary: of the paper's table 1 the main ones, and those over labels."""
 

@@ -488,7 +488,7 @@ class Page(HTMLParser):
             self._rows.append([])
         elif tag in {"td", "th"}:
             self._rows[-1].append(TableCell(values))
-        elif tag == "b" and self.tables and self._rows and self._rows[-1]:
+        elif tag == "b" and {"td", "th"} & set(self._path):
             self._rows[-1][-1].bold = True
 
     def handle_endtag(self, tag: str) -> None:

@@ -23,7 +23,13 @@ def metric(name: str, value: float | None, sr: str = "none", seed: int = 0, **ch
 
 
 def comparison(name: str, value: float | None, sr: str = "none", **changes: object) -> dict[str, Any]:
-    row = {"sr": sr, "reference": "bicubic", "classifier": "resnet50", "config": f"resnet50-{sr}", "split": "test"}
+    row: dict[str, Any] = {
+        "sr": sr,
+        "reference": "bicubic",
+        "classifier": "resnet50",
+        "config": f"resnet50-{sr}",
+        "split": "test",
+    }
     row |= {"reference_config": "resnet50-bicubic", **NULLS, "metric": name, "value": value}
     ends = {} if value is None else {"low": value - 0.02, "high": value + 0.02}
     claim = None if value is None else abs(value) > 0.02
@@ -118,7 +124,7 @@ def publish_study(paths: StorePaths, seeds: tuple[int, ...] = (0, 1, 2)) -> set[
     for sr in SR:
         for seed in seeds:
             for classifier in ("resnet50", "vgg"):
-                common = {"sr": sr, "seed": seed, "classifier": classifier}
+                common: dict[str, Any] = {"sr": sr, "seed": seed, "classifier": classifier}
                 rows += [metric("f1", F1[sr], **common), metric("hl", HL[sr], **common)]
                 for label, f2, support in zip(LABELS, F2[sr], (12.0, 0.0, 3.0), strict=True):
                     rows += [metric("f2", f2, label=label, **common), metric("support", support, label=label, **common)]
@@ -126,7 +132,7 @@ def publish_study(paths: StorePaths, seeds: tuple[int, ...] = (0, 1, 2)) -> set[
         rows.append(metric("f1", 0.99, sr=sr, config="another"))
         if sr != "bicubic":
             claim = {} if len(seeds) > 2 else {"significant": None}
-            counted = {"sr": sr, "n_seeds": len(seeds), **claim}
+            counted: dict[str, Any] = {"sr": sr, "n_seeds": len(seeds), **claim}
             compared += [comparison("f1", MINUS[sr], **counted), comparison("f2_macro", MINUS[sr], **counted)]
             compared += [comparison("f2", MINUS[sr], label=label, **counted) for label in LABELS]
             compared.append(comparison("f1", 0.5, sr=sr, reference_config="another"))
