@@ -68,6 +68,11 @@ class Numbers:
         self.paths = paths
         self.run = last_run(paths)
 
+    @property
+    def degrade(self) -> int:
+        """Factor by which every branch but the ceiling saw the archive's pixels reduced."""
+        return int(self.run.settings.get("degrade") or 1)
+
     def hive(self, table: str) -> list[HiveFolder]:
         """Return the folders of a partitioned table that belong to the run, in the order of RUN.yaml."""
         found = []

@@ -86,7 +86,13 @@ class Wanted:
     study: bool = False
     """Whether comparisons, calibration, and metrics by country and season are there."""
     pictures: bool = False
-    """Whether the archive is of pictures: 64 x 64 pixels of R, G, B, other labels, no tiles, no CRS."""
+    """Whether the archive is of pictures: 64 x 64 pixels of R, G, B, other labels, no tiles, no CRS; the ceiling, where
+    it is among the branches, has them, and the others see a quarter of that."""
+
+    @property
+    def degrade(self) -> int | None:
+        """Factor by which all branches but the ceiling see the pixels reduced."""
+        return 4 if "hr" in self.sr else None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -122,8 +128,8 @@ def make_store(root: Path, wanted: Wanted = Wanted()) -> Made:
     configs, predictions = [], {}
     for sr in wanted.sr:
         pixels = stage_parts(paths, "super_resolve", {"sr": sr, "sr_input_max_dn": 3000})
-        if sr in {"srresnet", "hr"}:
-            size = 4 * dn.shape[-1]
+        if sr == "srresnet":
+            size = 4 * dn.shape[-1] // (wanted.degrade or 1)
             spec = ArraySpec("sr", ("band", "y", "x"), (3, size, size), "uint16", 0, {})
             create_store(paths.super_resolved(sr, pixels.config), (spec,), 4, 1, {})
             store = ShardedStore(paths.super_resolved(sr, pixels.config), writable=True)
@@ -422,6 +428,7 @@ def _run(paths: StorePaths, configs: list[str], wanted: Wanted) -> None:
             {
                 "archive": {"layout": "bigearthnet-v2"},
                 "sr": wanted.sr,
+                "degrade": wanted.degrade,
                 "sr_input_max_dn": 3000,
                 "classifiers": CLASSIFIERS,
                 "explain": {"methods": ["grad_cam"]},

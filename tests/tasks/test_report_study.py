@@ -18,7 +18,7 @@ from infra.storage import StorePaths
 from infra.tables import COMPARISONS, METRICS, publish, read_table
 from infra.zarr_store import ArraySpec, ShardedStore, create_store
 from tasks.charts import Line, Reliability, line_chart, reliability_chart
-from tasks.gallery import _rgb_array
+from tasks.gallery_pixels import reduced, rgb_array
 from tasks.pictures import label_colours
 from tasks.report import write_report
 from tasks.report_cells import NULL, Cell, Column, Row, signed, with_best
@@ -318,26 +318,57 @@ def test_metrics_of_an_earlier_version_have_no_countries(tmp_path: Path) -> None
     assert "Loss: validation solid, training dashed" in text
 
 
+def to_picture(dn: NDArray[np.float64], times: int) -> NDArray[np.float64]:
+    """What the gallery shows of (3, H, W) DN, each pixel so many times."""
+    return np.kron(
+        np.rint(255 * (np.minimum(dn.transpose(1, 2, 0), 3000) / 3000.0) ** (2 / 3)), np.ones((times, times, 1))
+    )
+
+
 def test_pictures_of_another_archive(tmp_path: Path) -> None:
     """64 x 64 pixels of R, G, B, labels of its own, one of which no classifier knows, no tiles, no country."""
-    made = make_store(tmp_path, Wanted(pictures=True, sr=("none", "bicubic", "hr")))
+    made = make_store(tmp_path, Wanted(pictures=True, sr=("none", "bicubic")))
     page = page_of(made.paths)
-    images = {a["alt"]: a for tag, a in page.elements if tag == "img"}
-    assert len(images) == 4 * 3 * 2
-    assert {a["width"] for alt, a in images.items() if "true colour" in alt and ", none" in alt} == {"448"}  # 7 times
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2
     (patch,) = pictures(page, "p1, none: true colour")
-    by_hand = np.rint(255 * (np.minimum(made.dn[1].transpose(1, 2, 0), 3000) / 3000.0) ** (2 / 3))
-    np.testing.assert_array_equal(patch, np.kron(by_hand, np.ones((7, 7, 1))))
-    for caption in ("the patch, 64 px wide", "enlarged, 256 px wide", "high resolution, 256 px wide"):
+    np.testing.assert_array_equal(patch, to_picture(made.dn[1], 7))
+    for caption in ("the patch, 64 px wide", "enlarged, 256 px wide"):
         assert page.text.count(caption) == 4
     assert "Pictures are R, G, B from 0 to DN 3000" in page.text
     assert "km wide" not in page.text
-    assert page.text.count("not among the classifier\N{RIGHT SINGLE QUOTATION MARK}s labels: field") == 4 * 3
+    assert page.text.count("not among the classifier\N{RIGHT SINGLE QUOTATION MARK}s labels: field") == 4 * 2
     assert "○ missed" not in page.text
     assert "4 labelled patches." in page.text  # nothing is said of snow and tiles
     assert "Sentinel-2 tiles" not in page.text
     _, airplane, _ = page.tables["f2-resnet18"]
     assert airplane[0].text == "airplane"
+
+
+def test_degraded_pictures_and_their_ceiling(tmp_path: Path) -> None:
+    """Blocks of 16 x 16 pixels: their means over 4 x 4 are themselves, so that the reduced picture is known."""
+    made = make_store(tmp_path, Wanted(pictures=True, sr=("none", "bicubic", "hr")))
+    page = page_of(made.paths)
+    (low,), (high,) = pictures(page, "p1, none: true colour"), pictures(page, "p1, hr: true colour")
+    np.testing.assert_array_equal(low, to_picture(made.dn[1, :, ::4, ::4], 30))
+    assert high.shape == (448, 448, 3)
+    np.testing.assert_allclose(high, to_picture(made.dn[1], 7), atol=90)  # with the losses of its format
+    assert np.abs(high - to_picture(made.dn[1], 7)).mean() < 4
+    for caption in ("the patch, 16 px wide", "enlarged, 64 px wide", "high resolution, 64 px wide"):
+        assert page.text.count(caption) == 4
+    assert "Against the truth" in page.text
+    assert "pixels, the truth, are reduced by 4, super-resolved and compared with themselves." in page.text
+
+
+def test_degraded_patches_say_how_large_a_pixel_is(page: Page) -> None:
+    captions = ("the patch, 40 m", "enlarged, 10 m", "super-resolved, 10 m", "high resolution, 10 m")
+    assert [page.text.count(caption) for caption in captions] == [4] * 4
+    assert "Each patch is 1.2 km wide." in page.text
+
+
+def test_reduced_is_the_mean_of_blocks() -> None:
+    dn = np.array([[[1, 2, 65535, 65535], [2, 1, 65535, 65534]]], np.uint16)
+    assert reduced(dn, 2).tolist() == [[[2, 65535]]]  # 1.5 to even, 65534.75; no sum overflows
+    assert reduced(dn, 1).tolist() == dn.tolist()
 
 
 def test_classifiers_of_few_labels_leave_the_probabilities_of_others_out(tmp_path: Path) -> None:
@@ -360,15 +391,15 @@ def test_bands_are_found_by_their_names(tmp_path: Path) -> None:
         ShardedStore(make_store(tmp_path / str(wanted), Wanted(pictures=wanted)).paths.archive)
         for wanted in (True, False)
     )
-    assert _rgb_array(of_pictures) == ("rgb", ("R", "G", "B"), [0, 1, 2])
-    assert _rgb_array(of_bigearthnet) == ("s2_10m", ("B04", "B03", "B02"), [2, 1, 0])
+    assert rgb_array(of_pictures) == ("rgb", ("R", "G", "B"), [0, 1, 2])
+    assert rgb_array(of_bigearthnet) == ("s2_10m", ("B04", "B03", "B02"), [2, 1, 0])
 
 
 def test_pixels_without_red_green_and_blue_are_said_to_be_missing(tmp_path: Path) -> None:
     radar = ArraySpec("rgb", ("band", "y", "x"), (2, 4, 4), "uint16", 0, {}, names=("VV", "VH"))
     create_store(tmp_path / "archive.zarr", (radar,), 4, 1, {})
     with pytest.raises(StoreError, match="no array s2_10m or rgb with the bands B04,B03,B02 or R,G,B"):
-        _rgb_array(ShardedStore(tmp_path / "archive.zarr"))
+        rgb_array(ShardedStore(tmp_path / "archive.zarr"))
 
 
 def test_labels_keep_the_order_of_the_archive(tmp_path: Path) -> None:
