@@ -320,9 +320,8 @@ def test_metrics_of_an_earlier_version_have_no_countries(tmp_path: Path) -> None
 
 def to_picture(dn: NDArray[np.float64], times: int) -> NDArray[np.float64]:
     """What the gallery shows of (3, H, W) DN, each pixel so many times."""
-    return np.kron(
-        np.rint(255 * (np.minimum(dn.transpose(1, 2, 0), 3000) / 3000.0) ** (2 / 3)), np.ones((times, times, 1))
-    )
+    rgb = np.rint(255 * (np.minimum(dn.transpose(1, 2, 0), 3000) / 3000.0) ** (2 / 3))
+    return rgb.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def test_pictures_of_another_archive(tmp_path: Path) -> None:
