@@ -1,10 +1,8 @@
 """The report's gallery: a few patches as each branch sees them, with the maps and labels that came of it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-import sr_models
-from infra.bigearthnet.bands import RGB, S2_10M
 from infra.errors import StoreError
-from infra.parts import StageParts
-from infra.zarr_store import ShardedStore
+from tasks.gallery_pixels import GalleryPixels
 from tasks.labels import is_clean
-from tasks.pictures import Picture, encode, label_colours, overlay, to_rgb8
-from tasks.quality_summary import CONTROL
+from tasks.pictures import Picture, encode, fitted, label_colours, overlay, to_rgb8
 from tasks.report_numbers import HiveFolder, Numbers
-from tasks.report_order import CEILING, shown_split
+from tasks.report_order import shown_split
 
 PATCHES = 6
 """Patches in the gallery, at most."""
@@ -32,12 +26,6 @@ MAPS = 3
 
 _BUDGET_BYTES = 4_000_000
 """Text of all pictures together; no patch is added beyond it, so that the page stays below 5 MB."""
-
-_RGB_ARRAYS = (S2_10M.array, "rgb")
-"""Arrays of archive.zarr that may hold red, green and blue; an archive has one of them."""
-
-_RGB_NAMES = (RGB, ("R", "G", "B"))
-"""Names that these three bands may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +132,7 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
     chosen = choose([row["patch_id"] for row in rows], [row["labels"] or row["predicted"] for row in rows], PATCHES)
     shown = [_shown(numbers, folder, method, seed, chosen) for folder in folders]
     try:
-        pixels = _Pixels(numbers)
+        pixels = GalleryPixels(numbers)
     except StoreError:  # no archive.zarr: the tables were copied without the pixels
         return None
     cards = _cards(numbers, shown, chosen, pixels)
@@ -205,7 +193,7 @@ def _shown(numbers: Numbers, folder: HiveFolder, method: str, seed: int, ids: Se
     return _Shown(folder.keys["sr"], folder.keys["config"], by_patch, maps)
 
 
-def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str], pixels: "_Pixels") -> list[PatchCard]:
+def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str], pixels: GalleryPixels) -> list[PatchCard]:
     colours = label_colours(numbers.labels)
     of_chosen = numbers.patches.filter(pc.is_in(numbers.patches["patch_id"], value_set=pa.array(chosen)))
     patches = {row["patch_id"]: row for row in of_chosen.to_pylist()}
@@ -222,7 +210,9 @@ def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str], pix
     return cards
 
 
-def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels", tints: Mapping[str, str]) -> PatchCard:
+def _card(
+    patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: GalleryPixels, tints: Mapping[str, str]
+) -> PatchCard:
     truth = patch["labels"]
     there = [branch for branch in shown if patch["patch_id"] in branch.predictions]
     labels = {branch.sr: _labels(branch.predictions[patch["patch_id"]], truth, tints) for branch in there}
@@ -232,8 +222,8 @@ def _card(patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: "_Pixels", 
         dn, why_not = pixels.read(patch, branch.sr, branch.config)
         rgb = None if dn is None else to_rgb8(dn, pixels.max_dn)
         name = f"{patch['patch_id']}, {branch.sr}"
-        picture = None if rgb is None else encode(rgb, f"{name}: true colour", lossless=branch.sr == "none")
-        base = rgb if rgb is not None else to_rgb8(pixels.archive_rgb(patch), pixels.max_dn)
+        picture = None if rgb is None else encode(fitted(rgb), f"{name}: true colour", lossless=branch.sr == "none")
+        base = rgb if rgb is not None else to_rgb8(pixels.input_rgb(patch), pixels.max_dn)
         by_name = {label.name: label for label in labels[branch.sr]}
         maps = [
             _map_cell(by_name[label], branch.maps.get((patch["patch_id"], label)), base, name, pixels)
@@ -276,7 +266,7 @@ def _columns(branches: Sequence[Sequence[Label]]) -> list[str]:
 
 
 def _map_cell(
-    label: Label, row: Mapping[str, Any] | None, base: NDArray[np.uint8], name: str, pixels: "_Pixels"
+    label: Label, row: Mapping[str, Any] | None, base: NDArray[np.uint8], name: str, pixels: GalleryPixels
 ) -> MapCell:
     if row is None:
         return MapCell(label, None, "no map stored" if label.predicted else "not predicted")
@@ -286,87 +276,3 @@ def _map_cell(
     if not np.nanmax(cam, initial=0.0) > 0:
         return MapCell(label, None, "nowhere above 0")
     return MapCell(label, encode(overlay(base, cam), f"{name}: activation map of {label.name}"), "")
-
-
-class _Pixels:
-    """Where the gallery's pixels and maps come from."""
-
-    def __init__(self, numbers: Numbers) -> None:
-        """Open the archive's pixels.
-
-        Raises:
-            StoreError: There are none, or none of the arrays known here holds red, green and blue.
-        """
-        self._numbers = numbers
-        self.max_dn = numbers.run.max_dn
-        self._archive = ShardedStore(numbers.paths.archive)
-        self._open: Callable[[Path], ShardedStore] = cache(ShardedStore)
-        self._resolver: Callable[[str], sr_models.SuperResolver] = cache(sr_models.load)
-        self._array, self.bands, self._index = _rgb_array(self._archive)
-        array = self._archive.array(self._array)
-        self._size = int(array.shape[-1])
-        gsd = array.attrs.get("gsd_m")
-        self._gsd = float(gsd) if isinstance(gsd, int | float) else None
-
-    @property
-    def width_km(self) -> float | None:
-        """Width of a patch, km; None where the archive does not say how large a pixel is."""
-        return None if self._gsd is None else self._size * self._gsd / 1000
-
-    def caption(self, sr: str, size: int | None) -> str:
-        """Return what a branch's picture is.
-
-        Args:
-            sr: The branch.
-            size: Its edge in pixels; None where there are no pixels.
-        """
-        what = {"none": "the patch", CONTROL: "enlarged", CEILING: "high resolution"}.get(sr, "super-resolved")
-        if size is None:
-            return what
-        return f"{what}, {size} px wide" if self._gsd is None else f"{what}, {self._gsd * self._size / size:g} m"
-
-    def archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
-        """Return red, green and blue of a patch as DN, (3, H, W)."""
-        row = self._archive.read(patch["shard"], self._array, patch["row"], 1)
-        return row[0, self._index].astype(np.uint16, copy=False)
-
-    def read(self, patch: Mapping[str, Any], sr: str, predictions: str) -> tuple[NDArray[np.uint16] | None, str]:
-        """Return a branch's red, green, blue as DN, (3, H, W), stored or computed, or None and why there are none."""
-        if sr == "none":
-            return self.archive_rgb(patch), ""
-        config = self._numbers.pixels(predictions)
-        if config is not None:
-            path = self._numbers.paths.super_resolved(sr, config)
-            done = StageParts(self._numbers.paths, "super_resolve", config).is_done(patch["shard"])
-            if done and (path / "zarr.json").exists():
-                return self._open(path).read(patch["shard"], "sr", patch["row"], 1)[0, : len(RGB)].astype(np.uint16), ""
-        spec = sr_models.SR_MODELS.get(sr)
-        if spec is None or spec.needs_weights or not spec.recompute_is_cheap:
-            return None, "pixels not stored; keep_sr: always keeps them"
-        x = sr_models.to_unit(self.archive_rgb(patch)[None], self.max_dn)
-        return sr_models.to_dn(self._resolver(sr)(x), self.max_dn)[0].numpy(), ""
-
-    def map(self, row: Mapping[str, Any]) -> NDArray[np.float32] | None:
-        """Return a raw activation map, (h, w), or None where its store is gone."""
-        try:
-            array = self._open(self._numbers.paths.root / row["map_store"]).array("maps")
-        except StoreError:
-            return None
-        return np.asarray(array[row["map_index"], row["map_label"]], np.float32)
-
-
-def _rgb_array(archive: ShardedStore) -> tuple[str, tuple[str, ...], list[int]]:
-    """Return the array that holds red, green and blue, their names there, and their places on its band axis.
-
-    Raises:
-        StoreError: There is none.
-    """
-    for name in _RGB_ARRAYS:
-        if name in archive.group:
-            axes: tuple[str, ...] = archive.array(name).metadata.dimension_names  # type: ignore[union-attr, assignment]
-            bands = np.asarray(archive.array(axes[1])[:]).tolist()  # the coordinate of the band axis
-            for names in _RGB_NAMES:
-                if set(names) <= set(bands):
-                    return name, names, [bands.index(band) for band in names]
-    wanted = " or ".join(",".join(names) for names in _RGB_NAMES)
-    raise StoreError(f"{archive.path} has no array {' or '.join(_RGB_ARRAYS)} with the bands {wanted}: nothing to draw")

@@ -71,20 +71,28 @@ def colour_stops(count: int = 9) -> list[str]:
     return [_css(colormaps[COLOURS](i / (count - 1))) for i in range(count)]
 
 
-def encode(rgb: NDArray[np.uint8], alt: str, *, lossless: bool = False) -> Picture:
-    """Return an image for the page, WebP, at most 480 pixels wide.
+def fitted(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture in the page's size, at most 480 pixels wide.
 
     Args:
-        rgb: (H, H, 3); below 480 it is enlarged by nearest neighbour, a whole number of times.
+        rgb: (H, H, 3); below 480 every pixel is repeated a whole number of times, above 480 it is reduced (Lanczos).
+    """
+    times = _PICTURE_SIZE // len(rgb)
+    if times:
+        return rgb.repeat(times, axis=0).repeat(times, axis=1)
+    size = (_PICTURE_SIZE, _PICTURE_SIZE)
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS), np.uint8)
+
+
+def encode(rgb: NDArray[np.uint8], alt: str, *, lossless: bool = False) -> Picture:
+    """Return an image for the page, WebP.
+
+    Args:
+        rgb: (H, H, 3).
         alt: What it shows, for those who cannot see it.
         lossless: Whether every pixel is kept.
     """
     image = Image.fromarray(rgb)
-    if image.width > _PICTURE_SIZE:
-        image = image.resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.LANCZOS)
-    else:
-        size = image.width * (_PICTURE_SIZE // image.width)
-        image = image.resize((size, size), Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "WEBP", lossless=lossless, quality=50 if lossless else 86)
     return Picture(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", image.width, alt)

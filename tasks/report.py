@@ -122,7 +122,7 @@ def render(numbers: Numbers) -> str:
         label_maps=label_heat_maps(numbers),
         place_maps=place_heat_maps(numbers),
         rare=RARE,
-        quality=quality_tables(numbers.quality),
+        quality=quality_tables(numbers.quality, numbers.degrade),
         quality_notes=quality_notes(numbers.quality),
         panels=training_panels(numbers, branches),
         calibration=calibration_panels(numbers, branches),

@@ -1,6 +1,6 @@
 """The paper's tables as Markdown, aligned so that a terminal shows them as well as a repository page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.quality_summary import CONTROL
@@ -17,6 +17,12 @@ COLUMNS = (
     Column("f1", "F1", "F1"),
 )
 """Columns of table 1."""
+
+PAPER = (
+    "Tables 1 and 2 as in Mudraje et al., *Multi-label scene classification in remote sensing benefits from image "
+    "super-resolution*; where bicubic enlargement, the control, was run, also both minus it."
+)
+"""What the tables are."""
 
 MARKS = {True: "✓", False: "✗", None: NULL}
 """Whether a difference is significant."""
@@ -51,41 +57,62 @@ def paper_tables_markdown(
     compared = any(row["n_seeds_paired"] is not None for row in first)
     if compared:
         lines += [f"## Table 1 minus {CONTROL}", "", *_legend(first), ""]
-        for name in names:
-            lines += [f"### {name}", "", *_minus_1([row for row in first if row["classifier"] == name]), ""]
+        lines += _sections(names, first, _minus_1, compared=True)
     lines += ["## Table 2: F2 of each label", "", *_macro_note(second)]
-    for name in names:
-        of_name = [row for row in second if row["classifier"] == name]
-        if of_name:
-            lines += [f"### {name}", "", *_table_2(of_name), ""]
+    lines += _sections(names, second, _table_2, compared=False)
     if compared:
         lines += [f"## Table 2 minus {CONTROL}", "", *_legend(second), ""]
-        for name in names:
-            of_name = [row for row in second if row["classifier"] == name]
-            if any(row["n_seeds_paired"] is not None for row in of_name):
-                lines += [f"### {name}", "", *_minus_2(of_name), ""]
+        lines += _sections(names, second, _minus_2, compared=True)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections(
+    names: Sequence[str], rows: Sequence[PaperRow], table: Callable[[Sequence[PaperRow]], list[str]], *, compared: bool
+) -> list[str]:
+    """Return a table of each classifier under its name; where compared, only of those that bicubic was run with."""
+    lines = []
+    for name in names:
+        of_name = [row for row in rows if row["classifier"] == name]
+        if any(not compared or row["n_seeds_paired"] is not None for row in of_name):
+            lines += [f"### {name}", "", *table(of_name), ""]
+    return lines
 
 
 def _head(split: str, rows: Sequence[PaperRow]) -> list[str]:
     seeds = sorted({row["n_seeds"] for row in rows})
     of = "All patches" if split == "all" else f"The {split} split"
     counted = f"{seeds[0]} training seed{'s' if seeds[0] > 1 else ''}" if len(seeds) == 1 else "the training seeds"
-    lines = [f"{of}; means over {counted}. The best of each classifier is bold; ↑ higher is better, ↓ lower is better."]
+    lines = [
+        PAPER,
+        "",
+        f"{of}; means over {counted}. The best of each classifier is bold; ↑ higher is better, ↓ lower is better.",
+        "ACC is sample accuracy, HL Hamming loss, OE one-error; P, R and F1 are means over patches.",
+    ]
     if any(row["sr"] == CEILING for row in rows):
         lines += [
             "",
-            f"{_named(CEILING)} is the untouched high-resolution image: what super-resolution aims at, no rival.",
+            f"{named(CEILING)} is the untouched high-resolution image: what super-resolution aims at, no rival.",
         ]
     return lines
 
 
 def _legend(rows: Sequence[PaperRow]) -> list[str]:
-    marks = f"{MARKS[True]} significant, for the interval excludes 0; {MARKS[False]} not significant"
-    lines = [f"SR model minus {CONTROL} on the same patches and seeds, with the 95 % interval; {marks}."]
-    if any(row["n_seeds_paired"] is not None and row["n_seeds_paired"] < CLAIMS_NEED_SEEDS for row in rows):
-        lines += ["", f"{NULL} after an interval: fewer than three seeds, so no significance is claimed."]
-    return lines
+    paired = [row["n_seeds_paired"] for row in rows if row["n_seeds_paired"] is not None]
+    return [f"SR model minus {CONTROL} on the same patches and seeds, with the 95 % interval. {marks_note(paired)}"]
+
+
+def marks_note(n_seeds: Sequence[int]) -> str:
+    """Return what the signs after a difference mean.
+
+    Args:
+        n_seeds: Seeds of each difference.
+    """
+    notes = []
+    if any(n >= CLAIMS_NEED_SEEDS for n in n_seeds):
+        notes.append(f"{MARKS[True]} significant: the interval excludes 0; {MARKS[False]} not significant")
+    if any(n < CLAIMS_NEED_SEEDS for n in n_seeds):
+        notes.append(f"{MARKS[None]} fewer than three seeds: no significance is claimed")
+    return f"{'; '.join(notes)}."
 
 
 def _macro_note(rows: Sequence[PaperRow]) -> list[str]:
@@ -108,8 +135,8 @@ def _table_1(rows: Sequence[PaperRow]) -> list[str]:
     body = [
         [
             line.classifier,
-            _named(line.sr),
-            *(_bold(line.cells[c.name]) for c in COLUMNS),
+            named(line.sr),
+            *(bold(line.cells[c.name]) for c in COLUMNS),
             str(row["n_seeds"]),
             str(line.n),
         ]
@@ -121,18 +148,18 @@ def _table_1(rows: Sequence[PaperRow]) -> list[str]:
 def _minus_1(rows: Sequence[PaperRow]) -> list[str]:
     others = [row for row in rows if row["sr"] != CONTROL]
     body = [[column.titled, *(_difference(row, column.name) for row in others)] for column in COLUMNS]
-    return aligned(["metric", *(_named(row["sr"]) for row in others)], body, texts=1)
+    return aligned(["metric", *(named(row["sr"]) for row in others)], body, texts=1)
 
 
 def _table_2(rows: Sequence[PaperRow]) -> list[str]:
     branches = list(dict.fromkeys(row["sr"] for row in rows))
     body = []
     for label, of_label in _by_label(rows):
-        supports = [row["support"] for row in of_label.values()]
+        supports = [row["support"] for row in of_label.values() if row["support"] is not None]
         cells = with_best_of_line({sr: _f2(row) for sr, row in of_label.items()})
-        texts = [_bold(cells[sr]) if sr in cells else NULL for sr in branches]
-        body.append([_label(label), "" if label is None else str(max(supports)), *texts])
-    return aligned(["label", "patches", *map(_named, branches)], body, texts=1)
+        texts = [bold(cells[sr]) if sr in cells else NULL for sr in branches]
+        body.append([_label(label), str(max(supports, default="")), *texts])
+    return aligned(["label", "patches", *map(named, branches)], body, texts=1)
 
 
 def _minus_2(rows: Sequence[PaperRow]) -> list[str]:
@@ -141,7 +168,7 @@ def _minus_2(rows: Sequence[PaperRow]) -> list[str]:
     for label, of_label in _by_label(rows):
         texts = [_difference(of_label[sr], "f2") if sr in of_label else NULL for sr in branches]
         body.append([_label(label), *texts])
-    return aligned(["label", *map(_named, branches)], body, texts=1)
+    return aligned(["label", *map(named, branches)], body, texts=1)
 
 
 def _by_label(rows: Sequence[PaperRow]) -> list[tuple[str | None, dict[str, PaperRow]]]:
@@ -164,10 +191,17 @@ def _f2(row: PaperRow) -> Cell:
 def _difference(row: PaperRow, metric: str) -> str:
     name = f"{metric}_minus_{CONTROL}"
     value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if value is None or row.get("support") == 0:
+    if row.get("support") == 0:
+        return NULL
+    return difference_text(value, low, high, significant=row[f"{name}_significant"])
+
+
+def difference_text(value: float | None, low: float | None, high: float | None, *, significant: bool | None) -> str:
+    """Return a difference, its interval and whether it is significant, as one cell; a dash for null."""
+    if value is None:
         return NULL
     interval = "" if low is None or high is None else f" ({signed(low, 3)} to {signed(high, 3)})"
-    return f"{signed(value, 3)}{interval} {MARKS[row[f'{name}_significant']]}"
+    return f"{signed(value, 3)}{interval} {MARKS[significant]}"
 
 
 def _label(label: str | None) -> str:
@@ -178,11 +212,13 @@ def _label(label: str | None) -> str:
     return label.translate(str.maketrans(signs))
 
 
-def _named(sr: str) -> str:
+def named(sr: str) -> str:
+    """Return an SR model's name; the ceiling is told."""
     return f"{sr} (ceiling)" if sr == CEILING else sr
 
 
-def _bold(cell: Cell) -> str:
+def bold(cell: Cell) -> str:
+    """Return a cell's text, bold if it is the best."""
     return f"**{cell.text}**" if cell.best else cell.text
 
 

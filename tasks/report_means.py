@@ -81,16 +81,26 @@ def seed_means(metrics: pa.Table) -> dict[Subject, dict[str, Mean]]:
 def differences(comparisons: pa.Table, reference: str) -> dict[Subject, dict[str, Difference]]:
     """Return the rows of tables/comparisons against one reference, by subject and metric.
 
+    "none" minus "bicubic" is also read from "bicubic" minus "none", where the table has that alone: the same resamples
+    with their signs turned round.
+
     Args:
         comparisons: Rows, any order, of one config for each SR model and classifier.
         reference: "none" or "bicubic".
     """
     found: dict[Subject, dict[str, Difference]] = defaultdict(dict)
-    for row in comparisons.filter(pc.equal(comparisons["reference"], reference)).to_pylist():
-        found[_subject(row)][row["metric"]] = Difference(
-            row["value"], row["low"], row["high"], row["significant"], row["n_seeds"], row["n"]
-        )
-    return dict(found)
+    turned: dict[Subject, dict[str, Difference]] = defaultdict(dict)
+    either = pc.or_(pc.equal(comparisons["reference"], reference), pc.equal(comparisons["sr"], reference))
+    for row in comparisons.filter(either).to_pylist():
+        ends = row["value"], row["low"], row["high"]
+        rest = row["significant"], row["n_seeds"], row["n"]
+        subject, metric = _subject(row), row["metric"]
+        if row["reference"] == reference:
+            found[subject][metric] = Difference(*ends, *rest)
+        else:
+            value, high, low = (None if end is None else -end for end in ends)
+            turned[subject._replace(sr=row["reference"])][metric] = Difference(value, low, high, *rest)
+    return {subject: {**turned.get(subject, {}), **found.get(subject, {})} for subject in found | turned}
 
 
 def of_configs(rows: pa.Table, schema: pa.Schema, configs: Iterable[str]) -> pa.Table:

@@ -68,6 +68,11 @@ class Numbers:
         self.paths = paths
         self.run = last_run(paths)
 
+    @property
+    def degrade(self) -> int:
+        """Factor by which every branch but the ceiling saw the archive's pixels reduced."""
+        return int(self.run.settings.get("degrade") or 1)
+
     def hive(self, table: str) -> list[HiveFolder]:
         """Return the folders of a partitioned table that belong to the run, in the order of RUN.yaml."""
         found = []
@@ -120,6 +125,17 @@ class Numbers:
     def labelled(self) -> bool:
         """Whether any patch has labels."""
         return bool(self.patches.num_rows) and self.patches["labels"].null_count < self.patches.num_rows
+
+    @property
+    def screened(self) -> bool:
+        """Whether the archive tells patches with snow or cloud, which are not scored."""
+        flags = [self.patches[name] for name in ("has_snow", "has_cloud")] if self.patches.num_rows else []
+        return any(column.null_count < len(column) for column in flags)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether every patch has a tile, so that intervals resample tiles."""
+        return bool(self.patches.num_rows) and not self.patches["tile"].null_count
 
     @cached_property
     def split_counts(self) -> Mapping[str, int]:

@@ -18,12 +18,12 @@ WALD_COLUMNS = (
     Column("omission_share", "Omitted, %", "share of detail that stays as in the input", 1, -1),
     Column("hallucination_share", "Made up, %", "share of detail that is far from both", 1, -1),
 )
-"""Columns of Wald's protocol."""
+"""Columns of the comparison with the original: Wald's protocol, or against a truth."""
 
 CONSISTENCY_COLUMNS = (
     Column("reflectance_mae", "Error, 10⁻⁴", "absolute error of the reduced output, in 0.0001 reflectance", 2, -1),
     Column("consistency_sam_deg", "Angle, °", "spectral angle of the reduced output", 3, -1),
-    Column("shift_px", "Shift, px", "distance of the reduced output from its place, 10 m pixels", 3, -1),
+    Column("shift_px", "Shift, px", "distance of the reduced output from its place, input pixels", 3, -1),
     Column("shift_row_px", "Down, px", "part of the shift, positive where the output lies too low", 3, 0),
     Column("shift_col_px", "Right, px", "part of the shift, positive where it lies too far to the right", 3, 0),
     Column("clipped_share", "Clipped, %", "share of input pixels brighter than the stretch allows", 2, 0),
@@ -77,24 +77,26 @@ class QualityTable:
     lines: Sequence[QualityLine]
 
 
-def quality_tables(models: Sequence[ModelQuality]) -> list[QualityTable]:
-    """Return the tables of all models, none without models."""
+def quality_tables(models: Sequence[ModelQuality], degrade: int = 1) -> list[QualityTable]:
+    """Return the tables of all models, none without models.
+
+    Args:
+        models: The models.
+        degrade: Factor by which the archive's pixels were reduced, so that they are the truth; 1: there is none.
+    """
     if not models:
         return []
-    wald = (
-        "A patch is reduced to a quarter, super-resolved and compared with the original, the truth. Improved, omitted "
-        "and made up share out the pixels in which there was detail to gain: near to the original, as in the input, or "
-        "far from both (opensr-test)."
+    title = "Wald\N{RIGHT SINGLE QUOTATION MARK}s protocol" if degrade == 1 else "Against the truth"
+    shared = (
+        " Improved, omitted and made up share out the pixels in which there was detail to gain: near to the original, "
+        "as in the input, or far from both (opensr-test)."
     )
-    consistency = "The super-resolved patch is reduced to 10 m and compared with the input."
+    how = "A patch is reduced to a quarter, super-resolved and compared with the original, the truth."
+    if degrade > 1:
+        how = f"The archive's pixels, the truth, are reduced by {degrade}, super-resolved and compared with themselves."
+    consistency = "The super-resolved patch is reduced to the input's grid and compared with the input."
     return [
-        QualityTable(
-            "quality-table",
-            "Wald\N{RIGHT SINGLE QUOTATION MARK}s protocol",
-            wald,
-            WALD_COLUMNS,
-            _lines(models, WALD_COLUMNS),
-        ),
+        QualityTable("quality-table", title, how + shared, WALD_COLUMNS, _lines(models, WALD_COLUMNS)),
         QualityTable(
             "consistency-table", "Consistency", consistency, CONSISTENCY_COLUMNS, _lines(models, CONSISTENCY_COLUMNS)
         ),

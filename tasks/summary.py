@@ -1,21 +1,32 @@
 """A run's outcome as Markdown, for the terminal and for Prefect."""
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.storage import StorePaths
-from infra.tables import read_table
+from infra.tables import COMPARISONS, METRICS, read_table
+from tasks.quality_summary import CONTROL
+from tasks.report_cells import Cell, Column, Row, number, with_best
+from tasks.report_markdown import aligned, bold, difference_text, marks_note, named
+from tasks.report_means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
+from tasks.report_order import branch_order, shown_split
 from tasks.run_record import RunRecord
 
-SUMMARY_METRICS = {
-    "ap_macro": "macro AP",
-    "ap_macro_above_prevalence": "above prevalence",
-    "f1_macro": "macro F1",
-    "f2_macro": "macro F2",
-}
-"""Metrics of the summary, and their short titles."""
+COLUMNS = (
+    Column("acc", "ACC", "sample accuracy"),
+    Column("hl", "HL", "Hamming loss", better=-1),
+    Column("f1", "F1", "F1, mean over patches"),
+    Column("f2_macro", "macro F2", "F2, mean over labels"),
+    Column("ap_macro", "macro AP", "average precision, mean over labels"),
+)
+"""Metrics of the summary: of the paper's table 1 the main ones, and those over labels."""
+
+COMPARED = "ap_macro"
+"""The metric whose difference to bicubic is in the summary."""
 
 
 SUMMARY_QUALITY = {
@@ -28,7 +39,7 @@ SUMMARY_QUALITY = {
 
 
 def markdown_summary(paths: StorePaths, record: RunRecord) -> str:
-    """Return a run's outcome as Markdown: inputs, stages, test metrics, failures, and where the report is."""
+    """Return a run's outcome as Markdown: inputs, stages, metrics, failures, and where the report is."""
     counts = record.counts
     lines = [
         f"**{counts.inputs} inputs** = {counts.patches} patches + {counts.quarantined} quarantined + "
@@ -52,27 +63,44 @@ def markdown_summary(paths: StorePaths, record: RunRecord) -> str:
 
 
 def _metric_lines(paths: StorePaths, record: RunRecord) -> list[str]:
-    metrics = read_table(paths.table("metrics"))
-    if not metrics.num_rows:
+    """Return the means over seeds of one split, and their differences to bicubic where there are any."""
+    metrics = overall(of_configs(read_table(paths.table("metrics")), METRICS, record.configs))
+    split = shown_split(metrics["split"].unique().to_pylist())
+    if split is None:
         return []
-    configs = pa.array(record.configs, pa.string())
-    of_run = pc.and_(pc.is_null(metrics["label"]), pc.is_in(metrics["config"], value_set=configs))
-    rows = [row for row in metrics.filter(of_run).to_pylist() if row["split"] in {"test", "all"}]
-    lines: dict[tuple[str, str, str, int], dict[str, str]] = {}
-    for row in rows:
-        if row["value"] is not None:
-            key = (row["sr"], row["classifier"], row["split"], row["seed"])
-            lines.setdefault(key, {"n": str(row["n"])})[row["metric"]] = _number(row)
-    if not lines:
-        return []
-    header = ["", "| SR | classifier | split | seed | patches | " + " | ".join(SUMMARY_METRICS.values()) + " |"]
-    header.append("|---|---|---|---:|---:|" + "---:|" * len(SUMMARY_METRICS))
-    return header + [
-        f"| {sr} | {classifier} | {split} | {seed} | {values['n']} | "
-        + " | ".join(values.get(metric, "") for metric in SUMMARY_METRICS)
-        + " |"
-        for (sr, classifier, split, seed), values in lines.items()
+    means = seed_means(metrics.filter(pc.and_(pc.is_null(metrics["label"]), pc.equal(metrics["split"], split))))
+    settings = json.loads(record.run_yaml)
+    order = partial(branch_order, classifiers=settings.get("classifiers", ()), models=settings.get("sr", ()))
+    subjects = sorted(means, key=lambda subject: order(subject.classifier, subject.sr))
+    rows = with_best([_row(subject, means[subject]) for subject in subjects], COLUMNS, lambda row: row.classifier)
+    comparisons = overall(of_configs(read_table(paths.table("comparisons")), COMPARISONS, record.configs))
+    of_bicubic = differences(comparisons, CONTROL)
+    minus = [of_bicubic.get(subject, {}).get(COMPARED) for subject in subjects]
+    head = ["classifier", "SR", *(column.titled for column in COLUMNS), "seeds", "patches"]
+    body = [
+        [row.classifier, named(row.sr), *(bold(row.cells[c.name]) for c in COLUMNS), str(len(row.seeds)), str(row.n)]
+        for row in rows
     ]
+    if any(minus):
+        head.append(f"macro AP minus {CONTROL}")
+        body = [[*cells, _difference(difference)] for cells, difference in zip(body, minus, strict=True)]
+    lines = ["", f"Split {split}, means over seeds:", "", *aligned(head, body, texts=2)]
+    if any(minus):
+        lines += ["", marks_note([difference.n_seeds for difference in minus if difference is not None])]
+    return lines
+
+
+def _row(subject: Subject, means: Mapping[str, Mean]) -> Row:
+    values = {column.name: means[column.name].value if column.name in means else None for column in COLUMNS}
+    cells = {column.name: Cell(values[column.name], number(values[column.name], column.decimals)) for column in COLUMNS}
+    seeds = max((mean.seeds for mean in means.values()), key=len)
+    return Row(subject.sr, subject.classifier, seeds, min(mean.n for mean in means.values()), cells)
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    return difference_text(difference.value, difference.low, difference.high, significant=difference.significant)
 
 
 def _quality_lines(paths: StorePaths, record: RunRecord) -> list[str]:
@@ -96,8 +124,3 @@ def _quality_lines(paths: StorePaths, record: RunRecord) -> list[str]:
         ]
         lines.append(f"| {row['sr']} | {row['patch_id_count']} | {' | '.join(cells)} |")
     return header + lines
-
-
-def _number(row: dict[str, Any]) -> str:
-    interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
-    return f"{row['value']:.3f}{interval}"

@@ -64,7 +64,14 @@ LABELS: tuple[list[str], ...] = (["Urban fabric", "Pastures"], ["Urban fabric"],
 PICTURE_LABELS = ("airplane", "beach", "court", "dock", "field")
 """Labels of an archive of pictures; classifiers do not know the last one."""
 
-SOMEWHERE = {"country": "Austria", "season": "summer", "acquired": "2017-06-13", "crs": "EPSG:32633"}
+SOMEWHERE = {
+    "country": "Austria",
+    "season": "summer",
+    "acquired": "2017-06-13",
+    "crs": "EPSG:32633",
+    "has_snow": False,
+    "has_cloud": False,
+}
 NOWHERE = {"crs": ""}
 
 
@@ -79,7 +86,13 @@ class Wanted:
     study: bool = False
     """Whether comparisons, calibration, and metrics by country and season are there."""
     pictures: bool = False
-    """Whether the archive is of pictures: 64 x 64 pixels of R, G, B, other labels, no tiles, no CRS."""
+    """Whether the archive is of pictures: 64 x 64 pixels of R, G, B, other labels, no tiles, no CRS; the ceiling, where
+    it is among the branches, has them, and the others see a quarter of that."""
+
+    @property
+    def degrade(self) -> int | None:
+        """Factor by which all branches but the ceiling see the pixels reduced."""
+        return 4 if "hr" in self.sr else None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -115,8 +128,8 @@ def make_store(root: Path, wanted: Wanted = Wanted()) -> Made:
     configs, predictions = [], {}
     for sr in wanted.sr:
         pixels = stage_parts(paths, "super_resolve", {"sr": sr, "sr_input_max_dn": 3000})
-        if sr in {"srresnet", "hr"}:
-            size = 4 * dn.shape[-1]
+        if sr == "srresnet":
+            size = 4 * dn.shape[-1] // (wanted.degrade or 1)
             spec = ArraySpec("sr", ("band", "y", "x"), (3, size, size), "uint16", 0, {})
             create_store(paths.super_resolved(sr, pixels.config), (spec,), 4, 1, {})
             store = ShardedStore(paths.super_resolved(sr, pixels.config), writable=True)
@@ -384,8 +397,6 @@ def _patches(paths: StorePaths, wanted: Wanted) -> None:
             "labels": wanted.truth(i),
             "split": "test",
             **(NOWHERE if wanted.pictures else {**SOMEWHERE, "tile": TILES[i // 2]}),
-            "has_snow": False,
-            "has_cloud": False,
             "has_s1": False,
             "has_map": False,
             "nodata_share": 0.0,
@@ -417,6 +428,7 @@ def _run(paths: StorePaths, configs: list[str], wanted: Wanted) -> None:
             {
                 "archive": {"layout": "bigearthnet-v2"},
                 "sr": wanted.sr,
+                "degrade": wanted.degrade,
                 "sr_input_max_dn": 3000,
                 "classifiers": CLASSIFIERS,
                 "explain": {"methods": ["grad_cam"]},
@@ -483,7 +495,7 @@ class Page(HTMLParser):
             self._rows.append([])
         elif tag in {"td", "th"}:
             self._rows[-1].append(TableCell(values))
-        elif tag == "b" and self.tables and self._rows and self._rows[-1]:
+        elif tag == "b" and {"td", "th"} & set(self._path):
             self._rows[-1][-1].bold = True
 
     def handle_endtag(self, tag: str) -> None:

@@ -43,7 +43,7 @@ def page(made: Made) -> Page:
 def metric_cells(page: Page) -> dict[tuple[str, str], dict[str, TableCell]]:
     """Cells of the metrics table by classifier and SR model, and by title."""
     head, *rows = page.tables["metrics-table"]
-    titles = [cell.text.removesuffix(" ↓") for cell in head]
+    titles = [cell.text.rstrip(" ↑↓") for cell in head]
     return {(row[1].text, row[0].text.split()[0]): dict(zip(titles, row, strict=True)) for row in rows}
 
 
@@ -82,18 +82,21 @@ def test_the_answer_is_the_difference_of_macro_ap(page: Page) -> None:
     assert "That is 6.1 points above none, the patches as they are and 4.1 points above bicubic, the control." in first
     assert second.startswith("none scores highest")
     assert f"That is {100 * (AP['resnet50', 'none'] - AP['resnet50', 'bicubic']):.1f} points above bicubic" in second
-    assert "this run has one" in page.text
+    assert "No significance is claimed : that takes the 95\N{NO-BREAK SPACE}% interval" in page.text
+    assert "over three training seeds; this run has one." in page.text
 
 
 def test_classes_show_f2_and_support(page: Page) -> None:
-    tables = [rows for rows in page.tables.values() if rows[0][0].text == "Class"]
-    assert len(tables) == len(CLASSIFIERS)
-    for head, urban, forest in tables:
-        assert [cell.text for cell in head] == ["Class", "n", *SR]
+    for classifier in CLASSIFIERS:
+        head, urban, forest, macro = page.tables[f"f2-{classifier}"]
+        assert [cell.text.split()[0] for cell in head] == ["Label", "n", *SR]
         assert [cell.text for cell in urban[:2]] == ["Urban fabric", "2"]
         assert [cell.value for cell in urban[2:]] == [F2[sr] for sr in SR]
         assert [cell.bold for cell in urban[2:]] == [False, True, False]
         assert [cell.text for cell in forest] == ["Mixed forest", "0", NULL, NULL, NULL]  # no positive: F2 says nothing
+        assert [cell.value for cell in macro[2:]] == [F2[sr] / 2 for sr in SR]
+        assert [cell.bold for cell in macro[2:]] == [False, True, False]
+    assert not [name for name in page.tables if "minus" in name]  # nothing was compared
 
 
 def plain(cell: TableCell) -> str:
@@ -284,7 +287,7 @@ def test_what_is_missing_is_said(made: Made, tmp_path: Path, missing: str) -> No
     write_report(paths)
     page = Page(paths.report.read_text(encoding="utf-8"))
     assert [a["id"] for tag, a in page.elements if tag == "section"] == [
-        "metrics", "classes", "gallery", "quality", "training", "speed", "inputs", "configuration",
+        "metrics", "classes", "calibration", "gallery", "quality", "training", "speed", "inputs", "configuration",
     ]  # fmt: skip
     word = {
         "tables/metrics": "There are no metrics",
@@ -295,6 +298,7 @@ def test_what_is_missing_is_said(made: Made, tmp_path: Path, missing: str) -> No
         "tables/quarantine": "Nothing is in quarantine",
         "archive.zarr": "There are no pictures",
         "tables/patches": "There are no pictures",
+        "tables/classes": "There are no pictures",
         "maps": "its map is missing",
         "sr": "pixels not stored",
     }

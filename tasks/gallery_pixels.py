@@ -1,0 +1,123 @@
+"""Where the report's gallery takes its pixels and maps from: the Zarr stores, or a model that is cheap to run."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sr_models
+from infra.bigearthnet.bands import RGB, S2_10M
+from infra.errors import StoreError
+from infra.parts import StageParts
+from infra.zarr_store import ShardedStore
+from tasks.quality_summary import CONTROL
+from tasks.report_numbers import Numbers
+from tasks.report_order import CEILING
+
+_RGB_ARRAYS = (S2_10M.array, "rgb")  # an archive has one of them
+_RGB_NAMES = (RGB, ("R", "G", "B"))
+
+
+class GalleryPixels:
+    """Where the gallery's pixels and maps come from."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        """Open the archive's pixels.
+
+        Raises:
+            StoreError: There are none, or none of the arrays known here holds red, green and blue.
+        """
+        self._numbers = numbers
+        self.max_dn = numbers.run.max_dn
+        self._degrade = numbers.degrade
+        self._archive = ShardedStore(numbers.paths.archive)
+        self._open: Callable[[Path], ShardedStore] = cache(ShardedStore)
+        self._resolver: Callable[[str], sr_models.SuperResolver] = cache(sr_models.load)
+        self._array, self.bands, self._index = rgb_array(self._archive)
+        array = self._archive.array(self._array)
+        self._size = int(array.shape[-1])
+        gsd = array.attrs.get("gsd_m")
+        self._gsd = float(gsd) if isinstance(gsd, int | float) else None
+
+    @property
+    def width_km(self) -> float | None:
+        """Width of a patch, km; None where the archive does not say how large a pixel is."""
+        return None if self._gsd is None else self._size * self._gsd / 1000
+
+    def caption(self, sr: str, size: int | None) -> str:
+        """Return what a branch's picture is.
+
+        Args:
+            sr: The branch.
+            size: Its edge in pixels; None where there are no pixels.
+        """
+        what = {"none": "the patch", CONTROL: "enlarged", CEILING: "high resolution"}.get(sr, "super-resolved")
+        if size is None:
+            return what
+        return f"{what}, {size} px wide" if self._gsd is None else f"{what}, {self._gsd * self._size / size:g} m"
+
+    def input_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
+        """Return red, green and blue of a patch as DN, (3, H, W), as SR models see it: reduced by `degrade`."""
+        return reduced(self._archive_rgb(patch), self._degrade)
+
+    def read(self, patch: Mapping[str, Any], sr: str, predictions: str) -> tuple[NDArray[np.uint16] | None, str]:
+        """Return a branch's red, green, blue as DN, (3, H, W), stored or computed, or None and why there are none."""
+        if sr == "none":
+            return self.input_rgb(patch), ""
+        if sr == CEILING:
+            return self._archive_rgb(patch), ""
+        config = self._numbers.pixels(predictions)
+        if config is not None:
+            path = self._numbers.paths.super_resolved(sr, config)
+            done = StageParts(self._numbers.paths, "super_resolve", config).is_done(patch["shard"])
+            if done and (path / "zarr.json").exists():
+                return self._open(path).read(patch["shard"], "sr", patch["row"], 1)[0, : len(RGB)].astype(np.uint16), ""
+        spec = sr_models.SR_MODELS.get(sr)
+        if spec is None or spec.needs_weights or not spec.recompute_is_cheap:
+            return None, "pixels not stored; keep_sr: always keeps them"
+        x = sr_models.to_unit(self.input_rgb(patch)[None], self.max_dn)
+        return sr_models.to_dn(self._resolver(sr)(x), self.max_dn)[0].numpy(), ""
+
+    def map(self, row: Mapping[str, Any]) -> NDArray[np.float32] | None:
+        """Return a raw activation map, (h, w), or None where its store is gone."""
+        try:
+            array = self._open(self._numbers.paths.root / row["map_store"]).array("maps")
+        except StoreError:
+            return None
+        return np.asarray(array[row["map_index"], row["map_label"]], np.float32)
+
+    def _archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
+        row = self._archive.read(patch["shard"], self._array, patch["row"], 1)
+        return row[0, self._index].astype(np.uint16, copy=False)
+
+
+def reduced(dn: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
+    """Return a patch on a grid that is `factor` times coarser: means over factor x factor pixels, halves to even.
+
+    Args:
+        dn: (C, H, W), linear in radiance; H and W multiples of the factor.
+        factor: 1 leaves it as it is.
+    """
+    channels, height, width = dn.shape
+    blocks = dn.reshape(channels, height // factor, factor, width // factor, factor)
+    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float64)).astype(np.uint16)
+
+
+def rgb_array(archive: ShardedStore) -> tuple[str, tuple[str, ...], list[int]]:
+    """Return the array that holds red, green and blue, their names there, and their places on its band axis.
+
+    Raises:
+        StoreError: There is none.
+    """
+    for name in _RGB_ARRAYS:
+        if name in archive.group:
+            axes: tuple[str, ...] = archive.array(name).metadata.dimension_names  # type: ignore[union-attr, assignment]
+            bands = np.asarray(archive.array(axes[1])[:]).tolist()  # the coordinate of the band axis
+            for names in _RGB_NAMES:
+                if set(names) <= set(bands):
+                    return name, names, [bands.index(band) for band in names]
+    wanted = " or ".join(",".join(names) for names in _RGB_NAMES)
+    raise StoreError(f"{archive.path} has no array {' or '.join(_RGB_ARRAYS)} with the bands {wanted}: nothing to draw")
