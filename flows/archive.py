@@ -25,17 +25,19 @@ from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone
 from tasks.branch import Branch, Inputs, make_branch
-from tasks.evaluate import publish_metrics
+from tasks.comparisons import publish_comparisons
+from tasks.evaluate import Evaluation, Evaluations, Evaluator, evaluation, publish_metrics
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
 from tasks.models_from import borrowed_checkpoints
+from tasks.paper_tables import publish_paper_tables
 from tasks.patch_pixels import band_set
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.report import write_report
 from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
-from tasks.stage import ShardCount, run_fits, run_stage
+from tasks.stage import Outputs, ShardCount, run_fits, run_stage
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
@@ -74,28 +76,39 @@ class Run:
         outputs: list[StageParts],
         shards: list[int],
         resources: Resources | None = None,
-    ) -> bool:
-        """Run one stage's missing shards; return whether any was done now."""
-        self._begin(title, outputs, shards)
-        report = run_stage(title, build, outputs, shards, resources or self.resources, stage_progress())
-        self.record.add(report)
-        return report.done > 0
+    ) -> None:
+        """Run one stage's missing shards."""
+        self.stage_of(title, build, outputs, shards, dict.fromkeys(outputs, shards), resources)
+
+    def stage_of(
+        self,
+        title: str,
+        build: Callable[[], Worker[ShardCount]],
+        outputs: Sequence[Outputs],
+        items: list[int],
+        filled: Mapping[StageParts, list[int]],
+        resources: Resources | None = None,
+    ) -> None:
+        """Run the missing items of a stage, which fill parts."""
+        self._begin(title, filled)
+        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress()))
 
     def stage_of_fits(
         self, title: str, fit: Callable[..., ShardCount], parts: StageParts, seeds: Sequence[int], epochs: int
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
-        self._begin(title, [parts], list(seeds))
+        self._begin(title, {parts: list(seeds)})
         self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress()))
 
-    def _begin(self, title: str, outputs: list[StageParts], shards: list[int]) -> None:
+    def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
         if not self.record.stages:
             self.record.startup_seconds = time.time() - psutil.Process().create_time()
         self.record.outputs += [
-            {"title": title, "stage": parts.stage, "config": parts.config, "shards": shards} for parts in outputs
+            {"title": title, "stage": parts.stage, "config": parts.config, "shards": shards}
+            for parts, shards in filled.items()
         ]
         self.record.save("running")
-        self.record.configs += [p.config for p in outputs]
+        self.record.configs += [parts.config for parts in filled]
 
 
 _stage_task = task(cache_policy=NO_CACHE, persist_result=False)
@@ -121,13 +134,16 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         if until != "ingest" and plan.ingested():
             inputs = _inputs(run, plan)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
+            evaluations: list[Evaluation] = []
             for sr in config.sr:
                 branch = _branch(run, inputs, sr)
                 if config.stores_pixels(sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
-                    predict(run, plan, branch, models, until)
+                    evaluations += predict(run, plan, branch, models)
+            if until in {"evaluate", "report"}:
+                evaluate(run, evaluations)
         return finish(run, until)
 
 
@@ -279,8 +295,8 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
 
 
 @_stage_task
-def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models], until: Stage) -> None:
-    """Classify and explain every patch of one branch in one pass, and score the predictions."""
+def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[Evaluation]:
+    """Classify and explain every patch of one branch in one pass; return what is to be evaluated."""
     explain = run.config.explain
     scored = [
         scored_classifier(branch, name, trained.checkpoints, explain.methods, explain.labels, trained.features)
@@ -288,22 +304,42 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models], 
         if trained.checkpoints
     ]
     if not scored:
-        return
+        return []
     create_map_stores(branch, scored, plan.shard_size, max(plan.shards) + 1)
     outputs = [*branch.quality_outputs, *(parts for item in scored for parts in item.outputs)]
-    fresh = run.stage(f"predict {branch.sr}", partial(ShardScorer, branch, scored), outputs, plan.ingested())
+    run.stage(f"predict {branch.sr}", partial(ShardScorer, branch, scored), outputs, plan.ingested())
     run.record.configs.append(branch.pixels.config)
     publish_quality(plan, branch)
     for item in scored:
-        predictions = publish_scores(plan, branch, item)
-        if until != "predict":
-            publish_metrics(branch, item, predictions, fresh=fresh)
+        publish_scores(plan, branch, item)
+    return [evaluation(branch, item) for item in scored]
+
+
+@_stage_task
+def evaluate(run: Run, jobs: list[Evaluation]) -> None:
+    """Score the predictions of every classifier, branch and seed, and compare the branches."""
+    work = Evaluations(jobs)
+    run.stage_of(
+        "evaluate",
+        partial(Evaluator, work),
+        [work],
+        list(range(len(work.work))),
+        {job.parts: list(job.seeds) for job in jobs},
+        run.resources.without_gpu(),
+    )
+    for job in jobs:
+        publish_metrics(job)
+    publish_comparisons(jobs)
 
 
 @_stage_task
 def finish(run: Run, until: Stage) -> str:
     """Publish the run's record, write the report, and return the summary."""
     publish_configs(run.paths)
+    if until in {"evaluate", "report"}:
+        chosen = run.config
+        complete = run.record.complete
+        publish_paper_tables(run.paths, run.record.configs, chosen.sr, chosen.classifiers, complete=complete)
     run.record.publish()
     if until == "report":
         write_report(run.paths)

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import sr_models
-from infra.bigearthnet.bands import RGB, S2_10M
+from infra.bigearthnet.bands import IMAGE_RGB, RGB, S2_10M
 from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
+from tasks.branch import CEILING
+from tasks.patch_pixels import reduced
 from tasks.quality_summary import CONTROL
 from tasks.report_numbers import Numbers
-from tasks.report_order import CEILING
 
 _RGB_ARRAYS = (S2_10M.array, "rgb")  # an archive has one of them
-_RGB_NAMES = (RGB, ("R", "G", "B"))
+_RGB_NAMES = (RGB, IMAGE_RGB)
 
 
 class GalleryPixels:
@@ -61,7 +63,7 @@ class GalleryPixels:
 
     def input_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
         """Return red, green and blue of a patch as DN, (3, H, W), as SR models see it: reduced by `degrade`."""
-        return reduced(self._archive_rgb(patch), self._degrade)
+        return reduced(torch.from_numpy(self._archive_rgb(patch))[None], self._degrade)[0].numpy()
 
     def read(self, patch: Mapping[str, Any], sr: str, predictions: str) -> tuple[NDArray[np.uint16] | None, str]:
         """Return a branch's red, green, blue as DN, (3, H, W), stored or computed, or None and why there are none."""
@@ -92,18 +94,6 @@ class GalleryPixels:
     def _archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
         row = self._archive.read(patch["shard"], self._array, patch["row"], 1)
         return row[0, self._index].astype(np.uint16, copy=False)
-
-
-def reduced(dn: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    """Return a patch on a grid that is `factor` times coarser: means over factor x factor pixels, halves to even.
-
-    Args:
-        dn: (C, H, W), linear in radiance; H and W multiples of the factor.
-        factor: 1 leaves it as it is.
-    """
-    channels, height, width = dn.shape
-    blocks = dn.reshape(channels, height // factor, factor, width // factor, factor)
-    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float64)).astype(np.uint16)
 
 
 def rgb_array(archive: ShardedStore) -> tuple[str, tuple[str, ...], list[int]]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infra.fingerprint import Json
 from infra.storage import StorePaths, write_text
+from tasks.branch import CEILING
 from tasks.charts import colour_of, ticks
 from tasks.gallery import make_gallery
 from tasks.pictures import GAMMA, colour_stops, label_colours
@@ -21,7 +22,6 @@ from tasks.report_curves import calibration_panels, training_panels
 from tasks.report_differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
 from tasks.report_means import CLAIMS_NEED_SEEDS
 from tasks.report_numbers import METRIC_COLUMNS, Numbers
-from tasks.report_order import CEILING
 from tasks.report_quality import quality_notes, quality_tables
 
 _SHA256 = re.compile("[0-9a-f]{64}")

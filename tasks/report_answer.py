@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.branch import CEILING
 from tasks.quality_summary import CONTROL
 from tasks.report_cells import number, signed
 from tasks.report_means import Difference, Mean, Subject
 from tasks.report_numbers import Numbers
-from tasks.report_order import CEILING
 
 METRIC = "ap_macro"
 """What the answer is about: it needs no threshold."""

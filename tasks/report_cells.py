@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tasks.report_order import CEILING
+from tasks.branch import CEILING
 
 NULL = "\N{EN DASH}"
 """What stands for null."""

@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from infra.bigearthnet.seasons import Season
 from infra.tables import PAPER_METRICS
+from tasks.branch import CEILING
 from tasks.quality_summary import CONTROL
 from tasks.report_cells import Column, number, signed
 from tasks.report_means import Difference, Subject
 from tasks.report_numbers import METRIC_COLUMNS, Numbers
-from tasks.report_order import CEILING
 
 SEASONS = get_args(Season)
 """Seasons in their order."""

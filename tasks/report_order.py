@@ -2,8 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-CEILING = "hr"
-"""The branch of the untouched high-resolution images: what no SR model can know, so it is shown apart, never best."""
+from tasks.branch import CEILING
 
 SPLITS = ("test", "all", "validation", "train")
 """Splits in the order in which one is chosen to be shown."""

@@ -60,6 +60,18 @@ class Progress(Protocol):
         ...
 
 
+class Outputs(Protocol):
+    """What tells which shards of a stage are done: its parts."""
+
+    def done(self) -> set[int]:
+        """Shards that are done."""
+        ...
+
+    def write_failure(self, shard: int, attempts: int, error: str) -> None:
+        """Leave the reason why a shard failed."""
+        ...
+
+
 def silent(stage: str, done: int, total: int, patches: int) -> None:
     """Tell nobody."""
 
@@ -67,7 +79,7 @@ def silent(stage: str, done: int, total: int, patches: int) -> None:
 def run_stage(
     stage: str,
     build: Callable[[], Worker[ShardCount]],
-    outputs: Sequence[StageParts],
+    outputs: Sequence[Outputs],
     shards: Sequence[int],
     resources: Resources,
     progress: Progress = silent,

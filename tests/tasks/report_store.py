@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.bigearthnet.bands import S2_10M
+from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.classes import NAMES
 from infra.parts import stage_parts
 from infra.storage import StorePaths
@@ -174,7 +175,7 @@ def _archive(paths: StorePaths, wanted: Wanted) -> Any:
         create_store(paths.archive, (rgb,), 4, 1, {})
         ShardedStore(paths.archive, writable=True).write(0, "rgb", dn)
     else:
-        create_store(paths.archive, archive_arrays(NAMES), 4, 1, {})
+        create_store(paths.archive, archive_arrays(BIGEARTHNET), 4, 1, {})
         ShardedStore(paths.archive, writable=True).write(0, S2_10M.array, dn)
     return dn
 
