@@ -87,7 +87,8 @@ def seed_counts(n_seeds: int, n_resamples: int, seed: int) -> Floats:
     """Return how often each of some training seeds was drawn, (resamples, seeds); one seed is drawn every time."""
     rng = np.random.default_rng([seed, 1])  # a stream of its own: tiles and seeds are drawn independently
     drawn = rng.integers(n_seeds, size=(n_resamples, n_seeds))
-    return (drawn[:, :, None] == np.arange(n_seeds)).sum(axis=1).astype(np.float64)
+    counts: Floats = (drawn[:, :, None] == np.arange(n_seeds)).sum(axis=1).astype(np.float64)
+    return counts
 
 
 def bootstrap_means(

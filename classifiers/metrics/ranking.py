@@ -107,7 +107,7 @@ class ClusterRanking:
 
         Whole numbers below 2^24 are exact in float32, so the products are exact; the ratios are in float64.
         """
-        exact = np.float32 if self._heaviest(counts) < _EXACT_IN_FLOAT32 else np.float64
+        exact: type[np.floating] = np.float32 if self._heaviest(counts) < _EXACT_IN_FLOAT32 else np.float64
         n_resamples, n_clusters = counts.shape
         weights = np.ascontiguousarray(counts.T)
         factors = weights.astype(exact)

@@ -128,12 +128,14 @@ class Sample:
         """
         n = len(self.probs)
         chosen = np.ones(n, np.bool_) if rows is None else rows
-        if chosen.shape != (n,) or (clusters is not None and np.shape(clusters) != (n,)):
-            raise ShapeError(f"{n} patches need as many cluster names and choices, got {np.shape(clusters)}")
+        of_patches = None if clusters is None else np.asarray(clusters)
+        if chosen.shape != (n,) or (of_patches is not None and of_patches.shape != (n,)):
+            got = chosen.shape if of_patches is None else of_patches.shape
+            raise ShapeError(f"{n} patches need as many cluster names and choices, got {got}")
         if not chosen.any():
             raise ConfigError("metrics need at least one patch, none is chosen")
         index = np.full(n, -1, np.intp)
-        of_chosen = None if clusters is None else np.asarray(clusters)[chosen]
+        of_chosen = None if of_patches is None else of_patches[chosen]
         index[chosen], n_clusters = cluster_index(of_chosen, int(chosen.sum()))
         values = self._metrics(np.where(chosen, 0, -1), np.ones((1, 1)), single=True)
         parts = [self._metrics(index, counts) for counts in cluster_counts(n_clusters, n_resamples, seed)]
