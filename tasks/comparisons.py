@@ -66,8 +66,9 @@ def over_seeds(of_seeds: Sequence[Resampled], bootstrap: Bootstrap) -> Interval:
         bootstrap: What the metrics were resampled with.
     """
     value = float(np.mean([seed.value for seed in of_seeds]))
-    draws = np.stack([seed.draws for seed in of_seeds], axis=1).astype(np.float64)  # (R, S)
-    times = seed_counts(len(of_seeds), bootstrap.n_resamples, bootstrap.seed)[: len(draws)]
+    n = min(len(seed.draws) for seed in of_seeds)  # 0 where one of them has nothing to resample
+    draws = np.stack([seed.draws[:n] for seed in of_seeds], axis=1).astype(np.float64)  # (R, S)
+    times = seed_counts(len(of_seeds), bootstrap.n_resamples, bootstrap.seed)[:n]
     return interval_of(value, (draws * times).sum(axis=1) / len(of_seeds))
 
 
@@ -88,7 +89,7 @@ def comparison_rows(
     rows: list[dict[str, object]] = []
     for key in ours[0] if ours else ():
         split, country, season, metric, label = key
-        if metric in ABOUT_THE_TRUTH:
+        if metric in ABOUT_THE_TRUTH or not all(key in seed for seed in (*ours, *theirs)):
             continue
         differences = [
             Resampled(a[key].value - b[key].value, a[key].draws - b[key].draws, a[key].n, a[key].n_labels)
