@@ -26,7 +26,14 @@ from infra.zarr_store import create_store
 from tasks.backbone import Backbone
 from tasks.branch import Branch, Inputs, make_branch
 from tasks.comparisons import publish_comparisons
-from tasks.evaluate import Evaluation, Evaluations, Evaluator, evaluation, publish_metrics
+from tasks.evaluate import (
+    EvaluateJob,
+    Evaluations,
+    SeedEvaluator,
+    evaluate_job,
+    publish_calibration,
+    publish_metrics,
+)
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
 from tasks.models_from import borrowed_checkpoints
@@ -134,7 +141,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         if until != "ingest" and plan.ingested():
             inputs = _inputs(run, plan)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
-            evaluations: list[Evaluation] = []
+            evaluations: list[EvaluateJob] = []
             for sr in config.sr:
                 branch = _branch(run, inputs, sr)
                 if config.stores_pixels(sr):
@@ -295,7 +302,7 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
 
 
 @_stage_task
-def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[Evaluation]:
+def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[EvaluateJob]:
     """Classify and explain every patch of one branch in one pass; return what is to be evaluated."""
     explain = run.config.explain
     scored = [
@@ -312,16 +319,16 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
     publish_quality(plan, branch)
     for item in scored:
         publish_scores(plan, branch, item)
-    return [evaluation(branch, item) for item in scored]
+    return [evaluate_job(branch, item) for item in scored]
 
 
 @_stage_task
-def evaluate(run: Run, jobs: list[Evaluation]) -> None:
+def evaluate(run: Run, jobs: list[EvaluateJob]) -> None:
     """Score the predictions of every classifier, branch and seed, and compare the branches."""
     work = Evaluations(jobs)
     run.stage_of(
         "evaluate",
-        partial(Evaluator, work),
+        partial(SeedEvaluator, work),
         [work],
         list(range(len(work.work))),
         {job.parts: list(job.seeds) for job in jobs},
@@ -329,6 +336,7 @@ def evaluate(run: Run, jobs: list[Evaluation]) -> None:
     )
     for job in jobs:
         publish_metrics(job)
+        publish_calibration(job)
     publish_comparisons(jobs)
 
 

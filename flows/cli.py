@@ -119,9 +119,37 @@ def predict(run_yaml: RunYaml, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(run_yaml: RunYaml, overrides: Overrides = None) -> None:
-    """Score the predictions, after what that needs."""
-    _run(run_yaml, overrides, "evaluate")
+def evaluate(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Only patches that meet a condition, from the predictions there are: country = 'Finland'."),
+    ] = None,
+) -> None:
+    """Score the predictions, after what that needs; or, with --where, those of some patches, and run nothing."""
+    if where is None:
+        _run(run_yaml, overrides, "evaluate")
+        return
+    from flows.config import load_config
+    from infra.storage import StorePaths
+    from tasks.evaluate_where import evaluate_where
+
+    found = evaluate_where(StorePaths(load_config(run_yaml, overrides).store), where)
+    console = Console()
+    if console.is_terminal:
+        for chosen in found.tables():
+            table = Table(title=chosen.title, title_justify="left")
+            for column in chosen.columns:
+                table.add_column(column)
+            for row in chosen.rows:
+                table.add_row(*row)
+            console.print(table)
+    else:  # for other programs: rows of tables/metrics, tab-separated
+        columns = found.metrics.column_names
+        rows = ([_exact(value) for value in row.values()] for row in found.metrics.to_pylist())
+        csv.writer(sys.stdout, dialect="excel-tab").writerows([columns, *rows])
+    _say(f"{found.n} patches meet the condition")
 
 
 @app.command()
@@ -280,3 +308,7 @@ def doctor() -> None:
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _exact(value: object) -> str:
+    return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,16 @@ import pyarrow.parquet as pq
 
 from infra.errors import ConfigError, StoreError
 
-_CONFIG_TABLES = ("predictions", "explanations", "reliability", "metrics", "comparisons", "calibration", "sr_quality", "training")
+_CONFIG_TABLES = (
+    "predictions",
+    "explanations",
+    "reliability",
+    "metrics",
+    "comparisons",
+    "calibration",
+    "sr_quality",
+    "training",
+)
 
 
 def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyConnection:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from infra.bigearthnet.bands import S2_10M
 from infra.archives.model import BIGEARTHNET
+from infra.bigearthnet.bands import S2_10M
 from infra.bigearthnet.classes import NAMES
 from infra.parts import stage_parts
 from infra.storage import StorePaths

@@ -1,6 +1,7 @@
 """Oracles: scikit-learn, hand numbers, and the metric of physically repeated patches."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,21 @@ from classifiers.metrics import (
     OVERALL,
     PER_LABEL,
     Interval,
-    bootstrap,
-    bootstrap_means,
+    Intervals,
+    Metrics,
+    Sample,
     multilabel_metrics,
     per_label_metrics,
-    resample,
 )
 from infra.errors import ConfigError, ShapeError
+
+
+def bootstrap(probs: ArrayLike, truth: ArrayLike, clusters: Any, n_resamples: int = 1000, seed: int = 0) -> Intervals:
+    return Sample.of(probs, truth).resample(clusters, n_resamples, seed).intervals()
+
+
+def resample(probs: ArrayLike, truth: ArrayLike, clusters: Any, n_resamples: int = 1000, seed: int = 0) -> Metrics:
+    return Sample.of(probs, truth).resample(clusters, n_resamples, seed).draws
 
 
 def close(found: ArrayLike, expected: ArrayLike, name: str = "") -> None:
@@ -36,8 +45,22 @@ def random_case(seed: int, n: int = 200, labels: int = 7) -> tuple[NDArray[np.fl
     return probs, truth
 
 
-def sklearn_metrics(probs: NDArray[np.float64], truth: NDArray[np.bool_]) -> dict[str, float]:
-    t, p = truth.astype(int), (probs >= 0.5).astype(int)
+def ece_by_hand(probs: NDArray[np.float64], truth: NDArray[np.bool_], bins: int = 15) -> float:
+    """|mean probability - share of positives| of each bin, weighted by its decisions."""
+    edges = np.linspace(0, 1, bins + 1)
+    p, t = probs.astype(np.float64).ravel(), truth.ravel()
+    total = 0.0
+    for b in range(bins):
+        inside = (p >= edges[b]) & ((p < edges[b + 1]) if b < bins - 1 else (p <= 1))
+        if inside.any():
+            total += inside.sum() / p.size * abs(p[inside].mean() - t[inside].mean())
+    return total
+
+
+def sklearn_metrics(
+    probs: NDArray[np.float64], truth: NDArray[np.bool_], decisions: NDArray[np.bool_] | None = None
+) -> dict[str, float]:
+    t, p = truth.astype(int), ((probs >= 0.5) if decisions is None else decisions).astype(int)
     precision, recall, f1, _ = sk.precision_recall_fscore_support(t, p, average="samples", zero_division=0)
     some = t.any(axis=0)
     oe = [not t[i, list(row).index(max(row))] for i, row in enumerate(probs) if t[i].any()]
@@ -57,6 +80,7 @@ def sklearn_metrics(probs: NDArray[np.float64], truth: NDArray[np.bool_]) -> dic
         "ap_micro": sk.average_precision_score(t, probs, average="micro"),
         "coverage_error": sk.coverage_error(t, probs),
         "ranking_loss": sk.label_ranking_loss(t, probs),
+        "ece": ece_by_hand(probs, truth),
         "empty_truth_share": float(np.mean(t.sum(axis=1) == 0)),
         "empty_predicted_share": float(np.mean(p.sum(axis=1) == 0)),
         "prevalence_macro": prevalence,
@@ -72,6 +96,34 @@ def test_equal_scikit_learn(seed: int) -> None:
     assert found.keys() == expected.keys() == {*OVERALL, "n_labels"}
     for name in expected:
         close(found[name], expected[name], name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decisions_take_the_place_of_a_threshold(seed: int) -> None:
+    """The one most probable label, as a softmax classifier decides: no threshold gives that."""
+    probs, truth = random_case(seed)
+    one = np.eye(probs.shape[1], dtype=bool)[probs.argmax(axis=1)]
+    assert not any(np.array_equal(one, probs >= limit) for limit in np.unique(probs))
+    found = multilabel_metrics(probs, truth, decisions=one)
+    for name, value in sklearn_metrics(probs, truth, one).items():
+        close(found[name], value, name)
+    f1 = per_label_metrics(probs, truth, decisions=one)["f1"]
+    close(f1, sk.f1_score(truth.astype(int), one.astype(int), average=None, zero_division=0))
+
+
+def test_metrics_of_some_rows_are_those_of_a_sample_of_them_alone() -> None:
+    probs, truth = random_case(4)
+    clusters = np.random.default_rng(0).integers(0, 12, len(probs))
+    rows = (clusters < 7) & (np.arange(len(probs)) % 3 > 0)
+    found = Sample.of(probs, truth).resample(clusters, 40, 3, rows=rows)
+    alone = Sample.of(probs[rows], truth[rows]).resample(clusters[rows], 40, 3)
+    for name in OVERALL:
+        close(found.values.overall[name], alone.values.overall[name], name)
+        close(found.draws.overall[name], alone.draws.overall[name], name)
+    for name in PER_LABEL:
+        close(found.draws.per_label[name], alone.draws.per_label[name], name)
+    with pytest.raises(ConfigError, match="none is chosen"):
+        Sample.of(probs, truth).resample(clusters, rows=rows & False)
 
 
 @settings(deadline=None, max_examples=60)
@@ -164,16 +216,6 @@ def test_weighted_metrics_equal_those_of_repeated_patches(n_clusters: int) -> No
     assert np.array_equal(found.per_label["support"], [p["support"] for _, p in expected])
 
 
-def test_counts_past_32_bits_are_summed_in_64() -> None:
-    """Weights are multiplicities; a huge one must not wrap round."""
-    from classifiers.metrics import _Ranking
-
-    ranking = _Ranking.of(np.array([0.9, 0.8, 0.7]), np.array([False, True, True]), np.array([0, 1, 1]))
-    heavy = 2.0**30
-    by_hand = (heavy * heavy / (2 * heavy) + heavy * 2 * heavy / (3 * heavy)) / (2 * heavy)
-    close(ranking.average_precision(np.array([[heavy, heavy]])), [by_hand])
-
-
 def test_bootstrap_gives_percentiles_of_the_draws_and_the_plain_value() -> None:
     probs, truth = random_case(2)
     clusters = np.array([f"T{i % 9:02d}" for i in range(len(probs))])
@@ -181,7 +223,7 @@ def test_bootstrap_gives_percentiles_of_the_draws_and_the_plain_value() -> None:
     draws = resample(probs, truth, clusters, n_resamples=200, seed=4)
     plain = multilabel_metrics(probs, truth)
     for name in OVERALL:
-        assert found.overall[name].value == plain[name]
+        close(found.overall[name].value, plain[name], name)
         np.testing.assert_allclose(found.overall[name][1:], np.percentile(draws.overall[name], [2.5, 97.5]))
     assert found.per_label["ap"][0] == pytest.approx((np.nan, np.nan, np.nan), nan_ok=True)
     assert len(found.per_label["f1"]) == 7
@@ -200,8 +242,8 @@ def test_bootstrap_does_not_depend_on_the_order_of_patches() -> None:
 def test_bootstrap_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     probs, truth = random_case(6, n=60)
     whole = resample(probs, truth, None, n_resamples=20)
-    monkeypatch.setattr("classifiers.metrics._COUNTS_AT_ONCE", 150)  # two resamples of 60 clusters at a time
-    monkeypatch.setattr("classifiers.metrics._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("classifiers.metrics.bootstrap.COUNTS_AT_ONCE", 150)  # two resamples of 60 clusters at a time
+    monkeypatch.setattr("classifiers.metrics.sample._ROWS_AT_ONCE", 7)
     for name, values in resample(probs, truth, None, n_resamples=20).overall.items():
         close(values, whole.overall[name], name)
 
@@ -221,50 +263,6 @@ def test_one_cluster_has_no_interval() -> None:
     assert found.overall["f1"] == pytest.approx((multilabel_metrics(probs, truth)["f1"], np.nan, np.nan), nan_ok=True)
     assert isinstance(found.per_label["f1"][2], Interval)
     assert np.isnan(found.per_label["f1"][2].low)
-
-
-def test_means_are_those_of_physically_resampled_clusters() -> None:
-    """The draws of the bootstrap's own generator, but every resample is built and averaged row by row."""
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=(60, 3))
-    values[rng.random((60, 3)) < 0.3] = np.nan
-    values[:, 2] = np.nan
-    clusters = np.array([f"T{i}" for i in rng.integers(0, 7, 60)])
-    names = np.unique(clusters)
-    draws = np.random.default_rng(5)
-    means = []
-    for _ in range(300):
-        chosen = names[draws.integers(len(names), size=len(names))]
-        rows = np.concatenate([values[clusters == name] for name in chosen])
-        means.append([np.nanmean(rows[:, k]) for k in range(2)])
-    found = bootstrap_means(values, clusters, n_resamples=300, seed=5)
-    for k in range(2):
-        assert found[k].value == pytest.approx(np.nanmean(values[:, k]))
-        np.testing.assert_allclose(found[k][1:], np.percentile(np.array(means)[:, k], [2.5, 97.5]))
-    assert found[2] == pytest.approx((np.nan, np.nan, np.nan), nan_ok=True)
-
-
-def test_means_resample_as_the_metrics_do() -> None:
-    """The mean of a share that is 1 where all labels are right equals the sample accuracy of the same draws."""
-    clusters = np.repeat(np.arange(10), 20)
-    truth = np.ones((200, 2), bool)
-    probs = np.where(clusters[:, None] < 7, 0.9, 0.1) * np.ones((1, 2))
-    (mean,) = bootstrap_means((clusters < 7).astype(float)[:, None], clusters, n_resamples=200, seed=1)
-    assert mean == pytest.approx(bootstrap(probs, truth, clusters, n_resamples=200, seed=1).overall["acc"])
-    assert mean.low < mean.value < mean.high
-
-
-def test_means_of_one_cluster_and_of_none() -> None:
-    (mean,) = bootstrap_means([[1.0], [3.0]], ["a", "a"])
-    assert mean == pytest.approx((2.0, np.nan, np.nan), nan_ok=True)
-    (alone,) = bootstrap_means([[1.0], [3.0]], None, n_resamples=500)  # every patch its own: means 1, 2, 2, 3
-    assert alone == (2.0, 1.0, 3.0)
-    with pytest.raises(ShapeError, match="values"):
-        bootstrap_means(np.empty((0, 2)), None)
-    with pytest.raises(ShapeError, match="as many cluster names"):
-        bootstrap_means([[1.0], [3.0]], ["a"])
-    with pytest.raises(ConfigError, match="at least one resample"):
-        bootstrap_means([[1.0]], None, n_resamples=0)
 
 
 def test_truth_without_any_label_warns_of_nothing() -> None:
@@ -294,5 +292,11 @@ def test_refuses_clusters_and_thresholds_of_another_length() -> None:
     probs, truth = random_case(0, n=20)
     with pytest.raises(ShapeError, match="20 patches need as many cluster names"):
         bootstrap(probs, truth, [1, 2, 3])
+    with pytest.raises(ShapeError, match="a decision for each"):
+        multilabel_metrics(probs, truth, decisions=truth[:, :-1])
+    with pytest.raises(ConfigError, match="decisions of 0 and 1"):
+        multilabel_metrics(probs, truth, decisions=probs)
+    with pytest.raises(ConfigError, match="at least one resample"):
+        bootstrap(probs, truth, None, n_resamples=0)
     with pytest.raises(ShapeError, match="threshold"):
         multilabel_metrics(probs, truth, threshold=[0.5, 0.5])
