@@ -29,7 +29,7 @@ from tasks.comparisons import publish_comparisons
 from tasks.evaluate import (
     EvaluateJob,
     Evaluations,
-    SeedEvaluator,
+    Evaluator,
     evaluate_job,
     publish_calibration,
     publish_metrics,
@@ -328,7 +328,7 @@ def evaluate(run: Run, jobs: list[EvaluateJob]) -> None:
     work = Evaluations(jobs)
     run.stage_of(
         "evaluate",
-        partial(SeedEvaluator, work),
+        partial(Evaluator, work),
         [work],
         list(range(len(work.work))),
         {job.parts: list(job.seeds) for job in jobs},

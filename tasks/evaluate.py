@@ -91,6 +91,28 @@ def evaluate_job(branch: Branch, scored: ScoredClassifier, bootstrap: Bootstrap 
     return EvaluateJob(branch.sr, scored.classifier, labels, seeds, scored.predictions, bootstrap, parts)
 
 
+class SeedEvaluator:
+    """Evaluates one job, a seed after the other; it needs no GPU."""
+
+    def __init__(self, job: EvaluateJob) -> None:
+        self._job = job
+
+    def run(self, seed: int) -> ShardCount:
+        """Evaluate one seed: its calibration and resamples first, its metrics last."""
+        job = self._job
+        scored = job.read(seed)
+        rows = list(metric_rows(scored, job.labels, job.bootstrap))
+        side = {"calibration": _calibration_table(job, seed, scored), "resamples": resamples_table(rows)}
+        names: dict[str, str | int] = {
+            "sr": job.sr,
+            "classifier": job.classifier,
+            "config": job.predictions.config,
+            "seed": seed,
+        }
+        job.parts.write(seed, metrics_table(names, rows), side)
+        return ShardCount(scored.num_rows)
+
+
 class Evaluations:
     """All evaluations of a run as one list of work: an item is a place in it, one seed of one job."""
 
@@ -107,26 +129,16 @@ class Evaluations:
         job.parts.write_failure(seed, attempts, error)
 
 
-class SeedEvaluator:
-    """Evaluates one item after the other; it needs no GPU."""
+class Evaluator:
+    """Evaluates one item of all evaluations after the other."""
 
     def __init__(self, evaluations: Evaluations) -> None:
         self._work = evaluations.work
 
     def run(self, item: int) -> ShardCount:
-        """Evaluate one item: its calibration and resamples first, its metrics last."""
+        """Evaluate one item."""
         job, seed = self._work[item]
-        scored = job.read(seed)
-        rows = list(metric_rows(scored, job.labels, job.bootstrap))
-        side = {"calibration": _calibration_table(job, seed, scored), "resamples": resamples_table(rows)}
-        names: dict[str, str | int] = {
-            "sr": job.sr,
-            "classifier": job.classifier,
-            "config": job.predictions.config,
-            "seed": seed,
-        }
-        job.parts.write(seed, metrics_table(names, rows), side)
-        return ShardCount(scored.num_rows)
+        return SeedEvaluator(job).run(seed)
 
 
 def publish_metrics(job: EvaluateJob) -> None:
