@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def average_precision_rows(
     of_peer = seconds(peer, 1) * args.resamples / len(weights)
     rows = [Row(what, "scikit-learn in a loop", of_peer, 1.0, 0.0)]
     for way, work in (("one by one", ranking.one_by_one), ("by matrix product", ranking.by_matrix_product)):
-        spent = seconds(lambda work=work: work(counts), args.repeats)
+        spent = seconds(partial(work, counts), args.repeats)
         difference = float(np.abs(work(counts)[: len(weights)] - expected).max())
         rows.append(Row(what, way, spent, of_peer / spent, difference))
     return rows

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from classifiers.metrics import Interval, Sample, calibration_of
-from classifiers.metrics.calibration import Calibration
+from classifiers.metrics import Calibration, Interval, Sample, calibration_of
 from tasks.labels import is_clean, multi_hot
 
 _OVER_ALL_LABELS = ("f1_macro", "f2_macro")  # a label without a positive counts, as scikit-learn has it

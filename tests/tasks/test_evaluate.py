@@ -6,12 +6,13 @@ import pytest
 from sklearn.metrics import hamming_loss
 
 from classifiers.metrics import BINS, OVERALL, PER_LABEL
-from infra.ray_pool import Resources
+from infra.ray_pool import Done, Resources
 from infra.storage import StorePaths
 from infra.tables import CALIBRATION, METRICS, read_table
 from tasks import stage
 from tasks.evaluate import SeedEvaluator, publish_calibration, publish_metrics
 from tasks.metric_rows import PLACES
+from tasks.stage import ShardCount
 from tests.tasks.scored_case import COUNT, Case, publish_case, publish_patches
 
 PER_SUBSET = len(OVERALL) + COUNT * len(PER_LABEL)
@@ -73,9 +74,9 @@ def test_unchanged_predictions_are_skipped_and_others_evaluated_anew(
     few = publish_case(paths, case, "none", range(30), resamples=3)
     asked: list[list[int]] = []
 
-    def pool(build: object, items: list[int], resources: object) -> list[stage.Done]:
+    def pool(build: object, items: list[int], resources: object) -> list[Done[ShardCount]]:
         asked.append(items)
-        return [stage.Done(item, SeedEvaluator(jobs[-1]).run(item)) for item in items]
+        return [Done(item, SeedEvaluator(jobs[-1]).run(item)) for item in items]
 
     monkeypatch.setattr(stage, "run_pool", pool)
     jobs = [few]

@@ -136,7 +136,7 @@ def predicted_names(case: Case, patch: int, seed: int) -> list[str]:
 @pytest.mark.parametrize(
     ("condition", "words"),
     [
-        ("contry = 'Finland'", 'Referenced column "contry" not found'),
+        ("nation = 'Finland'", 'Referenced column "nation" not found'),
         ("country = ", "syntax error"),
         ("1) ; DROP TABLE patches; --", "syntax error|one SELECT"),
         ("country = 'Utopia'", "no patch meets the condition country = 'Utopia'"),
