@@ -302,6 +302,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "predictions": predictions_schema(19),
     "explanations": EXPLANATIONS,
     "metrics": METRICS,
+    "comparisons": COMPARISONS,
+    "calibration": CALIBRATION,
     "sr_quality": SR_QUALITY,
     "training": TRAINING,
     "paper_table_1": PAPER_TABLE_1,

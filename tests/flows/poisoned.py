@@ -10,7 +10,7 @@ from unittest import mock
 from flows.archive import archive
 from flows.cli import plain_errors
 from flows.config import load_config
-from infra.archives.layouts import open_archive
+from infra.archives.layouts import ArchiveOptions, open_archive
 from infra.archives.model import Archive, Patch, PatchInput, Scan
 
 
@@ -37,8 +37,8 @@ class Poisoned:
 if __name__ == "__main__":
     from tests.flows.poisoned import Poisoned as Importable  # under its own name, for the actors
 
-    def open_poisoned(layout: str, root: Path, **options: object) -> Archive:
-        return Importable(open_archive(layout, root, **options), sys.argv[2])  # type: ignore[arg-type]  # passed on
+    def open_poisoned(layout: str, root: Path, options: ArchiveOptions) -> Archive:
+        return Importable(open_archive(layout, root, options), sys.argv[2])
 
     with mock.patch("flows.archive.open_archive", open_poisoned), plain_errors():
         archive(load_config(Path(sys.argv[1])))

@@ -113,9 +113,33 @@ def environment() -> dict[str, str]:
     }
 
 
-_TABLES = ("patches", "quarantine", "classes", "predictions", "explanations", "metrics", "sr_quality", "training")
-_KEYS = ("sr", "classifier", "seed", "split", "metric", "label", "epoch", "patch_id", "path", "fitted")
-_PLACEMENT = ("shard", "row", "map_index", "seconds")
+_TABLES = (
+    "patches",
+    "quarantine",
+    "classes",
+    "predictions",
+    "explanations",
+    "metrics",
+    "comparisons",
+    "sr_quality",
+    "training",
+)
+_KEYS = (
+    "sr",
+    "reference",
+    "classifier",
+    "seed",
+    "split",
+    "country",
+    "season",
+    "metric",
+    "label",
+    "epoch",
+    "patch_id",
+    "path",
+    "fitted",
+)
+_PLACEMENT = ("shard", "row", "map_index", "seconds", "wait_share")
 
 
 def tables(store: Path) -> dict[str, pd.DataFrame]:
@@ -140,12 +164,14 @@ def assert_same_tables(store: Path, reference: Path, tolerance: float = 1e-5) ->
     assert decided[0] == decided[1]
     for name, table in ours.items():
         left, right = table, theirs[name]
-        if name in {"explanations", "metrics"} and doubtful.any():
+        if name in {"explanations", "metrics", "comparisons"} and doubtful.any():
             continue  # their rows follow from decisions that may differ
         if name == "predictions":
             left, right = (t.drop(columns=["probs", "predicted", "config"]) for t in (left, right))
         # Configs follow from the checkpoint's bytes, which rounding changes.
-        left, right = (t.drop(columns=[c for c in ("config", "map_store") if c in t]) for t in (left, right))
+        left, right = (
+            t.drop(columns=[c for c in ("config", "reference_config", "map_store") if c in t]) for t in (left, right)
+        )
         pd.testing.assert_frame_equal(left, right, check_exact=False, rtol=0, atol=tolerance, check_dtype=True)
 
 
