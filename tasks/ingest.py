@@ -48,6 +48,9 @@ class ShardIngester:
             except BadPatchError as bad:
                 problems.append(_problem(source, bad.path, bad.reason, bad.detail))
                 continue
+            if (misfit := pixels.misfit(patch)) is not None:  # a picture was replaced since the archive was scanned
+                problems.append(_problem(source, source.source, "wrong_size", misfit))
+                continue
             pixels.put(row, patch)
             placed.append(_Placed(row, source, patch))
         rows = []
@@ -126,6 +129,13 @@ class _ShardPixels:
         for name, filled in self._filled.items():
             self._stale[name] |= filled
             filled[:] = False
+
+    def misfit(self, patch: Patch) -> str | None:
+        """Return in which array a patch does not fit the store, as a sentence; None where it fits."""
+        for name, values in patch.arrays.items():
+            if values.shape != self._arrays[name].shape[1:]:
+                return f"{name} is {values.shape}, the store holds {self._arrays[name].shape[1:]}"
+        return None
 
     def put(self, row: int, patch: Patch) -> None:
         labels = patch.labels or ()
