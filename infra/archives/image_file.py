@@ -168,22 +168,16 @@ def _read_with_pillow(file: BinaryIO, shown: str) -> tuple[NDArray[Any], NDArray
     """Return the colours, (3, H, W), the opacity, (H, W), where the file has one, and the orientation."""
     with _pillow(file, shown) as image:
         if image.format == "PNG":
-            image.verify()  # its checksums, which are not looked at when pixels are read
+            image.verify()  # checksums: Pillow stops at the last row, and a tail of zeros may give rows too
         elif image.format == "JPEG":
             _refuse_open_end(file, shown)
-    file.seek(0)
+    file.seek(0)  # a verified picture cannot be read
     with _pillow(file, shown) as image:
         orientation = _orientation(image)
-        alpha = None
-        colours = image.convert("RGB") if not _has_alpha(image) else image.convert("RGBA")
-        if colours.mode == "RGBA":
-            alpha = np.asarray(colours.getchannel("A"))
-            colours = colours.convert("RGB")
-        return np.asarray(colours).transpose(2, 0, 1), alpha, orientation
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return "A" in image.getbands() or "transparency" in image.info
+        image.load()  # only now all of a PNG's metadata is known
+        has_alpha = "A" in image.getbands() or "transparency" in image.info
+        pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB")).transpose(2, 0, 1)
+        return pixels[:3], pixels[3] if has_alpha else None, orientation
 
 
 def _refuse_open_end(file: BinaryIO, shown: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which rasterio passes on as they are
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
@@ -53,10 +54,7 @@ class TiffPicture:
         """
         dataset = self._dataset
         self._refuse_missing_blocks()
-        try:
-            pixels = dataset.read()
-        except RasterioError as error:
-            raise _bad(self._shown, "corrupt", error) from error
+        pixels = dataset.read()
         alpha = pixels[-1] if dataset.colorinterp[-1] == ColorInterp.alpha else None
         colours = pixels if alpha is None else pixels[:-1]
         if _structure(dataset).get("MINISWHITE") == "YES":  # before the palette: GDAL makes one up for it
@@ -92,7 +90,7 @@ class TiffPicture:
 
 @contextmanager
 def open_tiff_picture(file: BinaryIO, path: str, shown: str) -> Iterator[TiffPicture]:
-    """Open a TIFF, without what may lie beside it.
+    """Open a TIFF, without what may lie beside it; whatever GDAL says within is the file's fault.
 
     Args:
         file: The file, open.
@@ -111,21 +109,19 @@ def open_tiff_picture(file: BinaryIO, path: str, shown: str) -> Iterator[TiffPic
         orientation = _orientation(file)
     except struct.error as error:
         raise BadPatchError(shown, "truncated", "its directory lies beyond its end") from error
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                dataset = rasterio.open(path, driver="GTiff")
-        except RasterioError as error:
-            raise _bad(shown, "corrupt", error) from error
-        with dataset:
-            wrong = _wrong_size(dataset)
-            if wrong is not None:
-                raise BadPatchError(shown, "wrong_size", wrong)
-            wrong = _wrong_type(dataset)
-            if wrong is not None:
-                raise BadPatchError(shown, "wrong_type", wrong)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+            rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"),
+            rasterio.open(path, driver="GTiff") as dataset,
+        ):
+            for reason, wrong in (("wrong_size", _wrong_size(dataset)), ("wrong_type", _wrong_type(dataset))):
+                if wrong is not None:
+                    raise BadPatchError(shown, reason, wrong)
             yield TiffPicture(dataset, shown, orientation)
+    except (RasterioError, CPLE_BaseError) as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        raise BadPatchError(shown, "corrupt", f"GDAL cannot read it: {str(cause)[:300]}") from error
 
 
 def _wrong_size(dataset: DatasetReader) -> str | None:
@@ -191,8 +187,3 @@ def _orientation(file: BinaryIO) -> int:
         if tag > _ORIENTATION:  # they are in order
             break
     return 1
-
-
-def _bad(shown: str, reason: str, error: RasterioError) -> BadPatchError:
-    cause = error.__cause__ if error.__cause__ is not None else error
-    return BadPatchError(shown, reason, f"GDAL cannot read it: {str(cause)[:300]}")
