@@ -92,7 +92,7 @@ def _fault(root: str, path: str, entry: "os.DirEntry[str]") -> tuple[Reason, str
         return "outside_archive", "a symbolic link that leads out of the archive"
     is_folder = entry.is_dir()
     if is_link and is_folder:
-        target, top = os.path.realpath(f"{root}/{path}") + "/", os.path.realpath(root) + "/"
+        target, top = (os.path.realpath(place).rstrip("/") + "/" for place in (f"{root}/{path}", root))
         if "/" in path or target.startswith(top) or top.startswith(target):
             return "duplicate_id", "a symbolic link to a folder, whose pictures are looked for where they lie"
     if is_folder:

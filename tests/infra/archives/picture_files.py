@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 
 Pixels = np.ndarray[Any, Any]
+Depth = type[np.uint8] | type[np.uint16]
 
 
 def smooth(height: int, width: int, seed: int = 0) -> Pixels:
@@ -17,7 +18,7 @@ def smooth(height: int, width: int, seed: int = 0) -> Pixels:
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def noise(shape: tuple[int, ...], dtype: type[np.generic] = np.uint8, seed: int = 0) -> Pixels:
+def noise(shape: tuple[int, ...], dtype: Depth = np.uint8, seed: int = 0) -> Pixels:
     """Return values over the whole range of a type."""
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 

@@ -1,6 +1,9 @@
 import contextlib
+import errno
 import os
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch.nn import functional
 
 from infra.archives.image_file import Kind, kind_of, read_picture
 from infra.errors import ArchiveError, BadPatchError, PipelineError
-from tests.infra.archives.picture_files import Pixels, as_stored, noise, smooth, with_pillow, write_picture
+from tests.infra.archives.picture_files import Depth, Pixels, as_stored, noise, smooth, with_pillow, write_picture
 
 ORIENTATION = 0x0112
 FORMATS = {"png": {}, "jpg": {"quality": 95}, "webp": {"quality": 90}}
@@ -45,7 +48,8 @@ def test_pixels_are_those_that_pillow_reads(tmp_path: Path, suffix: str) -> None
     path = write_picture(tmp_path / f"a.{suffix}", smooth(20, 31))
     pixels = read_picture(str(tmp_path), path.name, None)
     np.testing.assert_array_equal(pixels, with_pillow(path))
-    assert (pixels.dtype, pixels.flags.c_contiguous) == (np.uint16, True)
+    assert pixels.dtype == np.uint16
+    assert pixels.flags.c_contiguous
     assert kind_of(str(tmp_path), path.name) == Kind(20, 31, 8)
 
 
@@ -115,8 +119,6 @@ def refused_kinds(folder: Path) -> dict[str, Path]:
 
 def png_of_16_bits() -> bytes:
     """Return an RGB PNG of 16 bits, which Pillow cannot write: its chunks by hand (W3C PNG, 3rd edition)."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -280,7 +282,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize(("shape", "size"), [((64, 64), 16), ((50, 37), 20), ((10, 13), 31), ((30, 8), 16)])
 def test_resizing_is_the_antialiased_bilinear_of_torch(
-    tmp_path: Path, dtype: type[np.generic], shape: tuple[int, int], size: int
+    tmp_path: Path, dtype: Depth, shape: tuple[int, int], size: int
 ) -> None:
     values = noise((*shape, 3), dtype)
     write_picture(tmp_path / "a.tif", values)
@@ -311,8 +313,6 @@ def test_a_picture_of_the_asked_size_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_is_not_the_picture_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale handle is worth another attempt; it must not become a quarantine row."""
-    import errno
-
     write_picture(tmp_path / "a.png", noise((4, 4, 3)))
 
     def stale(*_: object, **__: object) -> None:
@@ -338,4 +338,5 @@ def test_real_pictures_equal_pillow_s(shared_data: Path) -> None:
     for name in names:
         pixels: Pixels = read_picture(str(root), name, None)
         np.testing.assert_array_equal(pixels, with_pillow(root / name))
-        assert kind_of(str(root), name) == Kind(*pixels.shape[1:], 8)
+        _, height, width = pixels.shape
+        assert kind_of(str(root), name) == Kind(height, width, 8)

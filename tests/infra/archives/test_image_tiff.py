@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from infra.archives.image_file import Kind, kind_of, read_picture
 from infra.errors import BadPatchError
-from tests.infra.archives.picture_files import Pixels, as_stored, noise, with_pillow, write_picture
+from tests.infra.archives.picture_files import Depth, Pixels, as_stored, noise, with_pillow, write_picture
 
 
 def read(path: Path) -> Pixels:
@@ -68,7 +68,7 @@ def write_with_gdal(path: Path, bands: Pixels, **options: Any) -> Path:
     ],
 )
 def test_pixels_are_those_that_were_written(
-    tmp_path: Path, dtype: type[np.generic], shape: tuple[int, ...], options: dict[str, Any]
+    tmp_path: Path, dtype: Depth, shape: tuple[int, ...], options: dict[str, Any]
 ) -> None:
     values = noise(shape, dtype)
     path = tmp_path / "a.TIF"
@@ -80,9 +80,7 @@ def test_pixels_are_those_that_were_written(
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("interleave", ["band", "pixel"])
-def test_three_bands_that_gdal_wrote_are_red_green_and_blue(
-    tmp_path: Path, dtype: type[np.generic], interleave: str
-) -> None:
+def test_three_bands_that_gdal_wrote_are_red_green_and_blue(tmp_path: Path, dtype: Depth, interleave: str) -> None:
     """GDAL names no colours where three bands have 16 bits, and whatever has no place warns."""
     bands = noise((3, 20, 20), dtype)
     path = write_with_gdal(tmp_path / "a.tif", bands, interleave=interleave, blockysize=8, compress="deflate")
@@ -101,7 +99,8 @@ def test_the_orientation_is_applied_to_pixels_and_size(
     image.getexif()[274] = orientation
     expected = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
     np.testing.assert_array_equal(read(tmp_path / "a.tif"), expected)
-    assert kind_of(str(tmp_path), "a.tif") == Kind(*expected.shape[1:], 8)
+    _, height, width = expected.shape
+    assert kind_of(str(tmp_path), "a.tif") == Kind(height, width, 8)
 
 
 def test_palettes_and_inverted_grey_become_what_they_show(tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_palettes_and_inverted_grey_become_what_they_show(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("bands", [2, 4])
-def test_an_opaque_alpha_is_dropped_and_any_other_refused(tmp_path: Path, dtype: type[np.generic], bands: int) -> None:
+def test_an_opaque_alpha_is_dropped_and_any_other_refused(tmp_path: Path, dtype: Depth, bands: int) -> None:
     values = noise((8, 8, bands), dtype)
     values[..., -1] = np.iinfo(dtype).max
     options: dict[str, Any] = {"planarconfig": "contig", "extrasamples": ["unassalpha"]}
