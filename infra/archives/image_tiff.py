@@ -5,6 +5,7 @@ as black, the first of several pages, and pixels as they are stored, whatever or
 is looked at here.
 """
 
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -176,7 +177,7 @@ def _orientation(file: BinaryIO) -> int:
     order = "<" if head[:2] == b"II" else ">"
     big = struct.unpack_from(order + "H", head, 2) == (43,)
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-    file.seek(min(start, 1 << 62))  # a seek takes no more
+    file.seek(min(start, file.seek(0, os.SEEK_END)))
     number = struct.Struct(order + ("Q" if big else "H"))
     entry = struct.Struct(order + ("HHQH6x" if big else "HHIH2x"))  # tag, type, count, and a short as the value
     (entries,) = number.unpack(file.read(number.size))

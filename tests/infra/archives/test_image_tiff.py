@@ -212,6 +212,16 @@ def test_a_file_that_ends_early_is_never_read_as_something_else(tmp_path: Path, 
         assert refusal(cut).reason == "truncated"
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_directory_beyond_the_end_means_that_the_file_was_cut(tmp_path: Path, bigtiff: bool) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise((6, 6, 3)), photometric="rgb", bigtiff=bigtiff)
+    data = bytearray(path.read_bytes())
+    data[8 if bigtiff else 4 : 16 if bigtiff else 8] = b"\xff" * (8 if bigtiff else 4)
+    path.write_bytes(data)
+    assert early_refusal(path).reason == "truncated"
+
+
 def test_blocks_that_were_never_written_are_not_black(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with gdal(path, width=64, height=64, blockysize=16, sparse_ok=True) as dataset:
