@@ -6,17 +6,21 @@ with ; or | between them.
 """
 
 import csv
+import io
+import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.archives.files import read_file
 from infra.archives.image_file import SUFFIXES
 from infra.archives.images import Labelled, Problems, find_pictures, read_patch, take_stock_of_pictures, without_ending
 from infra.archives.inventory import SPLITS, Subset
 from infra.archives.model import Patch, PatchInput, Scan
-from infra.errors import ArchiveError
+from infra.errors import ArchiveError, BadPatchError
 
 _IMAGE, _SPLIT, _LABELS = "image", "split", "labels"
 _FLAGS: Mapping[str, bool] = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -56,7 +60,7 @@ class ImageTable:
         table = _Table.read(Path(self.root, self.label_table))
         pictures = find_pictures(self.root, found)
         by_name = _by_name(pictures)
-        problems.rows += [row for row in found.rows if row["path"] != self.label_table]
+        problems.rows += [row for row in found.rows if row["path"] != os.path.normpath(self.label_table)]
         inputs: dict[str, Labelled] = {}
         taken: dict[str, str] = {}
         absent: list[str] = []
@@ -135,53 +139,47 @@ class _Table:
     """Column that names the picture."""
     labels: tuple[str, ...]
     """Names of the labels, in their order."""
+    in_one_column: bool
+    """Whether the column `labels` names them; otherwise each is a column."""
     rows: list[tuple[int, list[str]]]
     """Line and cells."""
 
     @classmethod
     def read(cls, path: Path) -> "_Table":
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                lines = [(i, row) for i, row in enumerate(csv.reader(file, strict=True), start=1) if row]
-        except FileNotFoundError as error:
-            raise ArchiveError(f"there is no table of labels {path}: set archive.label_table") from error
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ArchiveError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from error
-        if len(lines) < 2:
-            raise ArchiveError(f"{path} has no rows: a header and a row a picture are needed")
+        lines = _lines(path)
         columns = tuple(name.strip() for name in lines[0][1])
         if len(set(columns)) != len(columns) or not all(columns):
             raise ArchiveError(f"{path} needs column names, each once; it has {', '.join(map(repr, columns))}")
-        image = _IMAGE if _IMAGE in columns else columns[0]
+        others = [name for name in columns if name not in {_SPLIT, _LABELS}]
+        image = _IMAGE if _IMAGE in columns or not others else others[0]
+        if image not in columns:
+            raise ArchiveError(f"{path} has no column that names the picture, such as {_IMAGE}")
         rest = tuple(name for name in columns if name not in {image, _SPLIT})
         if not rest:
-            raise ArchiveError(f"{path} has no column of labels beside {', '.join(columns)}")
-        table = cls(columns, image, rest, lines[1:])
+            raise ArchiveError(
+                f"{path} has no column of labels beside {', '.join(map(repr, columns))}; commas part its cells"
+            )
         if rest != (_LABELS,):
-            return table
+            return cls(columns, image, rest, in_one_column=False, rows=lines[1:])
         place = columns.index(_LABELS)
         names = {name for _, row in lines[1:] if len(row) == len(columns) for name in _split_names(row[place])}
         if not names:
             raise ArchiveError(f"{path} names no label in its column {_LABELS}")
-        return cls(columns, image, tuple(sorted(names)), lines[1:])
-
-    @property
-    def _in_one_column(self) -> bool:
-        return _LABELS in self.columns and _LABELS not in self.labels
+        return cls(columns, image, tuple(sorted(names)), in_one_column=True, rows=lines[1:])
 
     def fault(self, cells: Mapping[str, str]) -> str | None:
         """Return what is wrong with a row; None where nothing is."""
         split = cells.get(_SPLIT)
         if split is not None and split.lower() not in SPLITS:
             return f"its split is {split!r}, none of {', '.join(SPLITS)}"
-        if self._in_one_column:
+        if self.in_one_column:
             return None
         odd = [f"{label} is {cells[label]!r}" for label in self.labels if cells[label].lower() not in _FLAGS]
         return f"{', '.join(odd[:3])}: neither 0 nor 1" if odd else None
 
     def labels_of(self, cells: Mapping[str, str]) -> tuple[str, ...]:
         """Return a sound row's labels, in their order."""
-        if self._in_one_column:
+        if self.in_one_column:
             names = _split_names(cells[_LABELS])
             return tuple(label for label in self.labels if label in names)
         return tuple(label for label in self.labels if _FLAGS[cells[label].lower()])
@@ -189,6 +187,29 @@ class _Table:
     def split_of(self, cells: Mapping[str, str]) -> str | None:
         """Return a sound row's split, as the tables name it; None where the table has none."""
         return SPLITS[cells[_SPLIT].lower()] if _SPLIT in self.columns else None
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the number and the cells of each line of a table that is not blank: a header, and at least one row.
+
+    Raises:
+        ArchiveError: It is missing, is no CSV file in UTF-8, or has no rows.
+    """
+    try:
+        data = read_file(str(path), path.name, follow=True, whole=True, limit=sys.maxsize)
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        lines = [(reader.line_num, row) for row in reader if row]
+    except FileNotFoundError as error:
+        raise ArchiveError(f"there is no table of labels {path}: set archive.label_table") from error
+    except BadPatchError as error:
+        raise ArchiveError(f"the table of labels {path} cannot be read: {error.detail}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise ArchiveError(f"{path}, line {reader.line_num}, cannot be read as CSV: {error}") from error
+    if len(lines) < 2:
+        raise ArchiveError(f"{path} has no rows: a header and a row a picture are needed")
+    return lines
 
 
 def _split_names(text: str) -> set[str]:

@@ -40,14 +40,15 @@ class Problems:
     rows: list[dict[str, str | None]] = field(default_factory=list)
 
     def add(self, patch_id: str | None, path: str, reason: Reason | str, detail: str) -> None:
-        """Note one input."""
-        self.rows.append({"patch_id": patch_id, "path": path, "reason": reason, "detail": detail})
+        """Note one input; a path that is not UTF-8 becomes one."""
+        self.rows.append({"patch_id": patch_id, "path": printable(path), "reason": reason, "detail": detail})
 
 
 def find_pictures(root: str, problems: Problems) -> list[str]:
-    """Return the pictures below a root, relative to it, sorted; other files and links that lead out are problems.
+    """Return the pictures below a root, relative to it, sorted; all other files are problems.
 
-    Names that begin with a dot are left alone.
+    Names that begin with a dot are left alone. A folder directly in the root may be a link to another disk; any other
+    link has to end within the root or such a folder, and one to a folder is not followed.
 
     Raises:
         ArchiveError: The root cannot be listed.
@@ -58,7 +59,7 @@ def find_pictures(root: str, problems: Problems) -> list[str]:
         folder = folders.pop()
         try:
             with os.scandir(f"{root}/{folder}") as entries:
-                here = sorted(entries, key=lambda entry: entry.name)
+                here = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
         except OSError as error:
             if not folder:
                 raise ArchiveError(f"the archive {root} cannot be listed: {error.strerror or error}") from error
@@ -66,20 +67,41 @@ def find_pictures(root: str, problems: Problems) -> list[str]:
             continue
         for entry in here:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name[0] == ".":
-                continue
-            if entry.is_symlink() and not is_inside(root, path):
-                problems.add(None, printable(path), "outside_archive", "a symbolic link that leads out of the archive")
-            elif entry.is_dir():
-                if not entry.is_symlink():  # a linked folder would be gone through twice, or for ever
-                    folders.append(path)
-            elif printable(path) != path:
-                problems.add(None, printable(path), "unreadable", "its name is not UTF-8")
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122 - a string
-                found.append(path)
+            try:
+                fault = _fault(root, path, entry)
+                is_folder = entry.is_dir()
+            except OSError as error:
+                fault, is_folder = ("unreadable", error.strerror or str(error)), False
+            if fault is not None:
+                problems.add(None, path, *fault)
+            elif is_folder:
+                folders.append(path)
             else:
-                problems.add(None, path, "not_an_image", f"it is none of {', '.join(sorted(SUFFIXES))}")
+                found.append(path)
     return sorted(found)
+
+
+def _fault(root: str, path: str, entry: "os.DirEntry[str]") -> tuple[Reason, str] | None:
+    """Return what is wrong with a file or folder, without opening it.
+
+    Raises:
+        OSError: It is a link to itself, or cannot be looked at.
+    """
+    is_link = entry.is_symlink()
+    if is_link and not is_inside(root, path):
+        return "outside_archive", "a symbolic link that leads out of the archive"
+    is_folder = entry.is_dir()
+    if is_link and is_folder:
+        target, top = (os.path.realpath(place).rstrip("/") + "/" for place in (f"{root}/{path}", root))
+        if "/" in path or target.startswith(top) or top.startswith(target):
+            return "duplicate_id", "a symbolic link to a folder, whose pictures are looked for where they lie"
+    if is_folder:
+        return None
+    if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:  # noqa: PTH122 - a string
+        return "not_an_image", f"it is none of {', '.join(sorted(SUFFIXES))}"
+    if not entry.is_file():
+        return "unreadable", "it is not a regular file"
+    return None if printable(path) == path else ("unreadable", "its name is not UTF-8")
 
 
 def take_stock_of_pictures(

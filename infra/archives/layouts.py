@@ -52,7 +52,7 @@ class LayoutSpec:
 
 _BIGEARTHNET_OPTIONS = frozenset({"include_flagged", "subset"})
 
-_DETERMINING = ("boa_add_offset", "image_size", "validation_share", "split_seed")
+_DETERMINING = ("boa_add_offset", "label_table", "image_size", "validation_share", "split_seed")
 """Options that change pixels, labels or splits, and so what a store holds."""
 
 LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(

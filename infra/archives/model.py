@@ -20,9 +20,9 @@ Reason = Literal[
     "unreadable",  # permission, I/O error
     "truncated",  # zero bytes, or fewer than its header promises
     "not_a_tiff",
-    "not_an_image",
+    "not_an_image",  # a file of an archive of pictures that is none
     "missing_file",  # a picture that the table names
-    "corrupt",  # a TIFF whose pixels cannot be decoded
+    "corrupt",  # its pixels cannot be decoded
     "wrong_size",
     "wrong_type",
     "not_finite",  # NaN or infinite Sentinel-1 values
