@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from classifiers.standardise_features import fold, input_layer, standardise_features
 from torch import Tensor, nn
 
 from classifiers.cam.grad_cam import grad_cam_from_features
 from classifiers.heads import build_head, output_layer
+from classifiers.training.standardise_features import fold, input_layer, standardise_features
 from infra.errors import ConfigError, UnknownNameError
 
 

@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from infra import zarr_store
+from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError
@@ -75,7 +76,7 @@ def test_xarray_opens_it_with_names_and_units(store: ShardedStore) -> None:
 
 
 def test_the_archive_opens_with_the_bands_of_bigearthnet(tmp_path: Path) -> None:
-    create_store(tmp_path / "archive.zarr", archive_arrays(NAMES), 2, 1, {})
+    create_store(tmp_path / "archive.zarr", archive_arrays(BIGEARTHNET), 2, 1, {})
     with xr.open_zarr(tmp_path / "archive.zarr", consolidated=False) as dataset:
         assert {name: array.shape[1:] for name, array in dataset.data_vars.items()} == {
             "s2_10m": (4, 120, 120),

@@ -18,7 +18,7 @@ from infra.storage import StorePaths
 from infra.tables import COMPARISONS, METRICS, publish, read_table
 from infra.zarr_store import ArraySpec, ShardedStore, create_store
 from tasks.charts import Line, Reliability, line_chart, reliability_chart
-from tasks.gallery_pixels import reduced, rgb_array
+from tasks.gallery_pixels import rgb_array
 from tasks.pictures import label_colours
 from tasks.report import write_report
 from tasks.report_cells import NULL, Cell, Column, Row, signed, with_best
@@ -362,12 +362,6 @@ def test_degraded_patches_say_how_large_a_pixel_is(page: Page) -> None:
     captions = ("the patch, 40 m", "enlarged, 10 m", "super-resolved, 10 m", "high resolution, 10 m")
     assert [page.text.count(caption) for caption in captions] == [4] * 4
     assert "Each patch is 1.2 km wide." in page.text
-
-
-def test_reduced_is_the_mean_of_blocks() -> None:
-    dn = np.array([[[1, 2, 65535, 65535], [2, 1, 65535, 65534]]], np.uint16)
-    assert reduced(dn, 2).tolist() == [[[2, 65535]]]  # 1.5 to even, 65534.75; no sum overflows
-    assert reduced(dn, 1).tolist() == dn.tolist()
 
 
 def test_classifiers_of_few_labels_leave_the_probabilities_of_others_out(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from infra.archives.model import PatchInput, Scan
-from infra.bigearthnet.bands import S2_GROUPS
+from infra.bigearthnet.bands import PATCH_METRES, S2_GROUPS
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 Corner = tuple[float, float]
@@ -53,7 +53,9 @@ class SmallArchive:
         for group in S2_GROUPS:
             for band in group.bands:
                 pixels = self._random.integers(1, 12000, (group.size, group.size)).astype(np.uint16)
-                write_tiff(folder / f"{name}_{band}.tif", pixels, group.gsd, self.corner(name), nodata=0)
+                write_tiff(
+                    folder / f"{name}_{band}.tif", pixels, PATCH_METRES // group.size, self.corner(name), nodata=0
+                )
                 self.pixels[name, band] = pixels
         return folder
 

@@ -11,7 +11,7 @@ from rasterio.windows import Window
 from infra.archives import scene
 from infra.archives.model import PatchInput
 from infra.archives.scene import SceneArchive, apply_offset, close_scenes
-from infra.bigearthnet.bands import S2_BANDS, S2_GROUPS
+from infra.bigearthnet.bands import PATCH_METRES, S2_BANDS, S2_GROUPS
 from infra.errors import ArchiveError, BadPatchError
 from tests.infra.archives.small_archive import reasons_of, rows_of, write_tiff
 
@@ -30,14 +30,14 @@ def _no_scene_stays_open() -> Any:
 def pixels_of(height: int, width: int) -> dict[str, np.ndarray[Any, Any]]:
     random = np.random.default_rng(11)
     return {
-        band: random.integers(0, 11000, (height * 10 // group.gsd, width * 10 // group.gsd)).astype(np.uint16)
+        band: random.integers(0, 11000, (height * group.size // 120, width * group.size // 120)).astype(np.uint16)
         for group in S2_GROUPS
         for band in group.bands
     }
 
 
 def gsd_of(band: str) -> int:
-    return next(group.gsd for group in S2_GROUPS if band in group.bands)
+    return next(PATCH_METRES // group.size for group in S2_GROUPS if band in group.bands)
 
 
 def write_scene(folder: Path, pixels: Pixels, pattern: str = "{band}.tif") -> Path:
