@@ -114,7 +114,8 @@ def test_quality_of_each_branch_has_its_own_files(plan: Plan) -> None:
 
 def curve(job: TrainJob, seed: int) -> pa.Table:
     common = {"sr": "none", "classifier": "resnet18", "config": job.parts.config, "seed": seed, "fitted": "network"}
-    losses = {"lr": 0.1, "train_loss": 1.0, "validation_loss": 1.0, "best": False, "seconds": 0.0}
+    losses = {"lr": 0.1, "train_loss": 1.0, "validation_loss": 1.0, "best": False, "seconds": 0.0, "wait_share": 0.0}
+    losses |= {"train_accuracy": 1.0, "validation_accuracy": 1.0}
     return pa.Table.from_pylist([{**common, **losses, "epoch": epoch} for epoch in (1, 0)], TRAINING)
 
 
