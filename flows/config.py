@@ -52,8 +52,9 @@ class ArchiveConfig(_Section):
 
     @model_validator(mode="after")
     def _options_are_used(self) -> "ArchiveConfig":
-        names = {field.name for field in fields(ArchiveOptions)} & self.model_fields_set
-        if without_use := unused(self.layout, sorted(names)):
+        default = ArchiveOptions()
+        changed = [f.name for f in fields(default) if getattr(self.options, f.name) != getattr(default, f.name)]
+        if without_use := unused(self.layout, changed):
             raise ValueError(f"the layout {self.layout} has no use for {', '.join(without_use)}")
         return self
 

@@ -102,7 +102,7 @@ def epoch_groups(
         epoch: From 0.
 
     Returns:
-        Groups in which every sample comes once. Any run of k samples of a group has k/n of each lane, to within one.
+        Groups in which every sample comes once. Any run of k samples of a group has k/n of each lane, to within two.
     """
     names, starts = np.unique(shards, return_index=True)
     bounds = np.append(starts, len(shards))

@@ -45,8 +45,8 @@ def pooled_by_hand(store: Plan, shard: int, file: Path) -> np.ndarray[Any, Any]:
 def test_features_are_those_of_a_plain_loop(store: Plan, plan: Plan, backbone: Backbone, batch_size: int) -> None:
     assert backbone.file is not None
     branch = branch_of(plan, batch_size=batch_size)
-    parts = features_parts(branch, backbone)
-    assert ShardFeatures(branch, backbone, parts).run(0).patches == 6
+    parts = features_parts(branch, backbone, augment=False)
+    assert ShardFeatures(branch, backbone, parts, augment=False).run(0).patches == 6
     table = parts.read(0)
     assert table["patch_id"].to_pylist() == store.parts.read(0).sort_by("row")["patch_id"].to_pylist()
     features = np.array(table["features"].to_pylist())
@@ -58,8 +58,8 @@ def test_features_are_those_of_a_plain_loop(store: Plan, plan: Plan, backbone: B
 
 def test_a_shard_without_patches_has_an_empty_part(plan: Plan, backbone: Backbone) -> None:
     plan.parts.write(1, PATCHES.empty_table())
-    parts = features_parts(branch_of(plan), backbone)
-    assert ShardFeatures(branch_of(plan), backbone, parts).run(1).patches == 0
+    parts = features_parts(branch_of(plan), backbone, augment=False)
+    assert ShardFeatures(branch_of(plan), backbone, parts, augment=False).run(1).patches == 0
     assert parts.read(1).num_rows == 0
 
 
@@ -68,13 +68,16 @@ def test_config_is_that_of_pixels_and_backbone(store: Plan, backbone: Backbone, 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(backbone.file.read_bytes())
     other = untrained(branch_of(store), tmp_path / "other", seed=1)
-    first = features_parts(branch_of(store), backbone).config
-    assert features_parts(branch_of(store, batch_size=1), Backbone("resnet18", "archive", elsewhere)).config == first
+    first = features_parts(branch_of(store), backbone, augment=False).config
+    assert (
+        features_parts(branch_of(store, batch_size=1), Backbone("resnet18", "archive", elsewhere), augment=False).config
+        == first
+    )
     others = [
-        features_parts(branch_of(store, "bicubic"), backbone),
-        features_parts(branch_of(store), Backbone("resnet18", "archive", other)),
-        features_parts(branch_of(store), Backbone("resnet18", "weights", backbone.file)),
-        features_parts(branch_of(store), replace(backbone, classifier="resnet50")),
+        features_parts(branch_of(store, "bicubic"), backbone, augment=False),
+        features_parts(branch_of(store), Backbone("resnet18", "archive", other), augment=False),
+        features_parts(branch_of(store), Backbone("resnet18", "weights", backbone.file), augment=False),
+        features_parts(branch_of(store), replace(backbone, network="resnet50"), augment=False),
     ]
     assert len({first, *(parts.config for parts in others)}) == 5
 
@@ -86,16 +89,16 @@ def test_a_network_starts_from_its_backbone_and_a_head_of_the_seed(backbone: Bac
     torch.save(trained, weights)
     for source in (backbone, Backbone("resnet18", "weights", weights)):
         torch.manual_seed(5)
-        network = load_network(source, num_labels=4, in_channels=3)
+        network = load_network(source, num_labels=4, bands=RGB)
         for key, value in network.backbone.state_dict().items():
             torch.testing.assert_close(value, trained[key], rtol=0, atol=0)
         torch.manual_seed(5)
-        torch.testing.assert_close(network.head.weight, load_network(source, num_labels=4, in_channels=3).head.weight)
+        torch.testing.assert_close(network.head.weight, load_network(source, num_labels=4, bands=RGB).head.weight)
         assert network.num_labels == 4
     torch.manual_seed(5)
-    at_random = load_network(Backbone("resnet18", "random"), 4, 3).state_dict()
+    at_random = load_network(Backbone("resnet18", "random"), 4, RGB).state_dict()
     torch.manual_seed(5)
     for key, value in classifiers.build("resnet18", 4).state_dict().items():
         torch.testing.assert_close(at_random[key], value, rtol=0, atol=0)
     with pytest.raises(WeightsError, match="no weight file at"):
-        load_network(Backbone("resnet18", "weights", tmp_path / "none"), 4, 3)
+        load_network(Backbone("resnet18", "weights", tmp_path / "none"), 4, RGB)

@@ -9,15 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import rasterio
 import torch
 
 from classifiers import checkpoint
-from classifiers.standardise import from_archive_statistics
 from classifiers.training import TrainSettings
 from infra.bigearthnet.bands import RGB, STATISTICS
 from infra.bigearthnet.classes import NAMES
-from infra.errors import TrainingError
+from infra.errors import ConfigError, TrainingError
 from infra.parts import StageParts
 from infra.tables import TRAINING
 from tasks import train
@@ -25,18 +23,19 @@ from tasks.backbone import Backbone
 from tasks.branch import Branch, BranchReader
 from tasks.features import ShardFeatures, features_parts
 from tasks.plan import Plan
+from tasks.shard_batches import clean_labelled
 from tasks.train import (
-    ImageBatches,
-    Trainer,
+    HeadFitter,
     TrainingSet,
     TrainJob,
-    clean_labelled,
+    labels_to_learn,
     load_features,
     train_job,
     training_set,
 )
-from tests.tasks.small_store import MAX_DN, band_file, branch_of, copied, ingest, metadata, untrained, v2
+from tests.tasks.small_store import MAX_DN, branch_of, copied, ingest, metadata, untrained, v2
 from tests.tasks.test_branch import CPU
+from tests.tasks.training_samples import archive_of, usable
 
 SETTINGS = TrainSettings(epochs=2, batch_size=4, lr=1e-3)
 
@@ -52,27 +51,13 @@ def other_size(store: Plan, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return ingest(v2(archive_of(store)), tmp_path_factory.mktemp("other") / "store", 3)
 
 
-def archive_of(store: Plan) -> Path:
-    return store.paths.root.parent / "archive"
+def data_of(plan: Plan, labels: Sequence[str] = NAMES) -> TrainingSet:
+    train_shards, validation_shards = plan.ingested("train"), plan.ingested("validation")
+    return training_set(branch_of(plan).inputs, train_shards, validation_shards, labels, exactly_one=False)
 
 
-def usable(store: Plan, split: str) -> dict[str, list[str]]:
-    """Labels of a split's stored, clean, labelled patches, from the archive's own metadata, sorted by patch."""
-    stored = {patch for shard in store.shards for patch in store.parts.read(shard)["patch_id"].to_pylist()}
-    rows = {row["patch_id"]: row for row in metadata(archive_of(store))}
-    return {
-        patch: rows[patch]["labels"]
-        for patch in sorted(rows)
-        if rows[patch]["split"] == split
-        and patch in stored
-        and rows[patch]["labels"] is not None
-        and not rows[patch]["contains_seasonal_snow"]
-        and not rows[patch]["contains_cloud_or_shadow"]
-    }
-
-
-def data_of(plan: Plan) -> TrainingSet:
-    return training_set(plan.parts, plan.ingested("train"), plan.ingested("validation"))
+def set_of(plan: Plan, train_shards: list[int], validation_shards: list[int]) -> TrainingSet:
+    return training_set(branch_of(plan).inputs, train_shards, validation_shards, NAMES, exactly_one=False)
 
 
 def job_of(
@@ -81,9 +66,13 @@ def job_of(
     settings: TrainSettings = SETTINGS,
     features: StageParts | None = None,
     branch: Branch | None = None,
+    labels: tuple[str, ...] = NAMES,
+    head: str = "linear",
 ) -> TrainJob:
     fitted: train.Fitted = "network" if features is None else "head"
-    return train_job(branch or branch_of(plan), backbone, fitted, "linear", settings, data_of(plan), features)
+    data = data_of(plan, labels)
+    branch = branch or branch_of(plan)
+    return train_job(branch, "resnet18", backbone, fitted, head, labels, settings, data, features=features)
 
 
 def test_the_store_has_what_is_left_out(store: Plan) -> None:
@@ -93,9 +82,13 @@ def test_the_store_has_what_is_left_out(store: Plan) -> None:
 
 def test_clean_labelled_patches_alone(store: Plan) -> None:
     for split in ("train", "validation", "test"):
-        found = [patch for shard in store.ingested(split) for patch in clean_labelled(store.parts, shard)["patch_id"]]
+        found = [
+            patch
+            for shard in store.ingested(split)
+            for patch in clean_labelled(branch_of(store).inputs, shard)["patch_id"]
+        ]
         assert sorted(map(str, found)) == list(usable(store, split))
-    rows = clean_labelled(store.parts, 0)["row"].to_pylist()
+    rows = clean_labelled(branch_of(store).inputs, 0)["row"].to_pylist()
     assert rows == sorted(rows)
 
 
@@ -103,9 +96,9 @@ def test_samples_have_one_digest_whatever_the_shards(store: Plan, other_size: Pl
     data = data_of(store)
     assert (data.train, data.validation) == ((0, 1), (2,))
     assert data_of(other_size).digest == data.digest
-    assert training_set(store.parts, [1, 0], [2]).digest == data.digest
-    others = [training_set(store.parts, [0], [2]), training_set(store.parts, [0, 1], [3])]
-    others.append(training_set(store.parts, [2], [0, 1]))
+    assert set_of(store, [1, 0], [2]).digest == data.digest
+    others = [set_of(store, [0], [2]), set_of(store, [0, 1], [3])]
+    others.append(set_of(store, [2], [0, 1]))
     part = plan.parts.read(1)
     changed = [*part["labels"].to_pylist()[:-1], ["Pastures", "Mixed forest"]]
     assert changed != part["labels"].to_pylist()
@@ -118,7 +111,7 @@ def test_samples_have_one_digest_whatever_the_shards(store: Plan, other_size: Pl
 @pytest.mark.parametrize(("shards", "split"), [(([], [2]), "train"), (([0, 1], []), "validation")])
 def test_a_split_without_samples_is_refused(store: Plan, shards: tuple[list[int], list[int]], split: str) -> None:
     with pytest.raises(TrainingError, match=f"in the split {split}"):
-        training_set(store.parts, *shards)
+        set_of(store, *shards)
 
 
 def test_a_split_of_flagged_and_unlabelled_patches_alone_is_refused(plan: Plan) -> None:
@@ -129,101 +122,16 @@ def test_a_split_of_flagged_and_unlabelled_patches_alone_is_refused(plan: Plan) 
         data_of(plan)
 
 
-def unit_pixels(store: Plan, patches: Sequence[str]) -> dict[bytes, str]:
-    """Patches by their clipped DN."""
-    found = {}
-    for patch in patches:
-        bands = []
-        for band in RGB:
-            with rasterio.open(band_file(archive_of(store), patch, band)) as source:
-                bands.append(np.minimum(source.read(1), MAX_DN))
-        found[np.stack(bands).astype(np.uint16).tobytes()] = patch
-    return found
-
-
-def batches_of(plan: Plan, batch_size: int, seed: int | None, shards: Sequence[int] | None = None) -> ImageBatches:
-    reader = BranchReader(branch_of(plan), CPU)
-    standardiser = from_archive_statistics(RGB, MAX_DN)
-    return ImageBatches(reader, shards or plan.ingested("train"), batch_size, standardiser, seed)
-
-
-def epoch_of(images: ImageBatches, patches: dict[bytes, str], epoch: int) -> list[list[tuple[str, list[str]]]]:
-    """Patches and labels of each batch, recognised by their pixels."""
-    mean, std = (np.array([[[getattr(STATISTICS[band], k)]] for band in RGB]) for k in ("mean", "std"))
-    found = []
-    for x, truth in images.batches(epoch):
-        dn = np.rint(x.double().numpy() * std + mean).astype(np.uint16)
-        labels = [[name for name, hot in zip(NAMES, row, strict=True) if hot] for row in truth.tolist()]
-        found.append([(patches[d.tobytes()], names) for d, names in zip(dn, labels, strict=True)])
-    assert len(found) == images.steps_per_epoch
-    return found
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize("room", [1, 3, 1000])
-def test_an_epoch_has_every_sample_once(
-    store: Plan, other_size: Plan, batch_size: int, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the memory has room for few samples, so that shards are streamed in groups."""
-    monkeypatch.setattr(train, "_MEMORY_BYTES", room * 3 * 120 * 120 * 2)
-    truth = usable(store, "train")
-    patches = unit_pixels(store, list(truth))
-    for plan in (store, other_size):
-        images = batches_of(plan, batch_size, seed=0)
-        assert images.samples == len(truth) == 8
-        orders = []
-        for epoch in range(4):
-            batches = epoch_of(images, patches, epoch)
-            assert max(map(len, batches)) <= batch_size
-            samples = [sample for batch in batches for sample in batch]
-            assert sorted(name for name, _ in samples) == list(truth)
-            assert all(set(labels) == set(truth[name]) for name, labels in samples)
-            orders.append([name for name, _ in samples])
-        assert [name for batch in epoch_of(images, patches, 0) for name, _ in batch] == orders[0]  # an epoch repeats
-        assert any(order != orders[0] for order in orders)
-
-
-def test_the_order_depends_on_the_seed_alone_not_on_the_shards(store: Plan, other_size: Plan) -> None:
-    patches = unit_pixels(store, list(usable(store, "train")))
-    one, other = (epoch_of(batches_of(plan, 3, seed=4), patches, 2) for plan in (store, other_size))
-    assert one == other
-    assert [len(batch) for batch in one] == [3, 3, 2]
-    assert epoch_of(batches_of(store, 3, seed=5), patches, 2) != one
-    order = np.random.default_rng([4, 2]).permutation(8)
-    assert [name for batch in one for name, _ in batch] == [list(usable(store, "train"))[i] for i in order]
-
-
-def test_validation_comes_in_the_order_of_the_patches(store: Plan) -> None:
-    patches = unit_pixels(store, list(usable(store, "validation")))
-    images = batches_of(store, 4, None, store.ingested("validation"))
-    for epoch in (0, 1):
-        found = epoch_of(images, patches, epoch)
-        assert [name for batch in found for name, _ in batch] == list(usable(store, "validation"))
-
-
-def test_groups_fit_the_memory_where_shards_do() -> None:
-    groups = train._grouped({0: 3, 1: 0, 2: 2, 3: 4, 4: 9, 5: 1, 6: 4}, room=5)
-    assert groups == [[0, 2], [3], [4], [5, 6]]
-
-
-def test_shards_without_samples_are_passed_over(store: Plan, plan: Plan) -> None:
-    part = plan.parts.read(1)
-    plan.parts.write(1, part.slice(0, 0))
-    images = batches_of(plan, 4, seed=0)
-    assert images.samples == clean_labelled(store.parts, 0).num_rows
-    assert sum(len(x) for x, _ in images.batches(0)) == images.samples
-
-
 @pytest.fixture(scope="module")
 def backbone(store: Plan, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     path = untrained(branch_of(store), tmp_path_factory.mktemp("backbone") / "0.safetensors")
     return Backbone("resnet18", "archive", path)
 
 
-def features_of(plan: Plan, backbone: Backbone, batch_size: int = 5) -> StageParts:
+def features_of(plan: Plan, backbone: Backbone, batch_size: int = 5, *, augment: bool = False) -> StageParts:
     branch = branch_of(plan, batch_size=batch_size)
-    parts = features_parts(branch, backbone)
-    worker = ShardFeatures(branch, backbone, parts)
+    parts = features_parts(branch, backbone, augment=augment)
+    worker = ShardFeatures(branch, backbone, parts, augment=augment)
     for shard in plan.ingested("train", "validation"):
         worker.run(shard)
     return parts
@@ -231,7 +139,10 @@ def features_of(plan: Plan, backbone: Backbone, batch_size: int = 5) -> StagePar
 
 def test_features_come_with_their_labels_by_patch(store: Plan, plan: Plan, backbone: Backbone) -> None:
     parts = features_of(plan, backbone)
-    features, truth = load_features(parts, plan.parts, plan.ingested("train"))
+    names, features, truth = load_features(job_of(plan, backbone, features=parts), plan.ingested("train"))
+    assert features.shape == (8, 1, 512)
+    assert names == list(usable(store, "train"))
+    features = features[:, 0]
     tables = [parts.read(shard).to_pylist() for shard in (0, 1)]
     by_patch: dict[str, Any] = {row["patch_id"]: row["features"] for table in tables for row in table}
     labels = usable(store, "train")
@@ -243,7 +154,7 @@ def test_a_head_is_fitted_on_features_and_saved_with_its_network(store: Plan, pl
     """The checkpoint gives on images what its head gives on features: standardisation was folded in."""
     features = features_of(plan, backbone)
     job = job_of(plan, backbone, replace(SETTINGS, epochs=20, lr=0.01), features)
-    assert Trainer(job).run(3).patches == 8
+    assert HeadFitter(job).run(3).patches == 8 * 20
     trained = checkpoint.load(job.checkpoint(3))
     assert (trained.name, trained.head, trained.labels, trained.bands, trained.seed) == (
         "resnet18", "linear", NAMES, RGB, 3
@@ -255,8 +166,8 @@ def test_a_head_is_fitted_on_features_and_saved_with_its_network(store: Plan, pl
     pooled = torch.tensor(np.array(table["features"].to_pylist(), np.float32))
     with torch.no_grad():
         expected = trained.network.head(pooled).sigmoid().numpy()
-        x = torch.from_numpy(np.concatenate([b.dn.numpy() for b in reader_batches(plan, 0)]).astype(np.float32))
-        found = trained.network(trained.standardiser(x / MAX_DN)).sigmoid().numpy()
+        x = torch.cat([batch.x for batch in reader_batches(plan, 0)])
+        found = trained.network(trained.standardiser(x)).sigmoid().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     start = checkpoint.load(backbone.file or Path()).network
     for key, value in trained.network.backbone.state_dict().items():
@@ -271,7 +182,9 @@ def test_a_head_is_fitted_on_features_and_saved_with_its_network(store: Plan, pl
         ("none", "resnet18", job.parts.config, 3, "head")
     }
     best = next(row for row in rows if row["best"])
-    loss = binary_cross_entropy(trained.network.head, *load_features(features, plan.parts, plan.ingested("validation")))
+    _, of_validation, truth = load_features(job, plan.ingested("validation"))
+    loss = binary_cross_entropy(trained.network.head, of_validation[:, 0], truth)
+    assert not job.state(3).exists()
     assert best["validation_loss"] == pytest.approx(loss, abs=1e-5)
 
 
@@ -293,41 +206,117 @@ def test_a_head_does_not_depend_on_shards_or_batches(
     for where, batch_size in ((plan, 5), (other, 1)):
         features = features_of(where, backbone, batch_size)
         job = job_of(where, backbone, replace(SETTINGS, epochs=5), features)
-        Trainer(job).run(0)
+        HeadFitter(job).run(0)
         configs.add(job.parts.config)
-        pooled, _ = load_features(features, where.parts, where.ingested("train", "validation"))
+        _, pooled, _ = load_features(job, where.ingested("train", "validation"))
         with torch.no_grad():
-            probs.append(checkpoint.load(job.checkpoint(0)).network.head(pooled).sigmoid())
+            probs.append(checkpoint.load(job.checkpoint(0)).network.head(pooled[:, 0]).sigmoid())
     assert len(configs) == 1
     torch.testing.assert_close(*probs, rtol=0, atol=1e-5)
 
 
-def test_equal_seeds_give_equal_bytes(plan: Plan, other_size: Plan, tmp_path: Path) -> None:
-    """A network trained from chance on images, in two stores with other shards, another process state before."""
-    other = copied(other_size, tmp_path / "other")
-    files, curves = [], []
-    for where in (plan, other):
-        job = job_of(where, Backbone("resnet18", "random"), replace(SETTINGS, batch_size=8))
-        torch.rand(7)
-        assert Trainer(job).run(1).patches == 8
-        files.append(job.checkpoint(1).read_bytes())
-        curves.append(job.parts.read(1).drop("seconds"))
-    assert files[0] == files[1]
-    assert curves[0].equals(curves[1])
-    assert curves[0]["fitted"].to_pylist() == ["network"] * 2
-    job = job_of(plan, Backbone("resnet18", "random"), replace(SETTINGS, batch_size=8))
-    Trainer(job).run(2)
-    assert job.checkpoint(2).read_bytes() != files[0]
-    assert job.parts.done() == {1, 2}
-    network = checkpoint.load(job.checkpoint(1)).network
-    batches = batches_of(plan, 8, None, plan.ingested("validation")).batches(0)
-    (x, truth), *rest = list(batches)
-    assert not rest
+class Stopped(Exception):  # noqa: N818  # not an error
+    """What stops a fit in the tests."""
+
+
+def test_a_stopped_head_goes_on_from_its_last_epoch(
+    plan: Plan, other_size: Plan, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = features_of(plan, backbone)
+    job = job_of(plan, backbone, replace(SETTINGS, epochs=6), features)
+    HeadFitter(job).run(0)
+    whole, curve = job.checkpoint(0).read_bytes(), job.parts.read(0)
+    job.checkpoint(0).unlink()
+    job.parts.path(0).unlink()
+    advance = train.HeadTrainer.advance
+    epochs: list[int] = []
+
+    def advance_twice(trainer: train.HeadTrainer) -> Any:
+        if len(epochs) == 2:
+            raise Stopped
+        epochs.append(trainer.epoch)
+        return advance(trainer)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train.HeadTrainer, "advance", advance_twice)
+        HeadFitter(job).run(0)
+    assert job.state(0).exists()
+    assert not job.parts.is_done(0)
+    resumed: list[int] = []
+
+    def advance_and_tell(trainer: train.HeadTrainer) -> Any:
+        resumed.append(trainer.epoch)
+        return advance(trainer)
+
+    monkeypatch.setattr(train.HeadTrainer, "advance", advance_and_tell)
+    HeadFitter(job).run(0)
+    assert (epochs, resumed) == ([0, 1], [2, 3, 4, 5])
+    assert job.checkpoint(0).read_bytes() == whole
+    assert job.parts.read(0).drop(["seconds", "wait_share"]).equals(curve.drop(["seconds", "wait_share"]))
+    assert not job.state(0).exists()
+
+
+def test_a_frozen_backbone_sees_the_eight_symmetries_once(plan: Plan, backbone: Backbone) -> None:
+    features = features_of(plan, backbone, augment=True)
+    assert features.config != features_parts(branch_of(plan), backbone, augment=False).config
+    job = job_of(plan, backbone, SETTINGS, features)
+    names, views, _ = load_features(job, plan.ingested("train"))
+    plain = job_of(plan, backbone, SETTINGS, features_of(plan, backbone))
+    _, alone, _ = load_features(plain, plan.ingested("train"))
+    assert views.shape == (8, 8, 512)
+    torch.testing.assert_close(views[:, :1], alone, rtol=1e-4, atol=1e-5)
+    x = {n: batch.x[i] for s in (0, 1) for n, batch, i in _placed(plan, s)}
+    network = checkpoint.load(backbone.file or Path())
+    turned = torch.stack([torch.rot90(x[name], 1, (1, 2)) for name in names])
     with torch.no_grad():
-        p = network(x).double().sigmoid()
-    loss = float(-(truth.double() * p.log() + (~truth).double() * (1 - p).log()).mean())
-    best = next(row for row in job.parts.read(1).to_pylist() if row["best"])
-    assert best["validation_loss"] == pytest.approx(loss, rel=1e-4)
+        expected = network.network.backbone(network.standardiser(turned)).mean(dim=(2, 3))
+    torch.testing.assert_close(views[:, 1], expected, rtol=1e-4, atol=1e-4)
+    HeadFitter(job).run(0)
+    assert job.parts.is_done(0)
+
+
+def _placed(plan: Plan, shard: int) -> list[tuple[str, Any, int]]:
+    names = iter(plan.parts.read(shard).sort_by("row")["patch_id"].to_pylist())
+    return [(next(names), batch, i) for batch in reader_batches(plan, shard) for i in range(len(batch.x))]
+
+
+def test_one_label_against_the_rest(plan: Plan, backbone: Backbone) -> None:
+    label = Counter(name for names in usable_of(plan).values() for name in names).most_common()[0][0]
+    labels = labels_to_learn(branch_of(plan).inputs, label)
+    job = job_of(plan, backbone, SETTINGS, features_of(plan, backbone), labels=labels, head="mlp")
+    HeadFitter(job).run(0)
+    trained = checkpoint.load(job.checkpoint(0))
+    assert (trained.labels, trained.head, trained.activation) == ((label,), "mlp", "sigmoid")
+    with pytest.raises(ConfigError, match="there is no label 'Parking lots'; there are Urban fabric"):
+        labels_to_learn(branch_of(plan).inputs, "Parking lots")
+
+
+def test_thresholds_of_validation_are_kept(plan: Plan, backbone: Backbone) -> None:
+    features = features_of(plan, backbone)
+    job = job_of(plan, backbone, replace(SETTINGS, thresholds="tuned", epochs=3), features)
+    HeadFitter(job).run(0)
+    trained = checkpoint.load(job.checkpoint(0))
+    assert any(threshold != 0.5 for threshold in trained.thresholds)
+
+
+def test_softmax_needs_exactly_one_label(plan: Plan) -> None:
+    several = [n for n, labels in usable_of(plan).items() if len(labels) != 1]
+    assert several
+    with pytest.raises(TrainingError, match=r"has \d+ labels \(.*\), and loss: softmax needs exactly one"):
+        training_set(branch_of(plan).inputs, [0, 1], [2], NAMES, exactly_one=True)
+
+
+def usable_of(plan: Plan) -> dict[str, list[str]]:
+    tables = [clean_labelled(branch_of(plan).inputs, shard) for shard in plan.ingested("train")]
+    return {row["patch_id"]: row["labels"] for table in tables for row in table.to_pylist()}
+
+
+def test_labels_that_no_training_patch_has_are_told(plan: Plan) -> None:
+    seen = {label for labels in usable_of(plan).values() for label in labels}
+    assert data_of(plan).absent == tuple(name for name in NAMES if name not in seen)
+    assert data_of(plan).absent
+    with pytest.raises(TrainingError, match="no training patch has the label"):
+        data_of(plan, data_of(plan).absent[:1])
 
 
 def test_config_is_that_of_what_determines_the_checkpoint(store: Plan, backbone: Backbone, tmp_path: Path) -> None:
@@ -337,9 +326,11 @@ def test_config_is_that_of_what_determines_the_checkpoint(store: Plan, backbone:
         values: dict[str, Any] = {"fitted": "network", "head": "linear", "settings": SETTINGS} | changes
         return train_job(
             changes.get("branch", branch),
+            "resnet18",
             changes.get("backbone", backbone),
             values["fitted"],
             values["head"],
+            changes.get("labels", NAMES),
             values["settings"],
             changes.get("data", data),
         ).parts.config
@@ -365,9 +356,10 @@ def test_config_is_that_of_what_determines_the_checkpoint(store: Plan, backbone:
         config(branch=branch_of(store, "bicubic")),
         config(backbone=Backbone("resnet18", "random")),
         config(fitted="head"),
-        config(head="two_layers"),
+        config(head="mlp"),
+        config(labels=NAMES[:3]),
     ]
-    assert len({first, *others}) == 1 + 8 + 5
+    assert len({first, *others}) == 1 + 8 + 6
 
 
 def test_a_checkpoint_lies_where_its_name_says(store: Plan, backbone: Backbone) -> None:
@@ -386,7 +378,7 @@ def test_validation_without_a_label_has_no_ap(plan: Plan, backbone: Backbone) ->
         2, part.set_column(at, part.schema.field(at), pa.array([[]] * part.num_rows, pa.list_(pa.string())))
     )
     job = job_of(plan, backbone, features=features_of(plan, backbone))
-    Trainer(job).run(0)
+    HeadFitter(job).run(0)
     assert job.parts.read(0)["validation_ap_macro"].null_count == 2
     assert not any(math.isnan(loss) for loss in job.parts.read(0)["validation_loss"].to_pylist())
 
