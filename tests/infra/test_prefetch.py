@@ -113,16 +113,6 @@ def test_one_within_another_ends_with_it() -> None:
     assert not threads()
 
 
-def test_the_caller_s_own_error_ends_the_thread() -> None:
-    ahead = prefetch(range(1000), 1)
-    with pytest.raises(Gone):
-        for i in ahead:
-            if i == 2:
-                raise Gone
-    ahead.close()
-    assert not threads()
-
-
 def test_a_used_item_is_let_go() -> None:
     """At most depth + 2 items are alive: in use, waiting, in the making."""
 
