@@ -210,7 +210,7 @@ class ShardBatches:
         names: list[str] = self._samples.ids.take(pa.array(chosen)).to_pylist()
         return names
 
-    def batches(self, epoch: int) -> Iterator[TrainingBatch]:
+    def batches(self, epoch: int) -> Generator[TrainingBatch]:
         """Yield this worker's shares of the batches of one epoch."""
         with closing(prefetch(self._gathered(epoch), _BATCHES_AHEAD)) as shares:
             for stored, truth, places, n_total in shares:

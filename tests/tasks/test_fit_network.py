@@ -103,6 +103,7 @@ def train_workers() -> Iterator[psutil.Process]:
             continue
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray's own options, when it makes its DataContext
 def test_one_worker_gives_what_a_plain_loop_gives_and_is_published_once(
     plan: Plan, monkeypatch: pytest.MonkeyPatch

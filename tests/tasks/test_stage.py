@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.errors import StoreError
+from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, WeightsError
 from infra.parts import StageParts
 from infra.ray_pool import Done, Failed, Resources, cluster
 from infra.storage import StorePaths
 from tasks import stage as stage_module
-from tasks.stage import ShardCount, ShardFailure, StageReport, run_stage
+from tasks.stage import ShardCount, ShardFailure, StageReport, run_fits, run_stage
 from tests.tasks.stage_workers import PartWriter
 
 RESOURCES = Resources(actors=2)
@@ -147,3 +147,51 @@ def test_on_the_real_pool_a_second_run_completes_the_first(outputs: list[StagePa
     pids = {row.pop("pid") for shard in rows for row in rows[shard]}
     assert rows == {shard: [{"shard": shard}] for shard in range(5)}
     assert os.getpid() not in pids
+
+
+class _Fit:
+    """Stands for a fit: two epochs a seed, ten samples; or fails as told."""
+
+    def __init__(self, parts: StageParts, failing: dict[int, Exception]) -> None:
+        self.parts, self.failing = parts, failing
+        self.asked: list[int] = []
+
+    def __call__(self, seed: int, *, tell: Callable[[int], None]) -> ShardCount:
+        self.asked.append(seed)
+        tell(1)
+        if seed in self.failing:
+            raise self.failing[seed]
+        self.parts.write(seed, pa.table({"a": [seed]}))
+        return ShardCount(10)
+
+
+def test_missing_fits_are_done_one_after_the_other(outputs: list[StageParts]) -> None:
+    parts = outputs[0]
+    parts.write(1, pa.table({"a": [1]}))
+    fit = _Fit(parts, {2: TrainingError("the loss is nan"), 3: WeightsError("the state is damaged")})
+    told: list[tuple[str, int, int, int]] = []
+    report = run_fits("train", fit, parts, [0, 1, 2, 3, 4], 2, lambda *now: told.append(now))
+    assert fit.asked == [0, 2, 3, 4]
+    assert (report.done, report.skipped, report.patches) == (2, 1, 20)
+    assert report.failures == (
+        ShardFailure("train", 2, "the loss is nan"),
+        ShardFailure("train", 3, "the state is damaged"),
+    )
+    assert parts.failures() == {2: "the loss is nan", 3: "the state is damaged"}
+    epochs_and_samples = [(0, 0), (1, 0), (2, 10), (3, 10), (4, 10), (5, 10), (6, 10), (7, 10), (8, 20)]
+    assert told == [("train", epochs, 8, samples) for epochs, samples in epochs_and_samples]
+    again = _Fit(parts, {})
+    assert run_fits("train", again, parts, [0, 1, 2, 3, 4], 2).complete
+    assert again.asked == [2, 3]
+    assert parts.failures() == {}
+    assert run_fits("train", again, parts, [0, 1], 2) == StageReport("train", skipped=2)
+
+
+@pytest.mark.parametrize("error", [StoreError("full"), ArchiveError("gone"), ConfigError("no CPU"), KeyError("a bug")])
+def test_what_no_other_fit_can_survive_ends_the_stage(outputs: list[StageParts], error: Exception) -> None:
+    fit = _Fit(outputs[0], {0: error})
+    with pytest.raises(type(error)) as caught:
+        run_fits("train", fit, outputs[0], [0, 1], 2)
+    assert caught.value is error
+    assert fit.asked == [0]
+    assert outputs[0].failures() == {}
