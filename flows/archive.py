@@ -17,7 +17,7 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import stage_progress, summary_artifact
 from infra.archives.layouts import determining, open_archive
-from infra.bigearthnet.bands import stretch_max_dn
+from infra.bigearthnet.bands import IMAGE_RGB, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
 from infra.ray_pool import Resources, Worker, cluster
@@ -174,6 +174,11 @@ def _trained_here(config: RunConfig) -> list[str]:
 def _inputs(run: Run, plan: Plan) -> Inputs:
     config = run.config
     bands = band_set(config.bands, plan.format)
+    if bands[:3] == IMAGE_RGB and config.sr_input_max_dn <= 255 < plan.format.max_dn:
+        raise ConfigError(
+            f"sr_input_max_dn: the archive's pictures have 16 bits a channel, and {config.sr_input_max_dn} would clip "
+            "them: say which value is to become 1, such as 65535"
+        )
     max_dn = stretch_max_dn(bands, config.sr_input_max_dn)
     return Inputs(plan.parts, plan.format, bands, max_dn, config.degrade or 1, config.resampling)
 
