@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from typing import Final
 
 _POLL_SECONDS = 0.1
@@ -15,14 +16,14 @@ class _End:
         self.error: Final = error
 
 
-def prefetch[T](items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch[T](items: Iterable[T], depth: int) -> Generator[T]:
     """Yield items in their order, made in a thread at most `depth` ahead.
 
-    The thread ends when the last item is made, when making one fails, whose exception is raised here in its place, or
-    when this iterator is closed.
+    The thread begins when the first item is asked for. It ends when the last item is made, when making one fails, whose
+    exception is raised here in its place, or when this generator is closed.
 
     Args:
-        items: Gone through in the thread.
+        items: Gone through in the thread; a generator is closed there at the end.
         depth: Items that wait to be used, at most, >= 1; one more is in the making.
     """
     ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
@@ -40,24 +41,30 @@ def prefetch[T](items: Iterable[T], depth: int) -> Iterator[T]:
     def make() -> None:
         error: BaseException | None = None
         try:
-            for item in items:
-                if not put(item):
-                    return
+            if isinstance(items, Generator):
+                with closing(items):
+                    hand_over()
+            else:
+                hand_over()
         except BaseException as failure:  # noqa: BLE001  # raised again in the thread that waits for the item
             error = failure
         put(_End(error))
+
+    def hand_over() -> None:
+        for item in items:
+            if not put(item):
+                return
 
     thread = threading.Thread(target=make, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
             item = ready.get()
-            if not isinstance(item, _End):
-                yield item
-                continue
-            if item.error is not None:
-                raise item.error
-            return
+            if isinstance(item, _End):
+                break
+            yield item
+        if item.error is not None:
+            raise item.error
     finally:
         stopped.set()
         thread.join()

@@ -175,6 +175,13 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         ray.shutdown()
 
 
+def dismiss_idle() -> None:
+    """End the actors that wait for the next stage: they hold cores and GPUs, which others on the cluster need."""
+    for _, actor in _idle:
+        ray.kill(actor)
+    _idle.clear()
+
+
 def _refuse_silent_address(address: str) -> None:
     """Raise ConfigError where nobody listens: Ray itself would go on trying for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from infra.errors import ConfigError, PipelineError, TrainingError
-from infra.ray_pool import Resources
+from infra.ray_pool import Resources, dismiss_idle
 
 MAX_FAILURES = 3
 """Times the workers may die in one call before it gives up."""
@@ -58,7 +58,7 @@ class TrainWorker:
 
 
 def train_on_workers(
-    loop: Callable[[TrainWorker], None], folder: Path, resources: Resources, batch_size: int, tell: Callable[[], None]
+    loop: Callable[[TrainWorker], None], folder: Path, resources: Resources, shares: int, tell: Callable[[], None]
 ) -> bytes:
     """Run a loop on the cluster that this process is connected to, and return the last state it saved.
 
@@ -66,7 +66,7 @@ def train_on_workers(
         loop: Run by every worker; must end on all of them alike. Pickled.
         folder: Where the states lie, seen by all nodes; of one run only.
         resources: `actors` workers; None: one a GPU, or one a node without GPUs.
-        batch_size: Samples of a step; shared evenly, so the number of workers is a divisor of it.
+        shares: What the workers share evenly, such as the samples of a step: their number is a divisor of it.
         tell: Called about once a second while the workers run. What it raises ends the run, the states stay.
 
     Raises:
@@ -74,7 +74,8 @@ def train_on_workers(
         TrainingError: Workers kept dying.
         ConfigError: The cluster has nothing to train on.
     """
-    workers, per_worker = share(resources, batch_size)
+    dismiss_idle()
+    workers, per_worker = share(resources, shares)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # Ray's annotation forgets the returned value, which its result carries
         train_loop_config={"loop": loop, "threads": int(per_worker["CPU"])},
@@ -97,8 +98,8 @@ def train_on_workers(
         return (Path(place) / _STATE_FILE).read_bytes()
 
 
-def share(resources: Resources, batch_size: int) -> tuple[int, dict[str, float]]:
-    """Return the number of workers, a divisor of the batch, and what each gets.
+def share(resources: Resources, shares: int) -> tuple[int, dict[str, float]]:
+    """Return the number of workers, a divisor of the shares, and what each gets.
 
     Raises:
         ConfigError: The cluster has no CPU.
@@ -109,8 +110,8 @@ def share(resources: Resources, batch_size: int) -> tuple[int, dict[str, float]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if not cores:
         raise ConfigError("the Ray cluster has no CPU to train on")
-    most = min(resources.actors or gpus or len(cores), gpus or sum(cores), batch_size)
-    workers = max(n for n in range(1, most + 1) if batch_size % n == 0)
+    most = min(resources.actors or gpus or len(cores), gpus or sum(cores), shares)
+    workers = max(n for n in range(1, most + 1) if shares % n == 0)
     if gpus:
         return workers, {"CPU": 1.0, "GPU": 1.0}
     per_node = -(-workers // len(cores))

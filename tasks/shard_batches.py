@@ -2,14 +2,15 @@
 
 A shard is a random sample of its split. Each epoch goes through the shards in a new order, in groups that fit the
 memory; the samples of a group are shuffled. Every worker reads one slice of the rows of each shard, once an epoch, and
-has those samples of each batch that lie in it. Which samples a batch holds does not depend on the number of workers:
-rows belong to lanes, of which a worker has several, and a group's lanes are shuffled each by itself and then merged so
-that every batch has its share of each.
+has those samples of each batch that lie in it; of other rows nothing is kept. Which samples a batch holds does not
+depend on the number of workers: rows belong to lanes, of which a worker has several, and a group's lanes are shuffled
+each by itself and then merged so that every batch has its share of each.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,9 @@ _GROUP_BYTES = 2**29
 
 _BATCHES_AHEAD = 4
 _READERS = 8
+
+_Pixels = dict[int, tuple[int, Stored]]
+"""By shard of a group: index of the first of this worker's samples, and the pixels of all of them, (N, ...) each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def clean_labelled(inputs: Inputs, shard: int) -> pa.Table:
 
 def samples_of(inputs: Inputs, shards: Sequence[int], labels: Sequence[str]) -> Samples:
     """Return the samples of some shards; labels that are not among `labels` are left out of the truth."""
-    tables = {shard: clean_labelled(inputs, shard) for shard in shards}
+    tables = {shard: clean_labelled(inputs, shard) for shard in sorted(shards)}
     of_shard = [np.full(table.num_rows, shard) for shard, table in tables.items()]
     names = [table["patch_id"] for table in tables.values()]
     return Samples(
@@ -173,13 +177,11 @@ class ShardBatches:
         self._reader, self._samples, self._batch_size = reader, samples, batch_size
         self._standardiser, self._seed = standardiser, shuffle_seed
         per_worker = LANES // workers
-        size = reader.shard_size
-        self._lanes = samples.rows * LANES // size
+        self._lanes = samples.rows * LANES // reader.shard_size
         self._mine = self._lanes // per_worker == rank
-        first, last = (-(-lane * size // LANES) for lane in (rank * per_worker, (rank + 1) * per_worker))
-        self._first_row, self._n_rows = first, last - first
+        self._on_gpu = reader.device.type == "cuda"
         self._readers = max(1, min(_READERS, (os.cpu_count() or 1) // workers))
-        self._kept: tuple[Group, Stored] | None = None
+        self._kept: _Pixels | None = None
 
     @property
     def samples(self) -> int:
@@ -210,13 +212,10 @@ class ShardBatches:
 
     def batches(self, epoch: int) -> Iterator[TrainingBatch]:
         """Yield this worker's shares of the batches of one epoch."""
-        with_shares = prefetch(self._gathered(epoch), _BATCHES_AHEAD)
-        try:
-            for stored, truth, places, n_total in with_shares:
+        with closing(prefetch(self._gathered(epoch), _BATCHES_AHEAD)) as shares:
+            for stored, truth, places, n_total in shares:
                 x = self._standardiser(self._reader.network_input(stored))
                 yield TrainingBatch(x, truth.to(x.device, non_blocking=True), places, n_total)
-        finally:
-            with_shares.close()  # type: ignore[attr-defined]  # a generator: its thread ends with it
 
     def _groups(self, epoch: int) -> list[Group]:
         return epoch_groups(self._samples.shards, self._lanes, self._room, self._seed, epoch)
@@ -226,39 +225,65 @@ class ShardBatches:
         groups = self._groups(epoch)
         if not groups:
             return
-        ends = np.cumsum([len(group.order) for group in groups])
+        ends = iter(np.cumsum([len(group.order) for group in groups]).tolist())
         order = np.concatenate([group.order for group in groups])
-        parts = np.array_split(np.arange(len(order)), self.steps_per_epoch)
-        loaded = iter([self._kept]) if self._kept else prefetch(map(self._load, groups), 1)
-        held: list[tuple[int, Group, Stored]] = []  # the last loaded group, and one before it that a batch still needs
-        place = -1
-        for part in parts:
-            while not held or part[-1] >= ends[place]:
-                place += 1
-                group, pixels = next(loaded)
-                held.append((place, group, pixels))
-                if len(groups) == 1:
-                    self._kept = (group, pixels)
-            mine = part[self._mine[order[part]]]
-            of_group = np.searchsorted(ends, mine, side="right")
-            held = [item for item in held if ends[item[0]] > part[0]]
-            chunks = [self._rows_of(group, pixels, order[mine[of_group == at]]) for at, group, pixels in held]
-            stored = {name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
-            truth = torch.from_numpy(self._samples.truth[order[mine]])
-            if self._reader.device.type == "cuda":
-                stored = {name: values.pin_memory() for name, values in stored.items()}
-                truth = truth.pin_memory()
-            yield stored, truth, mine - part[0], len(part)
+        loaded = self._loaded(groups)
+        with closing(loaded):
+            held, end = next(loaded), next(ends)
+            for part in np.array_split(np.arange(len(order)), self.steps_per_epoch):
+                mine = part[self._mine[order[part]]]
+                pixels = self._room_for(len(mine), held)
+                begun = 0
+                while True:  # a batch may begin in one group and end in a later one: the first is let go before
+                    stop = int(np.searchsorted(mine, end))
+                    self._fill(pixels, begun, held, order[mine[begun:stop]])
+                    begun = stop
+                    if part[-1] < end:
+                        break
+                    held, end = next(loaded), next(ends)
+                truth = torch.from_numpy(self._samples.truth[order[mine]])
+                yield pixels, truth.pin_memory() if self._on_gpu else truth, mine - part[0], len(part)
 
-    def _load(self, group: Group) -> tuple[Group, Stored]:
-        """Return this worker's rows of a group's shards, one shard after the other."""
+    def _loaded(self, groups: list[Group]) -> Generator[_Pixels]:
+        """Yield this worker's pixels of each group; of the only one, those that are kept."""
+        if len(groups) > 1:
+            with closing(prefetch(map(self._load, groups), 1)) as ahead:
+                yield from ahead
+            return
+        if self._kept is None:
+            self._kept = self._load(groups[0])
+        yield self._kept
+
+    def _load(self, group: Group) -> _Pixels:
         with ThreadPoolExecutor(self._readers) as pool:
-            read = pool.map(lambda shard: self._reader.read(shard, self._first_row, self._n_rows), group.shards)
-            shards = list(read)
-        return group, {name: np.concatenate([pixels[name] for pixels in shards]) for name in shards[0]}
+            return dict(zip(group.shards, pool.map(self._read, group.shards), strict=True))
 
-    def _rows_of(self, group: Group, pixels: Stored, samples: NDArray[np.int64]) -> Stored:
-        by_name = np.argsort(group.shards, kind="stable")
-        position = by_name[np.searchsorted(np.array(group.shards)[by_name], self._samples.shards[samples])]
-        index = position * self._n_rows + self._samples.rows[samples] - self._first_row
-        return {name: values[index] for name, values in pixels.items()}
+    def _read(self, shard: int) -> tuple[int, Stored]:
+        """Return this worker's samples of a shard: the first one's index, and the pixels of all of them."""
+        first, stop = np.searchsorted(self._samples.shards, [shard, shard + 1]).tolist()
+        mine = np.flatnonzero(self._mine[first:stop]) + first  # one after the other, since lanes are
+        if not len(mine):
+            return first, self._reader.read(shard, 0, 0)
+        rows = self._samples.rows[mine]
+        from_row, n_rows = int(rows[0]), int(rows[-1] - rows[0]) + 1
+        pixels = self._reader.read(shard, from_row, n_rows)
+        if n_rows > len(rows):  # the others would take up memory
+            pixels = {name: values[rows - from_row] for name, values in pixels.items()}
+        return int(mine[0]), pixels
+
+    def _room_for(self, n: int, like: _Pixels) -> dict[str, Tensor]:
+        _, arrays = next(iter(like.values()))
+        return {name: self._empty((n, *values.shape[1:]), values.dtype) for name, values in arrays.items()}
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Tensor:
+        like = torch.from_numpy(np.empty(0, dtype))
+        return torch.empty(shape, dtype=like.dtype, pin_memory=self._on_gpu)
+
+    def _fill(self, pixels: Mapping[str, Tensor], begun: int, held: _Pixels, samples: NDArray[np.int64]) -> None:
+        """Copy samples of one group into a batch's pixels, from a place on."""
+        into = {name: values.numpy() for name, values in pixels.items()}
+        shards = self._samples.shards[samples].tolist()
+        for place, (shard, sample) in enumerate(zip(shards, samples.tolist(), strict=True), begun):
+            first, arrays = held[shard]
+            for name, values in arrays.items():
+                into[name][place] = values[sample - first]

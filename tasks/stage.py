@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from infra.errors import TrainingError
+from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError
 from infra.parts import StageParts
 from infra.ray_pool import Done, Resources, Worker, run_pool
 
@@ -136,7 +136,7 @@ def run_fits(
         progress: Told of epochs, over all missing seeds.
 
     Raises:
-        StoreError, ConfigError: Nothing more can be done.
+        StoreError, ArchiveError, ConfigError: Nothing more can be done.
     """
     missing = [seed for seed in seeds if not parts.is_done(seed)]
     started, samples = time.monotonic(), 0
@@ -145,8 +145,10 @@ def run_fits(
     progress(stage, 0, total, 0)
     for place, seed in enumerate(missing):
         try:
-            samples += fit(seed, tell=partial(_tell_epochs, progress, stage, place * epochs, total)).patches
-        except TrainingError as error:
+            samples += fit(seed, tell=partial(_tell_epochs, progress, stage, place * epochs, total, samples)).patches
+        except (StoreError, ArchiveError, ConfigError):
+            raise
+        except PipelineError as error:
             failures.append(ShardFailure(stage, seed, str(error)))
             parts.write_failure(seed, 1, str(error))
         progress(stage, (place + 1) * epochs, total, samples)
@@ -155,5 +157,5 @@ def run_fits(
     return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures))
 
 
-def _tell_epochs(progress: Progress, stage: str, before: int, total: int, done: int) -> None:
-    progress(stage, before + done, total, 0)
+def _tell_epochs(progress: Progress, stage: str, before: int, total: int, samples: int, done: int) -> None:
+    progress(stage, before + done, total, samples)

@@ -25,12 +25,13 @@ from classifiers.network import Classifier, layer_depths
 from classifiers.registry import spec
 from classifiers.standardise import from_archive_statistics
 from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, Trainer, TrainSettings
-from infra.errors import ConfigError, TrainingError
+from infra.errors import ConfigError, TrainingError, WeightsError
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
 from infra.storage import write_atomically
 from infra.tables import TRAINING
+from infra.zarr_store import divisor
 from tasks.backbone import Backbone, load_network
 from tasks.branch import Branch, BranchReader, Inputs, worker_device
 from tasks.labels import multi_hot
@@ -196,7 +197,10 @@ class HeadFitter:
         )
         state = job.state(seed)
         if state.exists():
-            trainer.restore(state.read_bytes())
+            try:
+                trainer.restore(state.read_bytes())
+            except WeightsError as error:
+                raise WeightsError(f"{error}; the state is {state}") from error
         while not trainer.done:
             trainer.advance()
             write_atomically(state, partial(_write_bytes, content=trainer.state()), sync=False)
@@ -218,20 +222,28 @@ def fit_network(job: TrainJob, seed: int, resources: Resources, tell: Callable[[
 
     Raises:
         TrainingError: A loss is not finite, or workers keep dying.
+        WeightsError: The state to go on from cannot be used.
         PipelineError: What a worker raised.
     """
     progress, state = job.parts.folder / f"epochs-{seed}.json", job.state(seed)
-    progress.unlink(missing_ok=True)
+    progress.unlink(missing_ok=True)  # how far a stopped run was says nothing of this one
+    told = 0
 
-    def tell_epochs() -> None:
-        if progress.exists():
-            tell(int(json.loads(progress.read_text(encoding="utf-8"))))
+    def tell_if_new() -> None:
+        nonlocal told
+        now = int(json.loads(progress.read_text(encoding="utf-8"))) if progress.exists() else 0
+        if now != told:
+            told = now
+            tell(now)
 
     loop = partial(_fit, job, seed, progress)
+    workers = divisor(LANES, job.settings.batch_size)  # at most
     try:
-        last = train_on_workers(loop, state, resources, math.gcd(job.settings.batch_size, LANES), tell_epochs)
+        last = train_on_workers(loop, state, resources, workers, tell_if_new)
     except TrainingError as error:
         raise TrainingError(f"{error}; states of ended epochs are kept in {state}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{error}; the state lies in {state}") from error
     network = _network(job, seed)
     trainer = _trainer(job, seed, network, torch.device("cpu"))
     trainer.restore(last)
@@ -243,6 +255,7 @@ def fit_network(job: TrainJob, seed: int, resources: Resources, tell: Callable[[
 
 def _fit(job: TrainJob, seed: int, progress: Path, worker: TrainWorker) -> None:
     """Fit on one worker."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32 here as it does where classes are predicted
     parallel = _averaging(worker.device) if worker.workers > 1 else _alone
     compiled = worker.device.type == "cuda" if job.compiled is None else job.compiled
     trainer = _trainer(
@@ -273,9 +286,9 @@ def _trainer(
     train = samples_of(job.branch.inputs, job.data.train, job.labels)
     validation = samples_of(job.branch.inputs, job.data.validation, job.labels)
     standardiser = from_archive_statistics(job.branch.bands, job.branch.max_dn)
+    reader = BranchReader(job.branch, device)
 
     def batches(samples: Samples, shuffle_seed: int | None) -> ShardBatches:
-        reader = BranchReader(job.branch, device)
         size = job.settings.batch_size
         return ShardBatches(reader, samples, size, standardiser, shuffle_seed, rank=rank, workers=workers)
 
@@ -295,9 +308,10 @@ def _trainer(
 
 
 def _network(job: TrainJob, seed: int) -> Classifier:
-    """Return the network as a seed starts it."""
-    torch.manual_seed(seed)
-    return load_network(job.backbone, len(job.labels), job.branch.bands, job.head)
+    """Return the network as a seed starts it; the caller's random numbers are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_network(job.backbone, len(job.labels), job.branch.bands, job.head)
 
 
 def _alone(network: nn.Module) -> nn.Module:
