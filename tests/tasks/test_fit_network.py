@@ -1,9 +1,8 @@
 """Whole networks on Ray Train: killed on the way, shared by two workers, stopped by a loss that is not finite."""
 
-import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +53,7 @@ def _local_ray(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
 
 
 def job_of(plan: Plan, settings: TrainSettings = SETTINGS, sr: str = "none") -> TrainJob:
-    inputs = replace(branch_of(plan).inputs, degrade=4)  # 30 pixels, which is fast
+    inputs = replace(branch_of(plan).inputs, degrade=2 if sr == "none" else 4)  # 60 or 120 pixels, which is fast
     branch = make_branch(inputs, sr, None, batch_size=4)
     data = training_set(inputs, plan.ingested("train"), plan.ingested("validation"), NAMES, exactly_one=False)
     return train_job(branch, "resnet18", Backbone("resnet18", "random"), "network", "linear", NAMES, settings, data)
@@ -106,7 +105,7 @@ def train_workers() -> Iterator[psutil.Process]:
 
 @pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray's own options, when it makes its DataContext
 def test_one_worker_gives_what_a_plain_loop_gives_and_is_published_once(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a stage of the pool, whose actor would keep the only core; a driver that dies before the end of the fit."""
     job = job_of(plan, sr="bicubic")
@@ -116,13 +115,14 @@ def test_one_worker_gives_what_a_plain_loop_gives_and_is_published_once(
     with cluster():
         parts = StageParts(plan.paths, "toy", "0")
         assert run_stage("toy", partial(PartWriter, parts, {}), [parts], [0], Resources()).complete
-        with monkeypatch.context() as patch, pytest.raises(_Stop):
+        with monkeypatch.context() as patch:
             patch.setattr(train, "_publish", stop)
-            fit_network(job, 3, ONE, told.append)
+            with pytest.raises(_Stop):
+                fit_network(job, 3, ONE, told.append)
         assert told[-1] == 3
         assert job.state(3).exists()
         assert not job.parts.is_done(3)
-        assert fit_network(job, 3, ONE, never).patches == 3 * len(usable(plan, "train")) == 3 * 8
+        assert fit_network(job, 3, ONE, never).patches == 3 * 8
     found, rows = fitted(job, 3)
     assert found == weights
     assert without_times(rows).equals(without_times(curve))
@@ -131,3 +131,69 @@ def test_one_worker_gives_what_a_plain_loop_gives_and_is_published_once(
     assert (trained.seed, trained.labels, dict(trained.sr)) == (3, NAMES, dict(job.branch.identity))
     start = train._network(job, 3).state_dict()
     assert not torch.equal(trained.network.state_dict()["backbone.conv1.weight"], start["backbone.conv1.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+def test_a_fit_whose_driver_and_worker_are_killed_ends_as_if_nothing_had_happened(plan: Plan) -> None:
+    job = job_of(plan, replace(SETTINGS, epochs=16))
+    weights, curve = fitted_here(job, 0)
+    first, second = list[int](), list[int]()
+
+    def stop_after_some(epoch: int) -> None:
+        first.append(epoch)
+        if epoch >= 2 and any(job.state(0).rglob("checkpoint_manager_snapshot.json")):  # Ray noted a state
+            raise _Stop
+
+    killed: list[int] = []
+
+    def kill_once(epoch: int) -> None:
+        second.append(epoch)
+        if not killed:
+            for process in train_workers():
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+
+    with cluster(), pytest.raises(_Stop):
+        fit_network(job, 0, ONE, stop_after_some)
+    assert not job.parts.is_done(0)
+    with cluster():
+        fit_network(job, 0, ONE, kill_once)
+    found, rows = fitted(job, 0)
+    assert killed, "no worker was found"
+    assert first[-1] < 16
+    assert second[0] < 16, "the worker ended before it was killed"
+    assert second[0] >= first[-1], "the epochs of the first run were not done again"
+    assert found == weights
+    assert without_times(rows).equals(without_times(curve))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+def test_a_loss_that_is_not_finite_ends_the_fit(store: Plan, plan: Plan) -> None:
+    job = job_of(plan, replace(SETTINGS, lr=1e30, warmup=0.0, optimizer="sgd", epochs=2))
+    with cluster(), pytest.raises(TrainingError, match=r"training loss is (nan|inf) at step \d") as caught:
+        fit_network(job, 0, ONE, lambda _: None)
+    named = re.findall(r"S2\w+", str(caught.value))
+    assert named
+    assert set(named) <= usable(store, "train").keys()
+    assert str(job.state(0)) in str(caught.value)
+    assert not job.checkpoint(0).exists()
+    assert not job.parts.is_done(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [2])
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+def test_two_workers_learn_what_one_learns(plan: Plan) -> None:
+    """With batch normalisations that are frozen, as the sums of gradients are then the same but for rounding."""
+    job = job_of(plan, replace(SETTINGS, freeze_norm=True, augment=True, optimizer="sgd", lr=0.01, epochs=4))
+    _, curve = fitted_here(job, 1)
+    with cluster():
+        assert fit_network(job, 1, Resources(actors=2), lambda _: None).patches == 4 * 8
+    _, rows = fitted(job, 1)
+    for name in ("train_loss", "validation_loss"):
+        expected = curve[name].to_pylist()
+        assert abs(expected[-1] - expected[0]) > 1e-3, "nothing was learnt"
+        assert rows[name].to_pylist() == pytest.approx(expected, abs=1e-5)
+    assert rows["epoch"].equals(curve["epoch"])
