@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.studies import run_study
 
+SPLIT = "validation"
 METRICS = ("acc", "hl", "oe", "precision", "recall", "f1", "f2_macro", "ap_macro")
 
 
@@ -29,13 +30,12 @@ def main() -> None:
     print(f"{study.seconds:.0f} s, the start-up included; 0 to a few where the store held results already")
     if out is None:
         return
-    metrics, compared = study.table("metrics"), study.table("comparisons")
-    metrics = metrics[
-        metrics.label.isna() & metrics.country.isna() & metrics.season.isna() & metrics.metric.isin(METRICS)
-    ]
-    means = metrics.groupby(["sr", "metric"]).value.mean().unstack()
-    compared = compared[compared.label.isna() & (compared.reference == "bicubic") & compared.metric.isin(METRICS)]
-    columns = ["sr", "metric", "value", "low", "high", "significant", "n_seeds", "n"]
+    scored = study.table("metrics")
+    whole = scored.label.isna() & scored.country.isna() & scored.season.isna() & (scored.split == SPLIT)
+    means = scored[whole & scored.metric.isin(METRICS)].groupby(["sr", "metric"]).value.mean().unstack()
+    compared = study.table("comparisons")
+    compared = compared[compared.label.isna() & (compared.split == SPLIT) & compared.metric.isin(METRICS)]
+    columns = ["sr", "reference", "metric", "value", "low", "high", "significant", "n_seeds", "n"]
     quality = study.table("sr_quality").groupby("sr")[["psnr_db", "ssim", "hallucination_share"]].mean()
     result = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -43,7 +43,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("superscene", "torch", "timm")},
         "seconds": round(study.seconds),
         "means_over_seeds": means.round(4).to_dict("index"),
-        "minus_bicubic": json.loads(compared[columns].round(4).to_json(orient="records")),
+        "comparisons": json.loads(compared[columns].round(4).to_json(orient="records")),
         "sr_quality": quality.round(4).to_dict("index"),
     }
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import stage_progress, summary_artifact
 from infra.archives.layouts import determining, open_archive
-from infra.bigearthnet.bands import stretch_max_dn
+from infra.bigearthnet.bands import IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
 from infra.ray_pool import Resources, Worker, cluster
@@ -140,6 +140,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         plan = ingest(run)
         if until != "ingest" and plan.ingested():
             inputs = _inputs(run, plan)
+            _note_left_out(run, plan, inputs)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             evaluations: list[EvaluateJob] = []
             for sr in config.sr:
@@ -174,8 +175,22 @@ def _trained_here(config: RunConfig) -> list[str]:
 def _inputs(run: Run, plan: Plan) -> Inputs:
     config = run.config
     bands = band_set(config.bands, plan.format)
+    if bands[:3] == IMAGE_RGB and config.sr_input_max_dn <= 255 < plan.format.max_dn:
+        raise ConfigError(
+            f"sr_input_max_dn: the archive's pictures have 16 bits a channel, and {config.sr_input_max_dn} would clip "
+            "them: say which value is to become 1, such as 65535"
+        )
     max_dn = stretch_max_dn(bands, config.sr_input_max_dn)
     return Inputs(plan.parts, plan.format, bands, max_dn, config.degrade or 1, config.resampling)
+
+
+def _note_left_out(run: Run, plan: Plan, inputs: Inputs) -> None:
+    """Note how many patches have no Sentinel-1 pair where the bands ask for one: they get no prediction."""
+    if S1 in inputs.groups:
+        ingested = plan.ingested()
+        lacking = sum(plan.parts.read(s).num_rows - inputs.patches(s).num_rows for s in ingested)
+        if lacking:
+            run.record.note(f"{lacking} patches have no Sentinel-1 pair, and so no prediction")
 
 
 def _branch(run: Run, inputs: Inputs, sr: str) -> Branch:

@@ -339,7 +339,8 @@ class RunConfig(_Section):
         """Whether an SR model's pixels are stored: auto stores what training will read again and is dear to compute."""
         spec = sr_models.SR_MODELS[sr]
         if self.keep_sr == "auto":
-            return self.models_from is None and not spec.recompute_is_cheap
+            trains = self.models_from is None and any(name not in self.trained for name in self.classifiers)
+            return trains and not spec.recompute_is_cheap
         return self.keep_sr == "always" and spec.scale > 1
 
     def sr_weights(self, sr: str) -> Path | None:

@@ -131,8 +131,10 @@ def create_map_stores(branch: Branch, scored: Sequence[ScoredClassifier], shard_
     """Make or grow the map stores of a branch's classifiers; for the driver alone."""
     edge = branch.size
     for item in scored:
+        if not item.explanations:
+            continue
         with torch.device("meta"):
-            network = classifiers.build(item.network, len(item.labels), len(branch.bands))
+            network = classifiers.build(item.network, len(item.labels), len(branch.bands)).eval()
             height, width = network.features(torch.empty(1, len(branch.bands), edge, edge)).shape[2:]
         for method, parts in item.explanations.items():
             arrays = map_arrays(branch.sr, item.classifier, method, item.labels, height, width)

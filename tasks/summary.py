@@ -54,6 +54,8 @@ def markdown_summary(paths: StorePaths, record: RunRecord) -> str:
     ]
     lines += _metric_lines(paths, record)
     lines += _quality_lines(paths, record)
+    if record.notes:
+        lines += ["", *(f"Note: {note}." for note in record.notes)]
     if record.failures:
         lines += ["", "**Failed shards**, tried again by the next run:", ""]
         lines += [f"- {f.stage}, shard {f.shard}: {f.error}" for f in record.failures]

@@ -164,7 +164,7 @@ def take_stock_of_pictures(
             rows.append({"patch_id": item.patch_id, "split": split, "labels": list(item.labels), "source": item.source})
     group = BandGroup(RGB_ARRAY, IMAGE_RGB, gsd=None, size=image_size or height)
     return Scan(
-        format=PatchFormat(labels, (group,), has_maps=False),
+        format=PatchFormat(labels, (group,), has_maps=False, max_dn=2**bits - 1),
         inputs=pa.Table.from_pylist(rows, INPUT_SCHEMA),
         problems=pa.Table.from_pylist(problems.rows, PROBLEM_SCHEMA),
         absent=len(absent),

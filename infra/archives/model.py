@@ -68,6 +68,8 @@ class PatchFormat:
     """Grids of bands, each an array of the store; the first is the finest, and the one that is super-resolved."""
     has_maps: bool
     """Whether there are land-cover reference maps, of the first grid."""
+    max_dn: int = 65_535
+    """Largest DN that a pixel of the first grid can have: 255 for pictures of 8 bits."""
 
     @property
     def size(self) -> int:
@@ -80,13 +82,14 @@ class PatchFormat:
             "labels": list(self.labels),
             "groups": [{**asdict(group), "bands": list(group.bands)} for group in self.groups],
             "has_maps": self.has_maps,
+            "max_dn": self.max_dn,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Return what `to_json` wrote down."""
         groups = tuple(BandGroup(**{**group, "bands": tuple(group["bands"])}) for group in values["groups"])
-        return cls(tuple(values["labels"]), groups, values["has_maps"])
+        return cls(tuple(values["labels"]), groups, values["has_maps"], values["max_dn"])
 
 
 BIGEARTHNET = PatchFormat(NAMES, (*S2_GROUPS, S1), has_maps=True)

@@ -64,6 +64,22 @@ def test_settings_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
         (GOOD + "train_sr: {sources: [{images: /nowhere}]}", ["train_sr.sources.0", "/nowhere"]),
         (GOOD + "train_sr: {sources: [{scene: /, bands: [B04, B03, B10]}]}", ["train_sr.sources.0.bands", "B10"]),
         (GOOD + "train_sr: {sources: [{images: /, max_dn: 255}]}", ["train_sr.sources.0", "pictures of 8 bits"]),
+        (GOOD.replace("v2,", "v2, image_size: 64,"), ["archive", "bigearthnet-v2", "no use for image_size"]),
+        (GOOD + "sr: [none, hr]", ["hr", "degrade: 4"]),
+        (GOOD + "bands: s2", ["bands: s2", "branch none"]),
+        (GOOD + "bands: s1s2\nsr: [none]\ndegrade: 4", ["bands: s1s2", "without degrade"]),
+        (GOOD + "degrade: 3", ["degrade"]),
+        (GOOD.replace("[resnet18]", "[resnet18, fast]"), ["classifier", "'fast'", "inception_v4"]),
+        (GOOD + "variants: {fast: {network: vgg}}", ["variants.fast.network", "vgg"]),
+        (GOOD + "variants: {resnet50: {network: resnet18}}", ["resnet50", "names of their own"]),
+        (GOOD + "variants: {a-b: {network: resnet18}}", ["'a-b' cannot name a classifier"]),
+        (
+            GOOD.replace("[resnet18]", "[fast]") + "variants: {fast: {network: resnet18, train: {epoch: 3}}}",
+            ["variants.fast.train.epoch", "no such setting"],
+        ),
+        (GOOD + "trained: {mine: /nowhere.safetensors}", ["trained: mine", "/nowhere.safetensors"]),
+        (GOOD.replace("random", "random, loss: softmax, one_against_rest: Pastures"), ["one_against_rest", "bce"]),
+        (GOOD + "weights: {realesrgan: '${NO_SUCH_VARIABLE}/w.pth'}", ["NO_SUCH_VARIABLE", "not set"]),
     ],
 )
 def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -72,6 +88,34 @@ def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, wor
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_texts_may_name_variables_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_DATA", "/mnt/data")
+    config = load_config(written(tmp_path, GOOD.replace("/data/BigEarthNet", "'${SOME_DATA}/BigEarthNet'")))
+    assert config.archive.root == Path("/mnt/data/BigEarthNet")
+
+
+def test_pictures_have_a_stretch_of_their_own(tmp_path: Path) -> None:
+    pictures = GOOD.replace("bigearthnet-v2", "image-folder")
+    assert load_config(written(tmp_path, pictures)).sr_input_max_dn == 255
+    assert load_config(written(tmp_path, pictures + "sr_input_max_dn: 65535")).sr_input_max_dn == 65535
+
+
+def test_a_variant_differs_from_the_run_in_what_it_says(tmp_path: Path) -> None:
+    text = GOOD.replace("backbone: random", "backbone: random, epochs: 7, lr: 0.1")
+    text = text.replace("[resnet18]", "[resnet18, slow]")
+    config = load_config(written(tmp_path, text + "variants: {slow: {network: resnet50, train: {lr: 0.01}}}"))
+    assert [config.network_of(name) for name in config.classifiers] == ["resnet18", "resnet50"]
+    slow = config.train_of("slow")
+    assert (slow.lr, slow.epochs, slow.backbone) == (0.01, 7, "random")
+    assert config.train_of("resnet18").lr == 0.1
+
+
+def test_augmentation_is_for_whole_networks_unless_asked_for(tmp_path: Path) -> None:
+    whole = load_config(written(tmp_path, GOOD)).train
+    assert (whole.augments, whole.model_copy(update={"freeze_backbone": True}).augments) == (True, False)
+    assert whole.model_copy(update={"freeze_backbone": True, "augment": True}).augments
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "store.deep=1", "sr=[none"])

@@ -44,6 +44,16 @@ ROWS = [
 ]
 
 
+def test_notes_stand_before_failures_and_once(tmp_path: Path) -> None:
+    record = RunRecord(StorePaths(tmp_path), "{}", datetime(2026, 11, 5, tzinfo=UTC))
+    for _ in range(2):
+        record.note("resnet18: no training patch has the label Pastures")
+    record.add(StageReport("ingest", failures=(ShardFailure("ingest", 3, "lost"),)))
+    text = markdown_summary(record.paths, record)
+    assert text.count("Note: resnet18: no training patch has the label Pastures.") == 1
+    assert text.index("Note:") < text.index("Failed shards")
+
+
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
     record = RunRecord(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from classifiers import checkpoint
-from classifiers.training import TrainSettings
+from classifiers.training import HeadTrainer, TrainSettings
 from infra.bigearthnet.bands import RGB, STATISTICS
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ConfigError, TrainingError
@@ -228,27 +228,28 @@ def test_a_stopped_head_goes_on_from_its_last_epoch(
     whole, curve = job.checkpoint(0).read_bytes(), job.parts.read(0)
     job.checkpoint(0).unlink()
     job.parts.path(0).unlink()
-    advance = train.HeadTrainer.advance
+    advance = HeadTrainer.advance
     epochs: list[int] = []
 
-    def advance_twice(trainer: train.HeadTrainer) -> Any:
+    def advance_twice(trainer: HeadTrainer) -> Any:
         if len(epochs) == 2:
             raise Stopped
         epochs.append(trainer.epoch)
         return advance(trainer)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train.HeadTrainer, "advance", advance_twice)
-        HeadFitter(job).run(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadTrainer, "advance", advance_twice)
+        with pytest.raises(Stopped):
+            HeadFitter(job).run(0)
     assert job.state(0).exists()
     assert not job.parts.is_done(0)
     resumed: list[int] = []
 
-    def advance_and_tell(trainer: train.HeadTrainer) -> Any:
+    def advance_and_tell(trainer: HeadTrainer) -> Any:
         resumed.append(trainer.epoch)
         return advance(trainer)
 
-    monkeypatch.setattr(train.HeadTrainer, "advance", advance_and_tell)
+    monkeypatch.setattr(HeadTrainer, "advance", advance_and_tell)
     HeadFitter(job).run(0)
     assert (epochs, resumed) == ([0, 1], [2, 3, 4, 5])
     assert job.checkpoint(0).read_bytes() == whole
