@@ -16,9 +16,9 @@ Three cases, each in several ways that must give the same probabilities, to with
 
 The SR model has its shipped weights, classifiers random ones; nothing is explained. Models are loaded and every way
 has run once before the clock starts, and the quality of the super-resolved pixels, which is measured once a branch,
-is written by then. Ways take turns within each repeat; the fastest repeat counts. Stages are the parts of the fused
-pass, each timed alone. The device is the one a worker takes: the GPU, if there is one (CUDA_VISIBLE_DEVICES= hides it);
-numbers of threads are those of the environment.
+is written by then. Ways take turns within each repeat; the fastest repeat counts, by the clock and by processor time.
+Stages are the parts of the fused pass, each timed alone by the clock. The device is the one a worker takes: the GPU, if
+there is one (CUDA_VISIBLE_DEVICES= hides it); numbers of threads are those of the environment.
 """
 
 import argparse
@@ -65,6 +65,9 @@ PATCHES, SEED_PATCHES = {"cpu": 4, "cuda": 256}, {"cpu": 64, "cuda": 1024}
 NETWORKS = ("resnet18", "resnet50", "resnet101", "inception_v4")
 FUSED, EACH, LOOP = "one fused pass", "a pass for each", "plain loop"
 
+type Timing = tuple[float, float]
+"""Seconds by the clock, seconds of processor time."""
+
 type Probabilities = dict[tuple[str, int], NDArray[np.float32]]
 """By classifier and seed, (N, L), in the order of patch ids."""
 
@@ -84,6 +87,10 @@ class Row:
     """Of the fastest: patches that have all their predictions."""
     fused_over: float
     """Rate of the fused pass over this one's."""
+    cpu_seconds: float
+    """Processor time of all threads, the least of the repeats; less disturbed where others use the machine too."""
+    fused_over_by_cpu: float
+    """This one's processor time over the fused pass's."""
     difference: float
     """Largest absolute difference of a probability to the fused pass's."""
 
@@ -263,34 +270,37 @@ def measure(case: Case, ways: Mapping[str, Way], repeats: int, device: torch.dev
     for name, way in ways.items():
         way.run()
         results[name] = way.result()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    timings: dict[str, list[Timing]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            seconds[name].append(timed(way.run, device))
+            timings[name].append(timed(way.run, device))
     patches = case.branch.inputs.patches(case.shard).num_rows
-    fused = min(seconds[FUSED])
+    clock = {name: min(seconds for seconds, _ in found) for name, found in timings.items()}
+    cpu = {name: min(seconds for _, seconds in found) for name, found in timings.items()}
     return [
         Row(
             case.name,
             name,
             patches,
-            min(times),
-            max(times),
-            patches / min(times),
-            min(times) / fused,
+            clock[name],
+            max(seconds for seconds, _ in timings[name]),
+            patches / clock[name],
+            clock[name] / clock[FUSED],
+            cpu[name],
+            cpu[name] / cpu[FUSED],
             largest_difference(results[name], results[FUSED]),
         )
-        for name, times in seconds.items()
+        for name in ways
     ]
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one run."""
-    start = time.perf_counter()
+def timed(work: Callable[[], object], device: torch.device) -> Timing:
+    """Return the seconds of one run, by the clock and of processor time."""
+    start, cpu = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def stages(case: Case, fused: float, repeats: int, device: torch.device) -> list[Stage]:
@@ -301,7 +311,7 @@ def stages(case: Case, fused: float, repeats: int, device: torch.device) -> list
 
     def best(work: Callable[[], object]) -> float:
         work()
-        return min(timed(work, device) for _ in range(repeats))
+        return min(timed(work, device)[0] for _ in range(repeats))
 
     seconds = {"read": best(lambda: reader.read(case.shard, 0, reader.shard_size))}
     with torch.inference_mode():
@@ -324,7 +334,7 @@ def _forward(trained: TrainedClassifier, pixels: Sequence[torch.Tensor]) -> None
 
 def show(rows: Sequence[Row], parts: Sequence[Stage], console: Console) -> None:
     """Print the tables."""
-    heads = ("patches", "patches/s", "seconds", "slowest", "fused over", "difference")
+    heads = ("patches", "patches/s", "seconds", "slowest", "CPU s", "fused over", "by CPU", "difference")
     table = Table(
         Column("case", no_wrap=True), Column("way", no_wrap=True), *(Column(h, justify="right") for h in heads)
     )
@@ -336,7 +346,9 @@ def show(rows: Sequence[Row], parts: Sequence[Stage], console: Console) -> None:
             f"{row.patches_per_second:.3g}",
             f"{row.seconds:.2f}",
             f"{row.slowest:.2f}",
+            f"{row.cpu_seconds:.2f}",
             "" if row.way == FUSED else f"{row.fused_over:.2f}",
+            "" if row.way == FUSED else f"{row.fused_over_by_cpu:.2f}",
             "" if row.way == FUSED else f"{row.difference:.0e}",
         )
     console.print(table)

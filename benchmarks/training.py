@@ -6,7 +6,7 @@
                                   [--out benchmarks/results/training.json]
 
 Every loader gives the same samples as shuffled batches, standardised, float32, on the device; this is checked, bit by
-bit. One process; in all of them one thread gathers up to four batches ahead. What differs is where pixels lie and how
+bit. One process, whose numbers of threads are those of the environment; one thread gathers up to four batches ahead. What differs is where pixels lie and how
 they are read:
 
 - superscene, from disk: whole shards, of an archive that is too large to be kept, so each epoch reads all of it, two
@@ -75,7 +75,7 @@ from tasks.super_resolve import ShardSuperResolver
 
 S2_BANDS = tuple(band for group in S2_GROUPS for band in group.bands)
 SYNTHETIC = 48
-"""Distinct patches; the others are copies."""
+"""Distinct patches, at most; the others are copies."""
 MAX_DN = 3000
 AHEAD = 4
 """Batches that are gathered ahead, as the streamed loader does."""
@@ -157,7 +157,10 @@ class Database:
     def read(self, patch_id: str) -> dict[str, Pixels]:
         """Return a patch's bands by name."""
         with self._environment.begin() as transaction:
-            bands: dict[str, Pixels] = safetensors.numpy.load(transaction.get(patch_id.encode()))
+            value = transaction.get(patch_id.encode())
+        if value is None:
+            raise KeyError(f"{self.file} has no patch {patch_id}")
+        bands: dict[str, Pixels] = safetensors.numpy.load(value)
         return bands
 
     def close(self) -> None:
@@ -637,7 +640,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     waits: list[Wait] = []
     with tempfile.TemporaryDirectory(dir=options.workdir) as name, ExitStack() as stack:
         folder = Path(name)
-        write_synthetic_archive(folder / "synthetic", SYNTHETIC)
+        write_synthetic_archive(folder / "synthetic", min(SYNTHETIC, options.patches))
         sources = sorted((folder / "synthetic" / S2_FOLDER).glob("*/*"))
         archive = prepare(folder / "archive", options.patches, options.shard_size, sources)
         rgb = archive.branch(RGB)

@@ -33,6 +33,7 @@ def test_a_tiny_run_has_every_way_and_its_ratios_are_those_of_its_rates(
         assert 0 < row["seconds"] <= row["slowest"]
         assert row["patches_per_second"] * row["seconds"] == pytest.approx(row["patches"])
         assert row["fused_over"] * row["patches_per_second"] == pytest.approx(rows[case, fused]["patches_per_second"])
+        assert row["fused_over_by_cpu"] * rows[case, fused]["cpu_seconds"] == pytest.approx(row["cpu_seconds"])
         assert row["difference"] <= 1e-5
     stages = {case: [part for part in result["stages"] if part["case"] == case] for case in (one, many, seeds)}
     assert [part["stage"] for part in stages[many]] == [
