@@ -6,8 +6,8 @@
                                   [--out benchmarks/results/training.json]
 
 Every loader gives the same samples as shuffled batches, standardised, float32, on the device; this is checked, bit by
-bit. One process, whose numbers of threads are those of the environment; one thread gathers up to four batches ahead. What differs is where pixels lie and how
-they are read:
+bit. All run in one process, whose numbers of threads are those of the environment, and in each one thread gathers up
+to four batches ahead. What differs is where pixels lie and how they are read:
 
 - superscene, from disk: whole shards, of an archive that is too large to be kept, so each epoch reads all of it, two
   shards at a time; as many reading threads as there are cores;
