@@ -16,12 +16,14 @@ to four batches ahead. What differs is where pixels lie and how they are read:
   single read a patch;
 - TIFFs: the archive's own files of the bands that are wanted, by rasterio.
 
-Loaders take turns within each repeat and the fastest repeat counts; "cold" is with the files' pages dropped from the
-page cache before each epoch (a disk of this machine's kind, whose host may have a cache of its own). The files are
-copies of a few synthetic patches under new names. Super-resolved pixels are bicubic, stored as the stage
-super_resolve stores them, and LMDB has the very same in one value a patch.
+"Gathered" are shuffled batches of 16-bit pixels in host memory, all that a loader's host has to do where a GPU
+standardises; "standardised" are float32 tensors on the device. On a CPU the latter's arithmetic, alike for all loaders,
+takes longer than the rest. Loaders take turns within each repeat and the fastest repeat counts, by the clock and by
+processor time; "cold" is with the files' pages dropped from the page cache before each epoch (the disk may have a cache
+of its own). The files are copies of a few synthetic patches under new names. Super-resolved pixels are bicubic, stored
+as the stage super_resolve stores them, and LMDB has the very same, in one value a patch.
 
-The second table is ResNet-50 at 120 x 120 pixels, trained by the project's own loop on each loader: in the second of
+The last table is ResNet-50 at 120 x 120 pixels, trained by the project's own loop on each loader: in the second of
 two epochs, which share of the time the device waited for its next batch. On a GPU this is bfloat16, channels last and
 compiled. On a CPU arithmetic takes nearly all the time whatever the loader is, so the last lines say which devices
 the loaders would feed: one that could do X patches/s waits 1 - L/X of the time for a loader that gives L < X.
@@ -34,6 +36,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -43,7 +46,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import lmdb
 import numpy as np
@@ -85,6 +88,11 @@ GOAL = 0.02
 DISK, KEPT, LMDB, TIFF = "superscene, from disk", "superscene, kept", "LMDB + safetensors", "TIFFs, rasterio"
 
 type Pixels = NDArray[np.uint16]
+type Measured = Literal["gathered, cold", "gathered", "standardised"]
+type Timing = tuple[float, float]
+"""Patches per second by the clock, and by processor time."""
+
+MEASURED: tuple[Measured, ...] = ("gathered, cold", "gathered", "standardised")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +104,17 @@ class Rate:
     patches: int
     batch_size: int
     patches_per_second: float
-    """From a warm page cache, the fastest repeat."""
+    """Standardised, on the device; from a warm page cache, the fastest repeat."""
     slowest: float
     """Likewise, the slowest repeat."""
-    cold_patches_per_second: float
-    """With the files' pages dropped before each epoch, the fastest repeat."""
     patches_per_cpu_second: float
-    """By the processor time of all threads, of the fastest warm repeat."""
+    """Likewise, by the processor time of all threads: the best repeat."""
+    gathered_per_second: float
+    """Shuffled batches of DN in host memory, the arithmetic left out; warm, the fastest repeat."""
+    gathered_cold: float
+    """Likewise, with the files' pages dropped before each epoch."""
+    gathered_per_cpu_second: float
+    """Likewise, warm, by the processor time of all threads: the best repeat."""
     file_bytes_per_patch: float
     """Of the files that the loader reads."""
 
@@ -113,9 +125,11 @@ class Ratio:
 
     pixels: str
     over: str
-    by_clock: float
-    cold: float
-    by_cpu: float
+    standardised: float
+    standardised_by_cpu: float
+    gathered: float
+    gathered_cold: float
+    gathered_by_cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +249,13 @@ class SinglePatches:
 
     def batches(self, epoch: int) -> Iterator[TrainingBatch]:
         """Yield the batches of an epoch."""
-        gathered = prefetch(map(self._gather, self._order(epoch)), AHEAD)
-        for dn, truth in gathered:
+        for dn, truth in self.gathered(epoch):
             x = self._standardiser(to_unit(dn.to(self._device, non_blocking=True), self._max_dn))
             yield TrainingBatch(x, truth.to(self._device, non_blocking=True), np.arange(len(dn)), len(dn))
+
+    def gathered(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield each batch's pixels, DN, and truth in host memory."""
+        return prefetch(map(self._gather, self._order(epoch)), AHEAD)
 
     def forget(self) -> None:
         """Drop the pixels' files from the page cache."""
@@ -254,7 +271,15 @@ class SinglePatches:
         return (dn.pin_memory(), truth.pin_memory()) if self._device.type == "cuda" else (dn, truth)
 
 
-class FromDisk(ShardBatches):
+class Streamed(ShardBatches):
+    """The stream, and what it has before the device's part."""
+
+    def gathered(self, epoch: int) -> Iterator[object]:
+        """Yield each batch's pixels, DN, and truth in host memory."""
+        return prefetch(self._gathered(epoch), AHEAD)
+
+
+class FromDisk(Streamed):
     """The stream as it is with an archive that is too large to be kept."""
 
     @cached_property
@@ -296,6 +321,8 @@ class Loader:
 
     name: str
     batches: Batches
+    gathered: Callable[[int], Iterable[object]]
+    """The batches of an epoch before the device's part."""
     forget: Callable[[], None]
     """Drops its files from the page cache."""
     file_bytes: int
@@ -398,17 +425,17 @@ def loaders(
     def bytes_of(files: Iterable[Path]) -> int:
         return sum(file.stat().st_size for file in files)
 
-    def ours(kind: type[ShardBatches], name: str) -> Loader:
+    def ours(kind: type[Streamed], name: str) -> Loader:
         batches = kind(BranchReader(branch, device), samples, batch_size, standardiser, 0)
-        return Loader(name, batches, lambda: drop_pages(stored), bytes_of(stored))
+        return Loader(name, batches, batches.gathered, lambda: drop_pages(stored), bytes_of(stored))
 
     def single(name: str, source: Source, files: Iterable[Path]) -> Loader:
         batches = SinglePatches(source, samples, batch_size, standardiser, device)
-        return Loader(name, batches, source.forget, bytes_of(files))
+        return Loader(name, batches, batches.gathered, source.forget, bytes_of(files))
 
     found = [
         ours(FromDisk, DISK),
-        ours(ShardBatches, KEPT),
+        ours(Streamed, KEPT),
         single(LMDB, LmdbPatches(database, branch.bands), [database.file]),
     ]
     if branch.scale == 1:
@@ -440,19 +467,21 @@ def check_equal(found: Sequence[Loader]) -> None:
             raise SystemExit(f"{loader.name} does not give the samples of {found[0].name}")
 
 
-def timed(loader: Loader, seconds: float, device: torch.device, epochs: Iterator[int], *, cold: bool) -> list[float]:
-    """Go through whole epochs for about some seconds; return samples, seconds by the clock and of processor time."""
+def timed(loader: Loader, seconds: float, device: torch.device, epochs: Iterator[int], what: Measured) -> Timing:
+    """Go through whole epochs for about some seconds; return patches per second, by the clock and by processor time."""
     done, clock, cpu = 0, 0.0, 0.0
     while clock < seconds:
-        if cold:
+        if what == "gathered, cold":
             loader.forget()
+        go_through = loader.batches.batches if what == "standardised" else loader.gathered
         start, start_cpu = time.perf_counter(), time.process_time()
-        for batch in loader.batches.batches(next(epochs)):
-            done += len(batch.y)
+        for _ in go_through(next(epochs)):
+            pass
         if device.type == "cuda":
             torch.cuda.synchronize()
         clock, cpu = clock + time.perf_counter() - start, cpu + time.process_time() - start_cpu
-    return [done, clock, cpu]
+        done += loader.batches.samples
+    return done / clock, done / cpu
 
 
 def rates(
@@ -463,29 +492,32 @@ def rates(
     check_equal(found)
     os.sync()  # only pages that are written back can be dropped
     epochs = count(1)
-    warm: dict[str, list[list[float]]] = {loader.name: [] for loader in found}
-    cold: dict[str, list[list[float]]] = {loader.name: [] for loader in found}
+    timings: dict[tuple[str, Measured], list[Timing]] = defaultdict(list)
     for _ in range(repeats):
         for loader in found:
-            cold[loader.name].append(timed(loader, seconds, device, epochs, cold=True))
-            warm[loader.name].append(timed(loader, seconds, device, epochs, cold=False))
-    rows = []
-    for loader in found:
-        best = max(warm[loader.name], key=lambda timing: timing[0] / timing[1])
-        rows.append(
-            Rate(
-                pixels,
-                loader.name,
-                loader.batches.samples,
-                batch_size,
-                best[0] / best[1],
-                min(n / clock for n, clock, _ in warm[loader.name]),
-                max(n / clock for n, clock, _ in cold[loader.name]),
-                best[0] / best[2],
-                loader.file_bytes / loader.batches.samples,
-            )
+            for what in MEASURED:
+                timings[loader.name, what].append(timed(loader, seconds, device, epochs, what))
+
+    def best(loader: Loader, what: Measured) -> Timing:
+        clock, cpu = zip(*timings[loader.name, what], strict=True)
+        return max(clock), max(cpu)
+
+    return [
+        Rate(
+            pixels,
+            loader.name,
+            loader.batches.samples,
+            batch_size,
+            best(loader, "standardised")[0],
+            min(clock for clock, _ in timings[loader.name, "standardised"]),
+            best(loader, "standardised")[1],
+            best(loader, "gathered")[0],
+            best(loader, "gathered, cold")[0],
+            best(loader, "gathered")[1],
+            loader.file_bytes / loader.batches.samples,
         )
-    return rows
+        for loader in found
+    ]
 
 
 def ratios(rows: Sequence[Rate]) -> list[Ratio]:
@@ -496,8 +528,10 @@ def ratios(rows: Sequence[Rate]) -> list[Ratio]:
             row.pixels,
             row.loader,
             ours[row.pixels].patches_per_second / row.patches_per_second,
-            ours[row.pixels].cold_patches_per_second / row.cold_patches_per_second,
             ours[row.pixels].patches_per_cpu_second / row.patches_per_cpu_second,
+            ours[row.pixels].gathered_per_second / row.gathered_per_second,
+            ours[row.pixels].gathered_cold / row.gathered_cold,
+            ours[row.pixels].gathered_per_cpu_second / row.gathered_per_cpu_second,
         )
         for row in rows
         if row.loader != DISK
@@ -541,43 +575,22 @@ def wait(train: Loader, validation: Loader, batch_size: int, device: torch.devic
 
 def show(rows: Sequence[Rate], waits: Sequence[Wait], network: str, console: Console) -> None:
     """Print the tables."""
-    table = Table(
-        Column("pixels", no_wrap=True),
-        Column("loader", no_wrap=True),
-        *(
-            Column(head, justify="right")
-            for head in (
-                "batch",
-                "patches/s",
-                "slowest",
-                "cold",
-                "per CPU s",
-                "kB in files",
-                "ours over",
-                "cold",
-                "CPU",
-            )
-        ),
-    )
-    over = {(ratio.pixels, ratio.over): ratio for ratio in ratios(rows)}
+    table = Table(Column("pixels", no_wrap=True), Column("loader", no_wrap=True), title="patches/s")
+    for head in ("gathered", "cold", "per CPU s", "standardised", "slowest", "per CPU s", "kB in files"):
+        table.add_column(head, justify="right")
     for row in rows:
-        ratio = over.get((row.pixels, row.loader))
-        table.add_row(
-            row.pixels,
-            row.loader,
-            str(row.batch_size),
-            *(
-                f"{value:,.0f}"
-                for value in (
-                    row.patches_per_second,
-                    row.slowest,
-                    row.cold_patches_per_second,
-                    row.patches_per_cpu_second,
-                    row.file_bytes_per_patch / 1000,
-                )
-            ),
-            *(["", "", ""] if ratio is None else [f"{v:.2f}" for v in (ratio.by_clock, ratio.cold, ratio.by_cpu)]),
-        )
+        gathered = (row.gathered_per_second, row.gathered_cold, row.gathered_per_cpu_second)
+        standardised = (row.patches_per_second, row.slowest, row.patches_per_cpu_second)
+        values = (*gathered, *standardised, row.file_bytes_per_patch / 1000)
+        table.add_row(row.pixels, row.loader, *(f"{value:,.0f}" for value in values))
+    console.print(table)
+    table = Table(Column("pixels", no_wrap=True), Column(f"{DISK}, over", no_wrap=True))
+    for head in ("gathered", "cold", "by CPU", "standardised", "by CPU"):
+        table.add_column(head, justify="right")
+    for ratio in ratios(rows):
+        of_gathered = (ratio.gathered, ratio.gathered_cold, ratio.gathered_by_cpu)
+        shares = (*of_gathered, ratio.standardised, ratio.standardised_by_cpu)
+        table.add_row(ratio.pixels, ratio.over, *(f"{value:.2f}" for value in shares))
     console.print(table)
     table = Table(
         Column(f"{network} at 120 x 120, trained on", no_wrap=True),
@@ -594,12 +607,12 @@ def show(rows: Sequence[Rate], waits: Sequence[Wait], network: str, console: Con
             f"{item.device_patches_per_second:,.1f}",
         )
     console.print(table)
-    first = rows[0].pixels
     for row in rows:
-        if row.pixels == first:
-            most = row.patches_per_second / (1 - GOAL)
+        if row.pixels == rows[0].pixels:
+            gpu, cpu = (rate / (1 - GOAL) for rate in (row.gathered_per_second, row.patches_per_second))
             console.print(
-                f"{row.loader}: feeds a device of up to {most:,.0f} patches/s with at most {GOAL:.0%} of wait"
+                f"{row.loader}: at most {GOAL:.0%} of wait up to {gpu:,.0f} patches/s of a GPU, which standardises by "
+                f"itself, and {cpu:,.0f} where the processor does"
             )
     device = max(item.device_patches_per_second for item in waits)
     console.print(f"this device does {device:,.1f} patches/s and needs a loader of {device * (1 - GOAL):,.1f}")

@@ -37,14 +37,16 @@ def test_a_tiny_run_has_every_loader_and_its_ratios_are_those_of_its_rates(
     for (pixels, _), row in rates.items():
         assert (row["patches"], row["batch_size"]) == ((16, 8) if pixels == large else (20, 8))
         assert 0 < row["slowest"] <= row["patches_per_second"]
-        assert row["cold_patches_per_second"] > 0
+        assert min(row["gathered_per_second"], row["gathered_cold"], row["gathered_per_cpu_second"]) > 0
     ratios = {(ratio["pixels"], ratio["over"]): ratio for ratio in result["ratios"]}
     assert set(ratios) == {key for key in rates if key[1] != ours}
     for (pixels, over), ratio in ratios.items():
         for name, column in (
-            ("by_clock", "patches_per_second"),
-            ("cold", "cold_patches_per_second"),
-            ("by_cpu", "patches_per_cpu_second"),
+            ("standardised", "patches_per_second"),
+            ("standardised_by_cpu", "patches_per_cpu_second"),
+            ("gathered", "gathered_per_second"),
+            ("gathered_cold", "gathered_cold"),
+            ("gathered_by_cpu", "gathered_per_cpu_second"),
         ):
             assert ratio[name] * rates[pixels, over][column] == pytest.approx(rates[pixels, ours][column])
     # Twelve bands of 16 bits in a value, and what LMDB adds in whole pages; three or four files a patch.
@@ -95,9 +97,11 @@ def test_the_folders_reader_gives_the_files_bands_in_the_order_asked_for(tmp_pat
 def test_a_loader_of_other_pixels_is_found_out() -> None:
     x, y = torch.rand(6, 3, 4, 4), torch.zeros(6, 2)
     loader = BENCHMARK["Loader"]
-    one, shuffled = (loader(name, TensorBatches(x, y, 2, seed), lambda: None, 0) for name, seed in (("a", 0), ("b", 1)))
+    one, shuffled = (
+        loader(name, TensorBatches(x, y, 2, seed), list, lambda: None, 0) for name, seed in (("a", 0), ("b", 1))
+    )
     BENCHMARK["check_equal"]([one, shuffled])
-    other = loader("another", TensorBatches(x + torch.finfo(x.dtype).eps, y, 2, 0), lambda: None, 0)
+    other = loader("another", TensorBatches(x + torch.finfo(x.dtype).eps, y, 2, 0), list, lambda: None, 0)
     with pytest.raises(SystemExit, match="another does not give the samples of a"):
         BENCHMARK["check_equal"]([one, shuffled, other])
 
