@@ -184,7 +184,7 @@ class TestRefusals:
             tiny(torch.zeros((1, 3, 8, 8), dtype=torch.int32))
 
     def test_unknown_name(self) -> None:
-        with pytest.raises(UnknownNameError, match=r"did you mean 'srresnet'.*none, bicubic"):
+        with pytest.raises(UnknownNameError, match=r"did you mean 'srresnet'.*none, hr, bicubic"):
             sr_models.load("srresnett")
 
     def test_precision_the_model_does_not_run_in(self) -> None:
