@@ -30,9 +30,17 @@ for sr, rows in predictions.groupby("sr", observed=True):
     assert probs.std(axis=0).min() > 0, f"{sr}: a label has the same probability everywhere"
 
 metrics = pd.read_parquet(tables / "metrics")
+metrics = metrics[metrics["country"].isna() & metrics["season"].isna()]
 above = metrics.query("split == 'test' and metric == 'ap_macro_above_prevalence'")
 assert len(above) == 3
 assert (above["value"] > 0.1).all(), above[["sr", "value", "low", "high"]]
+
+comparisons = pd.read_parquet(tables / "comparisons")
+assert comparisons["significant"].isna().all(), "one seed claims significance"
+table_1 = pd.read_parquet(tables / "paper_table_1").query("split == 'test'")
+for _, row in table_1.iterrows():
+    accuracy = metrics.query("split == 'test' and metric == 'acc' and sr == @row.sr")["value"]
+    assert accuracy.to_list() == [row["acc"]], row
 
 explanations = pd.read_parquet(tables / "explanations")
 assert len(explanations) > 0
