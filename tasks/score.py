@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import classifiers
 from classifiers import checkpoint
-from classifiers.cam.grad_cam import grad_cam_from_features
+from classifiers.cam.explain import method_and_options
 from classifiers.cam.summary import summarise
+from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.network import pool
 from classifiers.training.standardise_features import input_layer
@@ -28,9 +29,6 @@ from tasks.branch import Batch, Branch, BranchReader, worker_device
 from tasks.labels import multi_hot
 from tasks.stage import ShardCount
 from tasks.trained import load_trained
-
-_FROM_FEATURES = {"grad_cam": grad_cam_from_features}
-"""Methods that need no more than the activations of the pass that predicts."""
 
 ExplainLabels = Literal["predicted", "true", "all"]
 
@@ -212,9 +210,17 @@ class _ForwardPass:
         """Return the activations (N, K, h, w) of a network."""
         key = (trained.network.backbone, trained.mean, trained.std)
         if key not in self._activations:
-            standardised = trained.standardiser(self._x).contiguous(memory_format=torch.channels_last)
-            self._activations[key] = trained.network.features(standardised)
+            self._activations[key] = trained.network.features(self._standardised(trained))
         return self._activations[key]
+
+    def target(self, trained: TrainedClassifier) -> Target:
+        """Return what explanation methods see of a network, for all its labels."""
+        labels = tuple(range(trained.network.num_labels))
+        x, activations = self._standardised(trained), self.activations(trained)
+        return Target(trained.network, x, labels, None, trained.activation, activations)
+
+    def _standardised(self, trained: TrainedClassifier) -> Tensor:
+        return trained.standardiser(self._x).contiguous(memory_format=torch.channels_last)
 
 
 class _ShardResult:
@@ -261,7 +267,8 @@ class _ShardResult:
             if seed != self._network.first_seed:
                 continue
             for method in scored.explanations:
-                maps = _FROM_FEATURES[method](activations, trained.network.head)
+                entry, options = method_and_options(method, {})
+                maps = entry.run(forward.target(trained), options)
                 self._keep_maps(method, batch.rows, maps)
                 self._explanations[method].append(self._explanation_rows(method, batch, table, values, maps))
 

@@ -3,42 +3,63 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from classifiers.cam.grad_cam import explain_grad_cam
+from classifiers.cam import gradient_family
 from classifiers.cam.gradients import evaluation_mode
+from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError, ShapeError, UnknownNameError
 
+OptionValue = bool | int | float | str
+"""What an option of a method may be."""
+
+Labels = Literal["all", "predicted", "true"] | Sequence[int] | Sequence[Sequence[int]]
+"""Which labels get a map: a named choice, the same indices for every patch, or a list of indices per patch."""
+
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a caller may choose beside the labels; a method refuses those it does not take."""
-
-    target_layer: str | None = None
-    """Module of the backbone to look at; None: the last convolutional stage."""
+class NoOptions:
+    """The options of a method that has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainMethod:
     """One explanation method."""
 
-    run: Callable[[Classifier, Tensor, tuple[int, ...] | None, Options], Tensor]
-    """From (model in evaluation mode, x, label indices, options) to maps (N, L, h, w)."""
-    options: frozenset[str]
-    """Names of the fields of `Options` that it takes."""
+    run: Callable[[Target, Any], Tensor]
+    """From a batch at a layer, and the method's options, to maps (N, L, h, w), or (N, 1, h, w) without labels."""
     source: str
     """Where it is described."""
+    options: type[Any] = NoOptions
+    """Frozen dataclass of its options, each with a default."""
+    per_label: bool = True
+    """Whether it has a map for each label, or one for the patch."""
+    forwards: Literal["none", "linear head: none", "many"] = "none"
+    """Passes through the network, beside the one that predicts, at the last stage."""
+    needs_layer: bool = True
+    """Whether it looks at a layer; perturbations of the input do not."""
+
+    def is_cheap(self, model: Classifier) -> bool:
+        """Return whether the activations of the pass that predicts are all it needs, at the last stage."""
+        return self.forwards == "none" or (self.forwards != "many" and isinstance(model.head, torch.nn.Linear))
+
+
+def _plain(run: Callable[[Target], Tensor], source: str, *, per_label: bool = True) -> ExplainMethod:
+    return ExplainMethod(lambda target, _: run(target), source, per_label=per_label)
 
 
 METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
     {
-        "grad_cam": ExplainMethod(
-            lambda model, x, labels, options: explain_grad_cam(model, x, labels, options.target_layer),
-            options=frozenset({"target_layer"}),
-            source="Selvaraju et al. 2017, arXiv:1610.02391",
-        ),
+        "cam": _plain(gradient_family.cam, "Zhou et al. 2016, arXiv:1512.04150"),
+        "grad_cam": _plain(gradient_family.grad_cam, "Selvaraju et al. 2017, arXiv:1610.02391"),
+        "hires_cam": _plain(gradient_family.hires_cam, "Draelos and Carin 2020, arXiv:2011.08891"),
+        "x_grad_cam": _plain(gradient_family.x_grad_cam, "Fu et al. 2020, arXiv:2008.02312"),
+        "grad_cam_pp": _plain(gradient_family.grad_cam_pp, "Chattopadhay et al. 2018, arXiv:1710.11063"),
+        "layer_cam": _plain(gradient_family.layer_cam, "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943"),
     }
 )
 
@@ -49,40 +70,118 @@ def explain_methods() -> tuple[str, ...]:
 
 
 def explain(
-    model: Classifier, x: Tensor, method: str, labels: Sequence[int] | None = None, **options: str | None
+    model: Classifier,
+    x: Tensor,
+    method: str,
+    labels: Labels | None = None,
+    target_layer: str | None = None,
+    *,
+    activation: Activation = "sigmoid",
+    thresholds: Sequence[float] | float = 0.5,
+    truth: Tensor | None = None,
+    **options: OptionValue,
 ) -> Tensor:
     """Return raw maps of labels, at the target layer's own resolution.
 
     Args:
         model: A classifier, in any mode; it, its modes, gradients and hooks are the same afterwards.
-        x: Standardised input, (N, C, H, W), N >= 1, on the model's device.
+        x: Standardised input, (N, C, H, W), N >= 1, on the model's device; 0 is the training mean of a band.
         method: A name in `explain_methods()`.
-        labels: Label indices, L of them, in the order wanted; None: all.
-        **options: Fields of `Options`.
+        labels: Label indices, L of them, in the order wanted; a list of indices for each patch; `predicted`: those
+            whose probability reaches its threshold; `true`: those of `truth`; None or `all`: all.
+        target_layer: Module of the backbone to look at; None: the last convolutional stage.
+        activation: What turns the model's logits into probabilities.
+        thresholds: Probability from which a label is predicted: one, or one for each label. With softmax the
+            likeliest label is predicted, whatever they are.
+        truth: Multi-hot labels, (N, all labels), for `labels="true"`.
+        **options: Of the method: see its entry's `options`.
 
     Returns:
-        (N, L, h, w), in the unit of the method, at least float32; neither normalised nor enlarged.
+        (N, L, h, w), in the unit of the method, at least float32, detached; neither normalised nor enlarged. Labels
+        that differ between patches give all labels, NaN where a patch's map was not asked for. A method without
+        labels gives (N, 1, h, w).
 
     Raises:
         UnknownNameError: There is no such method, or no such layer.
-        ConfigError: An option or a label that the method or the model does not have.
-        ShapeError: x is not 4-D.
+        ConfigError: An option or a label that the method or the model does not have, or a head it is not defined for.
+        ShapeError: x is not 4-D, or too small for the network.
+    """
+    entry, chosen = method_and_options(method, options)
+    if x.ndim != 4 or not len(x):
+        raise ShapeError(f"explain needs a standardised batch (N, C, H, W), got {tuple(x.shape)}")
+    if target_layer is not None and not entry.needs_layer:
+        raise ConfigError(f"{method} looks at the input, not at a layer: leave target_layer out")
+    with evaluation_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        every = Target(model, x, tuple(range(model.num_labels)), target_layer, activation)
+        if not entry.per_label:
+            return entry.run(every, chosen)
+        wanted = _wanted_labels(every, "all" if labels is None else labels, thresholds, truth)
+        if isinstance(wanted, tuple):
+            return entry.run(every.of_labels(wanted), chosen)
+        columns = wanted.any(dim=0).nonzero().flatten().tolist() or [0]
+        maps = entry.run(every.of_labels(tuple(columns)), chosen)
+        spread = maps.new_full((len(x), model.num_labels, *maps.shape[2:]), torch.nan)
+        spread[:, columns] = torch.where(wanted[:, columns, None, None], maps, torch.nan)
+        return spread
+
+
+def method_and_options(method: str, given: Mapping[str, OptionValue]) -> tuple[ExplainMethod, Any]:
+    """Return a method's entry and its options, with defaults for those that are not given.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        ConfigError: The method does not take an option, or not of that type.
     """
     if method not in METHODS:
         raise UnknownNameError(f"no explanation method {method!r}: choose one of {', '.join(METHODS)}")
     entry = METHODS[method]
-    if unknown := sorted(options.keys() - entry.options):
-        raise ConfigError(
-            f"{method} does not take {', '.join(unknown)}: its options are {', '.join(sorted(entry.options))}"
-        )
-    if x.ndim != 4 or not len(x):
-        raise ShapeError(f"explain needs a standardised batch (N, C, H, W), got {tuple(x.shape)}")
-    chosen = None if labels is None else tuple(int(label) for label in labels)
-    if chosen is not None and (not chosen or min(chosen) < 0 or max(chosen) >= model.num_labels):
-        raise ConfigError(f"the model has labels 0 to {model.num_labels - 1}, asked were {list(chosen)}")
-    with evaluation_mode(model):
-        return entry.run(model, x, chosen, _options(options))
+    known = {option.name: option.default for option in fields(entry.options)}
+    if unknown := sorted(given.keys() - known.keys()):
+        takes = f"its options are {', '.join(known)}" if known else "it has no options"
+        raise ConfigError(f"{method} does not take {', '.join(unknown)}: {takes}")
+    for name, value in given.items():
+        kind = type(known[name])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ConfigError(f"{method}: {name} is a {kind.__name__}, such as {known[name]!r}; got {value!r}")
+    return entry, entry.options(**given)
 
 
-def _options(options: Mapping[str, str | None]) -> Options:
-    return Options(**{field.name: options[field.name] for field in fields(Options) if field.name in options})
+def _wanted_labels(
+    target: Target, labels: Labels, thresholds: Sequence[float] | float, truth: Tensor | None
+) -> tuple[int, ...] | Tensor:
+    """Return the same label indices for every patch, or which labels each patch wants, (N, all labels), bool."""
+    n, num_labels = len(target.x), len(target.labels)
+    if isinstance(labels, str):
+        if labels == "all":
+            return target.labels
+        if labels == "predicted":
+            return _predicted(target, thresholds)
+        if labels != "true":
+            raise ConfigError(f"labels: {labels!r} is none of all, predicted, true, or indices")
+        if truth is None or truth.shape != (n, num_labels):
+            found = "none" if truth is None else tuple(truth.shape)
+            raise ConfigError(f"labels='true' needs truth, multi-hot ({n}, {num_labels}), got {found}")
+        return truth.to(target.x.device, torch.bool)
+    lists = [list(item) if isinstance(item, Sequence) else [item] for item in labels]
+    per_patch = any(isinstance(item, Sequence) for item in labels)
+    asked = [int(label) for item in lists for label in item]
+    if min(asked, default=0) < 0 or max(asked, default=0) >= num_labels or not lists:
+        raise ConfigError(f"the model has labels 0 to {num_labels - 1}, asked were {list(labels)}")
+    if not per_patch:
+        return tuple(asked)
+    if len(lists) != n:
+        raise ConfigError(f"{n} patches need as many lists of labels, got {len(lists)}")
+    wanted = torch.zeros(n, num_labels, dtype=torch.bool, device=target.x.device)
+    for row, item in enumerate(lists):
+        wanted[row, item] = True
+    return wanted
+
+
+def _predicted(target: Target, thresholds: Sequence[float] | float) -> Tensor:
+    probs = target.probabilities
+    if target.activation == "softmax":
+        return torch.arange(probs.shape[1], device=probs.device) == probs.argmax(dim=1, keepdim=True)
+    limits = torch.as_tensor(thresholds, dtype=probs.dtype, device=probs.device)
+    if limits.ndim and limits.shape != probs.shape[1:]:
+        raise ConfigError(f"{probs.shape[1]} labels need one threshold or as many, got {limits.numel()}")
+    return probs >= limits

@@ -22,55 +22,116 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def layer_activations(model: Classifier, x: Tensor, layer: str) -> Tensor:
+    """Return the output of a layer, (N, K, h, w), without gradients.
+
+    Args:
+        model: A classifier in evaluation mode; no hook stays.
+        x: Standardised input, (N, C, H, W).
+        layer: Name of a module of the backbone, such as `layer3`.
+
+    Raises:
+        UnknownNameError: The backbone has no such layer.
+        ShapeError: The layer's output is not 4-D, or it does not run once in a forward pass.
+    """
+    with torch.no_grad():
+        return _forward_to(model, x, layer, leaf=False)[1]
+
+
 def label_gradients(
-    model: Classifier, x: Tensor, target_layer: str, labels: tuple[int, ...] | None
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the activations of a layer and the gradient of each label's logit with respect to them.
+    model: Classifier, x: Tensor, layer: str, labels: tuple[int, ...]
+) -> tuple[Tensor, Iterator[Tensor]]:
+    """Return the activations of a layer, and label by label the gradient of the logit with respect to them.
 
     Args:
         model: A classifier in evaluation mode; no parameter gets a gradient, no hook stays.
         x: Standardised input, (N, C, H, W).
-        target_layer: Name of a module of the backbone, such as `layer3`.
-        labels: Label indices; None: all.
+        layer: Name of a module of the backbone, such as `layer3`.
+        labels: Label indices.
 
     Returns:
-        A, (N, K, h, w), and dy/dA of each label, of the same shape; detached.
+        A, (N, K, h, w), and dy/dA of each label, of the same shape, all of one forward pass; detached.
 
     Raises:
         UnknownNameError: The backbone has no such layer.
-        ShapeError: The layer's output is not 4-D, or no logit depends on it.
+        ShapeError: The layer's output is not 4-D, it does not run once, or no logit depends on it.
     """
+    logits, leaf = layer_graph(model, x, layer)
+
+    def gradients() -> Iterator[Tensor]:
+        for label in labels:
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                value = logits[:, label].sum()
+            yield gradient_of(value, leaf, layer)
+
+    return leaf.detach(), gradients()
+
+
+def layer_graph(model: Classifier, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, all labels) and the activations of a layer, the leaf of which they are a function.
+
+    Args:
+        model: A classifier in evaluation mode; no hook stays.
+        x: Standardised input, (N, C, H, W).
+        layer: Name of a module of the backbone, such as `layer3`.
+
+    Raises:
+        UnknownNameError: The backbone has no such layer.
+        ShapeError: The layer's output is not 4-D, or it does not run once.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # An inference tensor cannot be saved for the backward pass; its clone can.
+        logits, leaf = _forward_to(model, x.clone() if x.is_inference() else x, layer, leaf=True)
+    return logits, leaf
+
+
+def gradient_of(value: Tensor, leaf: Tensor, layer: str, *, differentiable: bool = False) -> Tensor:
+    """Return the gradient of a number with respect to a layer's activations; the graph stays.
+
+    Args:
+        value: A function of `layer_graph`'s logits, of no dimension.
+        leaf: The activations.
+        layer: Name of the layer, for messages.
+        differentiable: Return a gradient that can be differentiated again.
+
+    Returns:
+        Of the activations' shape; detached, unless differentiable.
+
+    Raises:
+        ShapeError: The number does not depend on the layer.
+    """
+    gradient: Tensor | None = None
+    if value.requires_grad:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            (gradient,) = torch.autograd.grad(
+                value, leaf, retain_graph=True, create_graph=differentiable, allow_unused=True
+            )
+    if gradient is None:
+        raise ShapeError(f"no logit depends on layer {layer!r}: choose a layer on the way to the head")
+    return gradient if differentiable else gradient.detach()
+
+
+def _forward_to(model: Classifier, x: Tensor, layer: str, *, leaf: bool) -> tuple[Tensor, Tensor]:
+    """Return logits and a layer's output; as a leaf, the rest of the network depends on it alone."""
     modules = dict(model.backbone.named_modules())
-    if not target_layer or target_layer not in modules:
+    if not layer or layer not in modules:
         children = ", ".join(name for name, _ in model.backbone.named_children())
-        raise UnknownNameError(f"the backbone has no layer {target_layer!r}: choose one of {children}, or one inside")
-    leaves: list[Tensor] = []
+        raise UnknownNameError(f"the backbone has no layer {layer!r}: choose one of {children}, or one inside")
+    outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ShapeError(f"layer {target_layer!r} must give one (N, K, h, w) tensor, got {shape}")
-        leaves.append(output.detach().clone().requires_grad_())
-        return leaves[-1].clone()  # in-place layers that follow must not write into the leaf
+            raise ShapeError(f"layer {layer!r} must give one (N, K, h, w) tensor, got {shape}")
+        kept = output.detach().clone()
+        outputs.append(kept.requires_grad_() if leaf else kept)
+        return outputs[-1].clone()  # in-place layers that follow must not write into what is kept
 
-    handle = modules[target_layer].register_forward_hook(keep)
+    handle = modules[layer].register_forward_hook(keep)
     try:
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            # An inference tensor cannot be saved for the backward pass; its clone can.
-            logits = model(x.clone() if x.is_inference() else x)
-            chosen = labels if labels is not None else tuple(range(logits.shape[1]))
-            gradients = [_gradient(logits[:, label].sum(), leaves, target_layer) for label in chosen]
+        logits = model(x)
     finally:
         handle.remove()
-    return leaves[0].detach(), gradients
-
-
-def _gradient(logit: Tensor, leaves: list[Tensor], target_layer: str) -> Tensor:
-    if len(leaves) != 1:
-        raise ShapeError(f"layer {target_layer!r} must run once in a forward pass, it ran {len(leaves)} times")
-    gradient: Tensor | None = None
-    if logit.requires_grad:
-        (gradient,) = torch.autograd.grad(logit, leaves, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        raise ShapeError(f"no logit depends on layer {target_layer!r}: choose a layer on the way to the head")
-    return gradient.detach()
+    if len(outputs) != 1:
+        raise ShapeError(f"layer {layer!r} must run once in a forward pass, it ran {len(outputs)} times")
+    return logits, outputs[0]

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers.cam.grad_cam import grad_cam_from_features
+from classifiers.cam.gradient_family import grad_cam
+from classifiers.cam.target import Target
 from classifiers.heads import build_head, output_layer
+from classifiers.network import Classifier
 from classifiers.training.standardise_features import fold, input_layer, standardise_features
 from infra.errors import ConfigError, UnknownNameError
 
@@ -31,7 +33,9 @@ def test_mlp_is_two_layers_with_a_rectifier_between(mlp: nn.Module) -> None:
 def test_grad_cam_of_mlp_equals_autograd_of_each_patch(mlp: nn.Module) -> None:
     """dy/dA patch by patch, through a graph of its own; patches switch other hidden units on, so gradients differ."""
     activations = random(6, 7, 2, 3) * 3
-    maps = grad_cam_from_features(activations, mlp)
+    model = Classifier(nn.Identity(), mlp, "", 4).eval()
+    target = Target(model, activations, (0, 1, 2, 3), activations=activations)
+    maps = grad_cam(target)
     assert maps.shape == (6, 4, 2, 3)
     weights = torch.zeros(6, 4, 7, dtype=torch.float64)
     for n in range(6):
@@ -42,7 +46,7 @@ def test_grad_cam_of_mlp_equals_autograd_of_each_patch(mlp: nn.Module) -> None:
             by_hand = (weights[n, label][:, None, None] * activations[n]).sum(dim=0).clamp(min=0)
             torch.testing.assert_close(maps[n, label], by_hand, rtol=1e-12, atol=1e-14)
     assert (weights - weights[0]).abs().amax(dim=(1, 2))[1:].min() > 1e-3
-    chosen = grad_cam_from_features(activations, mlp, labels=(3, 0))
+    chosen = grad_cam(target.of_labels((3, 0)))
     torch.testing.assert_close(chosen, maps[:, [3, 0]], rtol=0, atol=0)
 
 

@@ -1,0 +1,162 @@
+"""What explanation methods ask of a network: a batch, the activations they look at, gradients and probabilities."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from classifiers.cam.gradients import label_gradients, layer_activations
+from classifiers.network import Classifier, pool
+from infra.errors import ConfigError
+
+Activation = Literal["sigmoid", "softmax"]
+"""What turns logits into probabilities: sigmoid for several labels a patch, softmax for one."""
+
+_BYTES_PER_PIXEL = 600
+"""Peak memory of a forward pass through the networks of the registry, per input pixel in float32, roughly."""
+_CPU_BYTES_AT_ONCE = 1 << 29
+
+
+class Target:
+    """One batch, seen at one layer of a network in evaluation mode; each thing is computed once, on first use.
+
+    Attributes:
+        model: The classifier, in evaluation mode.
+        x: Standardised input, (N, C, H, W).
+        labels: Label indices, L of them, in the order of the maps.
+        layer: Module of the backbone that is looked at; None: the last convolutional stage, all that the head sees.
+        activation: What turns the model's logits into probabilities.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        x: Tensor,
+        labels: tuple[int, ...],
+        layer: str | None = None,
+        activation: Activation = "sigmoid",
+        activations: Tensor | None = None,
+    ) -> None:
+        """Look at one batch.
+
+        Args:
+            model: See above.
+            x: See above.
+            labels: See above.
+            layer: See above.
+            activation: See above.
+            activations: The layer's output for x, (N, K, h, w), where it is at hand.
+        """
+        self.model = model
+        self.x = x
+        self.labels = labels
+        self.layer = None if layer == model.target_layer else layer
+        self.activation = activation
+        self._given = activations
+
+    def of_labels(self, labels: tuple[int, ...]) -> "Target":
+        """Return the same batch for other labels, with the activations that this one has."""
+        if labels == self.labels:
+            return self
+        at_hand = self._given if self._given is not None else self.__dict__.get("activations")
+        return Target(self.model, self.x, labels, self.layer, self.activation, at_hand)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the head sees the layer through its spatial mean alone, so that gradients are constant over space."""
+        return self.layer is None
+
+    @property
+    def linear_head(self) -> nn.Linear | None:
+        """The head, where it is one linear layer on the pooled activations of this layer."""
+        return self.model.head if self.is_pooled and isinstance(self.model.head, nn.Linear) else None
+
+    @cached_property
+    def activations(self) -> Tensor:
+        """A, (N, K, h, w), at least float32, detached."""
+        if self._given is not None:
+            a = self._given
+        elif self.layer is None:
+            a = self.model.features(self.x)
+        else:
+            a = layer_activations(self.model, self.x, self.layer)
+        return a.detach().to(torch.promote_types(a.dtype, torch.float32))
+
+    @cached_property
+    def pooled_gradients(self) -> Tensor:
+        """dy/d(pooled feature) of each label: (L, K) for a linear head, the same for every patch; else (N, L, K).
+
+        It is hw times the gradient that every place of a channel shares.
+        """
+        head = self.model.head
+        if isinstance(head, nn.Linear):
+            return head.weight.detach()[list(self.labels)].to(self.activations.dtype)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            pooled = pool(self.activations.clone()).requires_grad_()
+            logits = self.model.classify(pooled)
+            return torch.stack(
+                [torch.autograd.grad(logits[:, label].sum(), pooled, retain_graph=True)[0] for label in self.labels],
+                dim=1,
+            )
+
+    def gradients(self) -> tuple[Tensor, Iterator[Tensor]]:
+        """Return A and, label by label, dy/dA, (N, K, h, w) each, by autograd.
+
+        Raises:
+            UnknownNameError: The backbone has no such layer.
+            ShapeError: The layer's output is not 4-D, it does not run once, or no logit depends on it.
+        """
+        return label_gradients(self.model, self.x, self.layer or self.model.target_layer, self.labels)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """f_c(x) of the labels, (N, L)."""
+        if self.is_pooled:
+            return self._of_labels(self.model.classify(pool(self.activations)))
+        return self.probabilities_of(self.x)
+
+    @cached_property
+    def blank_probabilities(self) -> Tensor:
+        """f_c of the blank input, whose every pixel is the training mean: (1, L)."""
+        return self.probabilities_of(torch.zeros_like(self.x[:1]))
+
+    def probabilities_of(self, x: Tensor) -> Tensor:
+        """Return f_c of other standardised inputs, (M, C, H, W) to (M, L), as many at once as memory allows."""
+        at_once = images_at_once(x)
+        return torch.cat([self._of_labels(self.model(part)) for part in torch.split(x, at_once)])
+
+    def _of_labels(self, logits: Tensor) -> Tensor:
+        probs = logits.softmax(dim=1) if self.activation == "softmax" else logits.sigmoid()
+        return probs[:, list(self.labels)]
+
+
+def images_at_once(x: Tensor) -> int:
+    """Return how many images of the size of x, (N, C, H, W), go through a network at once within the memory budget."""
+    if x.is_cuda:
+        free, _ = torch.cuda.mem_get_info(x.device)
+        budget = free // 2
+    else:
+        budget = _CPU_BYTES_AT_ONCE
+    return max(1, budget // (_BYTES_PER_PIXEL * x.shape[2] * x.shape[3]))
+
+
+def require_linear_head(target: Target, method: str) -> nn.Linear:
+    """Return the linear head that a method is defined for.
+
+    Raises:
+        ConfigError: The head is not one linear layer on the pooled activations of the layer.
+    """
+    head = target.linear_head
+    if head is not None:
+        return head
+    if not target.is_pooled:
+        raise ConfigError(
+            f"{method} is defined for the last convolutional stage, {target.model.target_layer}, not for "
+            f"{target.layer}: choose grad_cam"
+        )
+    raise ConfigError(
+        f"{method} needs a head that is one linear layer, {target.model.name} has {type(target.model.head).__name__}: "
+        "choose grad_cam, its generalisation"
+    )
