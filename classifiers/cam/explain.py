@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from classifiers.cam import gradient_family
+from classifiers.cam.ablation_cam import ablation_cam
+from classifiers.cam.eigen_cam import eigen_cam
 from classifiers.cam.gradients import evaluation_mode
+from classifiers.cam.hessian_ciam import hessian_ciam
+from classifiers.cam.random_map import RandomOptions, random_map
+from classifiers.cam.smooth_grad_cam_pp import SmoothOptions, smooth_grad_cam_pp
 from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError, ShapeError, UnknownNameError
@@ -60,6 +65,16 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
         "x_grad_cam": _plain(gradient_family.x_grad_cam, "Fu et al. 2020, arXiv:2008.02312"),
         "grad_cam_pp": _plain(gradient_family.grad_cam_pp, "Chattopadhay et al. 2018, arXiv:1710.11063"),
         "layer_cam": _plain(gradient_family.layer_cam, "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943"),
+        "ablation_cam": _plain(ablation_cam, "Ramaswamy et al. 2020, doi:10.1109/WACV45572.2020.9093360"),
+        "smooth_grad_cam_pp": ExplainMethod(
+            smooth_grad_cam_pp,
+            "Omeiza et al. 2019, arXiv:1908.01224",
+            SmoothOptions,
+            forwards="linear head: none",
+        ),
+        "eigen_cam": _plain(eigen_cam, "Muhammad and Yeasin 2020, arXiv:2008.00299", per_label=False),
+        "hessian_ciam": _plain(hessian_ciam, "Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17", per_label=False),
+        "random": ExplainMethod(random_map, "Uniform noise, the floor", RandomOptions, per_label=False),
     }
 )
 
@@ -79,6 +94,7 @@ def explain(
     activation: Activation = "sigmoid",
     thresholds: Sequence[float] | float = 0.5,
     truth: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
     **options: OptionValue,
 ) -> Tensor:
     """Return raw maps of labels, at the target layer's own resolution.
@@ -94,6 +110,8 @@ def explain(
         thresholds: Probability from which a label is predicted: one, or one for each label. With softmax the
             likeliest label is predicted, whatever they are.
         truth: Multi-hot labels, (N, all labels), for `labels="true"`.
+        seeds: A number of each patch's own, N of them, for methods that draw noise for a patch, so that it is the same
+            in any batch; None: its place in the batch.
         **options: Of the method: see its entry's `options`.
 
     Returns:
@@ -112,7 +130,7 @@ def explain(
     if target_layer is not None and not entry.needs_layer:
         raise ConfigError(f"{method} looks at the input, not at a layer: leave target_layer out")
     with evaluation_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        every = Target(model, x, tuple(range(model.num_labels)), target_layer, activation)
+        every = Target(model, x, tuple(range(model.num_labels)), target_layer, activation, seeds=seeds)
         if not entry.per_label:
             return entry.run(every, chosen)
         wanted = _wanted_labels(every, "all" if labels is None else labels, thresholds, truth)

@@ -1,6 +1,6 @@
 """Activations of a layer and their gradients by autograd, leaving the model as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -111,27 +111,43 @@ def gradient_of(value: Tensor, leaf: Tensor, layer: str, *, differentiable: bool
     return gradient if differentiable else gradient.detach()
 
 
-def _forward_to(model: Classifier, x: Tensor, layer: str, *, leaf: bool) -> tuple[Tensor, Tensor]:
-    """Return logits and a layer's output; as a leaf, the rest of the network depends on it alone."""
+@contextmanager
+def hooked_layer(model: Classifier, layer: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the network go on from what a function makes of a layer's output, (N, K, h, w), until the context ends.
+
+    Raises:
+        UnknownNameError: The backbone has no such layer.
+        ShapeError: On a forward pass: the layer's output is not 4-D.
+    """
     modules = dict(model.backbone.named_modules())
     if not layer or layer not in modules:
         children = ", ".join(name for name, _ in model.backbone.named_children())
         raise UnknownNameError(f"the backbone has no layer {layer!r}: choose one of {children}, or one inside")
-    outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> Tensor:
+    def seen(_module: nn.Module, _inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ShapeError(f"layer {layer!r} must give one (N, K, h, w) tensor, got {shape}")
+        return change(output)
+
+    handle = modules[layer].register_forward_hook(seen)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _forward_to(model: Classifier, x: Tensor, layer: str, *, leaf: bool) -> tuple[Tensor, Tensor]:
+    """Return logits and a layer's output; as a leaf, the rest of the network depends on it alone."""
+    outputs: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
         kept = output.detach().clone()
         outputs.append(kept.requires_grad_() if leaf else kept)
         return outputs[-1].clone()  # in-place layers that follow must not write into what is kept
 
-    handle = modules[layer].register_forward_hook(keep)
-    try:
+    with hooked_layer(model, layer, keep):
         logits = model(x)
-    finally:
-        handle.remove()
     if len(outputs) != 1:
         raise ShapeError(f"layer {layer!r} must run once in a forward pass, it ran {len(outputs)} times")
     return logits, outputs[0]

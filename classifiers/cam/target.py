@@ -1,6 +1,7 @@
 """What explanation methods ask of a network: a batch, the activations they look at, gradients and probabilities."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -28,6 +29,7 @@ class Target:
         labels: Label indices, L of them, in the order of the maps.
         layer: Module of the backbone that is looked at; None: the last convolutional stage, all that the head sees.
         activation: What turns the model's logits into probabilities.
+        seeds: A number of each patch's own, for methods that draw noise.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Target:
         layer: str | None = None,
         activation: Activation = "sigmoid",
         activations: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> None:
         """Look at one batch.
 
@@ -48,12 +51,14 @@ class Target:
             layer: See above.
             activation: See above.
             activations: The layer's output for x, (N, K, h, w), where it is at hand.
+            seeds: A number of each patch's own, N of them, for methods that draw noise; None: its place in the batch.
         """
         self.model = model
         self.x = x
         self.labels = labels
         self.layer = None if layer == model.target_layer else layer
         self.activation = activation
+        self.seeds = range(len(x)) if seeds is None else seeds
         self._given = activations
 
     def of_labels(self, labels: tuple[int, ...]) -> "Target":
@@ -61,7 +66,12 @@ class Target:
         if labels == self.labels:
             return self
         at_hand = self._given if self._given is not None else self.__dict__.get("activations")
-        return Target(self.model, self.x, labels, self.layer, self.activation, at_hand)
+        return Target(self.model, self.x, labels, self.layer, self.activation, at_hand, self.seeds)
+
+    def generator(self, row: int, seed: int) -> torch.Generator:
+        """Return a generator on the CPU for one patch's noise, the same in any batch and on any device."""
+        digest = hashlib.blake2b(f"{seed} {self.seeds[row]}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
     @property
     def is_pooled(self) -> bool:

@@ -1,0 +1,79 @@
+"""EigenCAM: the first principal direction of the activations, without a label and without centring."""
+
+import torch
+from torch import Tensor
+
+from classifiers.cam.target import Target
+
+_ITERATIONS = 100
+_TOLERANCE = 1e-6
+"""Residual, relative to the eigenvalue, at which the power iteration stops; float32 allows little less."""
+
+
+def eigen_cam(target: Target) -> Tensor:
+    """Return the activations projected on their first right-singular vector, (N, 1, h, w).
+
+    The activations, (hw, K), are not centred. The sign is the one that correlates positively with their mean over
+    channels; the map is not rectified.
+
+    Source: Muhammad and Yeasin 2020, arXiv:2008.00299, section III.
+    """
+    a = target.activations
+    places = a.flatten(2).transpose(1, 2)  # (N, hw, K)
+    return signed(first_component(places), places.mean(dim=2)).reshape(len(a), 1, *a.shape[2:])
+
+
+def first_component(matrices: Tensor) -> Tensor:
+    """Return M v of each matrix, v its first right-singular vector, of either sign.
+
+    The eigenvector of the smaller of M M' and M' M is found by power iteration; where the first two singular values
+    are too close for it, by a full decomposition of that small matrix.
+
+    Args:
+        matrices: M, (N, P, K), any range.
+
+    Returns:
+        (N, P); a matrix of zeros gives zeros.
+    """
+    n, rows, cols = matrices.shape
+    # A scale of its own for each keeps the squares of tiny activations from vanishing.
+    scale = matrices.abs().amax(dim=(1, 2), keepdim=True)
+    unit = matrices / torch.where(scale == 0, 1.0, scale)
+    gram = torch.bmm(unit, unit.mT) if rows <= cols else torch.bmm(unit.mT, unit)
+    vector, value, converged = _power_iteration(gram)
+    if not bool(converged.all()):
+        values, vectors = torch.linalg.eigh(gram[~converged])
+        vector[~converged], value[~converged] = vectors[..., -1], values[:, -1]
+    component = (
+        vector * value.clamp(min=0).sqrt()[:, None] if rows <= cols else torch.einsum("npk,nk->np", unit, vector)
+    )
+    return component * scale.reshape(n, 1)
+
+
+def _power_iteration(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first eigenvector (N, P), its eigenvalue (N,), and whether each has converged."""
+    # The column sums are no worse a start than any other, and nearly the answer where no activation is negative.
+    vector = _unit(gram.sum(dim=2))
+    for _ in range(_ITERATIONS):
+        product = torch.einsum("npq,nq->np", gram, vector)
+        value = (vector * product).sum(dim=1)
+        residual = torch.linalg.vector_norm(product - value[:, None] * vector, dim=1)
+        converged = (residual <= _TOLERANCE * value) & (value > 0)
+        if bool(converged.all()):
+            break
+        vector = _unit(product)
+    return vector, value, converged
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / torch.where(norm == 0, 1.0, norm)
+
+
+def signed(component: Tensor, reference: Tensor) -> Tensor:
+    """Return components with the sign that correlates positively with a reference, both (N, P)."""
+    centred = reference - reference.mean(dim=1, keepdim=True)
+    covariance = ((component - component.mean(dim=1, keepdim=True)) * centred).sum(dim=1)
+    # Where either is constant there is no correlation: the sign of the scalar product remains.
+    agrees = torch.where(covariance == 0, (component * reference).sum(dim=1), covariance) >= 0
+    return torch.where(agrees[:, None], component, -component)

@@ -1,0 +1,78 @@
+"""Oracles: Grad-CAM++ where there is no noise or a linear head, and a transcription with autograd per noisy input."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from classifiers.cam.explain import explain
+from classifiers.cam.target import Target
+from classifiers.network import Classifier
+from infra.errors import ConfigError
+from tests.classifiers.cam.small_networks import images, network
+
+
+@pytest.mark.parametrize(("head", "layer"), [("linear", "last"), ("mlp", "last"), ("linear", "deep")])
+def test_without_noise_it_is_grad_cam_pp(head: str, layer: str) -> None:
+    model, x = network(head), images()
+    smooth = explain(model, x, "smooth_grad_cam_pp", target_layer=layer, noise=0.0, samples=3)
+    torch.testing.assert_close(smooth, explain(model, x, "grad_cam_pp", target_layer=layer))
+
+
+def test_with_a_linear_head_noise_changes_nothing_and_costs_nothing() -> None:
+    model, x = network(), images()
+    runs = 0
+
+    def count(_module: object, _inputs: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    handle = model.backbone.register_forward_pre_hook(count)
+    smooth = explain(model, x, "smooth_grad_cam_pp")
+    handle.remove()
+    assert runs == 1
+    assert torch.equal(smooth, explain(model, x, "grad_cam_pp"))
+
+
+def transcribed(model: Classifier, image: Tensor, layer: str, noise: Tensor) -> Tensor:
+    a = Target(model, image[None], (0,), layer).activations[0].detach()
+    kept: list[Tensor] = []
+    handle = model.backbone.get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.append(out))
+    maps = []
+    for label in range(3):
+        gradients = []
+        for sample in noise:
+            kept.clear()
+            logits = model((image + sample)[None])[0]
+            gradients.append(torch.autograd.grad(logits[label], kept[0])[0][0])
+        g = torch.stack(gradients)
+        first, second, third = g.mean(dim=0), (g**2).mean(dim=0), (g**3).mean(dim=0)
+        total = torch.zeros_like(a[0])
+        for k in range(len(a)):
+            denominator = 2 * second[k] + a[k].sum() * third[k]
+            alpha = torch.where(denominator == 0, 0.0, second[k] / denominator)
+            total += (alpha * first[k].clamp(min=0)).sum() * a[k]
+        maps.append(total.clamp(min=0))
+    handle.remove()
+    return torch.stack(maps)
+
+
+@pytest.mark.parametrize(("head", "layer"), [("mlp", "last"), ("linear", "deep")])
+def test_equals_the_transcription_on_the_same_noise(head: str, layer: str) -> None:
+    model, x = network(head), images()
+    options = {"samples": 3, "noise": 0.5, "seed": 4}
+    found = explain(model, x, "smooth_grad_cam_pp", target_layer=layer, seeds=[11, 12], **options)
+    target = Target(model, x, (0,), seeds=[11, 12])
+    for n in range(2):
+        noise = torch.randn(3, 2, 7, 6, generator=target.generator(n, 4)).double() * 0.5
+        torch.testing.assert_close(found[n], transcribed(model, x[n], layer, noise), rtol=1e-9, atol=1e-12)
+    alone = explain(model, x[1:], "smooth_grad_cam_pp", target_layer=layer, seeds=[12], **options)
+    torch.testing.assert_close(alone[0], found[1])
+    assert not torch.allclose(found, explain(model, x, "grad_cam_pp", target_layer=layer))
+
+
+def test_refuses_options_without_a_meaning() -> None:
+    for options in ({"samples": 0}, {"noise": -1.0}, {"noise": float("nan")}):
+        with pytest.raises(ConfigError, match="samples >= 1 and noise >= 0"):
+            explain(network(), images(), "smooth_grad_cam_pp", **options)
+    with pytest.raises(ConfigError, match="samples is a int, such as 8; got 'many'"):
+        explain(network(), images(), "smooth_grad_cam_pp", samples="many")
