@@ -14,11 +14,11 @@ def network(head: str = "linear", seed: int = 0, channels: int = 5) -> Classifie
     backbone = nn.Sequential()
     backbone.add_module("deep", nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU()))
     backbone.add_module("last", nn.Sequential(nn.Conv2d(6, channels, 3, padding=1), nn.ReLU()))
-    heads = {
-        "linear": lambda: nn.Linear(channels, LABELS),
-        "mlp": lambda: nn.Sequential(nn.Linear(channels, 8), nn.Tanh(), nn.Linear(8, LABELS)),
-    }
-    return Classifier(backbone, heads[head](), "last", LABELS).double().eval()
+    if head == "linear":
+        module: nn.Module = nn.Linear(channels, LABELS)
+    else:
+        module = nn.Sequential(nn.Linear(channels, 8), nn.Tanh(), nn.Linear(8, LABELS))
+    return Classifier(backbone, module, "last", LABELS).double().eval()
 
 
 def images(n: int = 2, seed: int = 3) -> Tensor:

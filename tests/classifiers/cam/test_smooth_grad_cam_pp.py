@@ -1,5 +1,7 @@
 """Oracles: Grad-CAM++ where there is no noise or a linear head, and a transcription with autograd per noisy input."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,7 +61,7 @@ def transcribed(model: Classifier, image: Tensor, layer: str, noise: Tensor) -> 
 @pytest.mark.parametrize(("head", "layer"), [("mlp", "last"), ("linear", "deep")])
 def test_equals_the_transcription_on_the_same_noise(head: str, layer: str) -> None:
     model, x = network(head), images()
-    options = {"samples": 3, "noise": 0.5, "seed": 4}
+    options: dict[str, Any] = {"samples": 3, "noise": 0.5, "seed": 4}
     found = explain(model, x, "smooth_grad_cam_pp", target_layer=layer, seeds=[11, 12], **options)
     target = Target(model, x, (0,), seeds=[11, 12])
     for n in range(2):
@@ -71,7 +73,8 @@ def test_equals_the_transcription_on_the_same_noise(head: str, layer: str) -> No
 
 
 def test_refuses_options_without_a_meaning() -> None:
-    for options in ({"samples": 0}, {"noise": -1.0}, {"noise": float("nan")}):
+    refused: list[dict[str, Any]] = [{"samples": 0}, {"noise": -1.0}, {"noise": float("nan")}]
+    for options in refused:
         with pytest.raises(ConfigError, match="samples >= 1 and noise >= 0"):
             explain(network(), images(), "smooth_grad_cam_pp", **options)
     with pytest.raises(ConfigError, match="samples is a int, such as 8; got 'many'"):
