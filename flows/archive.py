@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+import pyarrow as pa
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
@@ -34,6 +35,9 @@ from tasks.evaluate import (
     publish_calibration,
     publish_metrics,
 )
+from tasks.explain import ExplainPlan
+from tasks.explain_sample import stratified_sample
+from tasks.explanation_metrics import FLOOR, ExplainedBranch, publish_explanation_metrics
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
 from tasks.models_from import borrowed_checkpoints
@@ -63,6 +67,15 @@ class Models:
     checkpoints: Checkpoints
     features: StageParts | None = None
     """Parts of the features that their heads were fitted on, where the backbone is frozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """One classifier's predictions and maps on one branch."""
+
+    evaluation: EvaluateJob
+    maps: list[ExplainedBranch]
+    """By method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +155,17 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             inputs = _inputs(run, plan)
             _note_left_out(run, plan, inputs)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
-            evaluations: list[EvaluateJob] = []
+            predicted: list[Predicted] = []
             for sr in config.sr:
                 branch = _branch(run, inputs, sr)
                 if config.stores_pixels(sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
-                    evaluations += predict(run, plan, branch, models)
+                    predicted += predict(run, plan, branch, models)
             if until in {"evaluate", "report"}:
-                evaluate(run, evaluations)
+                evaluate(run, [item.evaluation for item in predicted])
+                judge_maps(run, [maps for item in predicted for maps in item.maps])
         return finish(run, until)
 
 
@@ -317,11 +331,11 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
 
 
 @_stage_task
-def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[EvaluateJob]:
+def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[Predicted]:
     """Classify and explain every patch of one branch in one pass; return what is to be evaluated."""
-    explain = run.config.explain
+    explain = _explain_plan(run, plan)
     scored = [
-        scored_classifier(branch, name, trained.checkpoints, explain.methods, explain.labels, trained.features)
+        scored_classifier(branch, name, trained.checkpoints, explain, trained.features)
         for name, trained in models.items()
         if trained.checkpoints
     ]
@@ -333,8 +347,37 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
     run.record.configs.append(branch.pixels.config)
     publish_quality(plan, branch)
     for item in scored:
-        publish_scores(plan, branch, item)
-    return [evaluate_job(branch, item) for item in scored]
+        if faults := publish_scores(plan, branch, item):
+            run.record.note(f"{item.classifier} on {branch.sr}: {faults} maps are not finite, see quarantined_maps")
+    shards = tuple(sorted(plan.shards))
+    return [
+        Predicted(
+            evaluate_job(branch, item),
+            [
+                ExplainedBranch(branch.sr, item.classifier, next(iter(item.checkpoints)), method, shards)
+                for method in item.explanations.values()
+            ],
+        )
+        for item in scored
+    ]
+
+
+def _explain_plan(run: Run, plan: Plan) -> ExplainPlan:
+    chosen = run.config.explain
+    methods = chosen.methods
+    if methods and plan.format.has_maps and FLOOR not in methods:
+        methods = (*methods, FLOOR)  # no number of localisation says anything without it
+    drawn: frozenset[str] = frozenset()
+    if chosen.sample is not None:
+        columns = [plan.parts.read(shard).select(["patch_id", "split", "labels"]) for shard in plan.ingested()]
+        drawn = stratified_sample(pa.concat_tables(columns), chosen.sample)
+    return ExplainPlan(methods, chosen.labels, chosen.options, chosen.sample, drawn)
+
+
+@_stage_task
+def judge_maps(run: Run, branches: list[ExplainedBranch]) -> None:
+    """Score how well the maps point, and compare the branches."""
+    publish_explanation_metrics(run.paths, branches)
 
 
 @_stage_task

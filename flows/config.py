@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 import classifiers
 import sr_models
+from classifiers.cam.explain import OptionValue, method_and_options
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError, WeightsError
@@ -148,11 +149,27 @@ class ExplainConfig(_Section):
     methods: tuple[str, ...] = ("grad_cam",)
     labels: Literal["predicted", "true", "all"] = "predicted"
     """Labels that get a row in tables/explanations; the map store holds every label."""
+    sample: Annotated[int, Field(ge=1)] | None = None
+    """Patches of each split on which costly methods run, and whose maps are judged by further passes; null: costly
+    methods run on every patch, and no map is judged by further passes."""
+    options: dict[str, dict[str, OptionValue]] = Field(default_factory=dict)
+    """Options of methods, by method."""
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_known(m, classifiers.explain_methods(), "explanation method") for m in _once(methods))
+
+    @model_validator(mode="after")
+    def _known_options(self) -> "ExplainConfig":
+        for method, given in self.options.items():
+            if method not in self.methods:
+                raise ValueError(f"options are given for {method}, which is not among the methods")
+            try:
+                method_and_options(method, given)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self
 
 
 class SrSourceConfig(_Section):

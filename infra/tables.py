@@ -96,16 +96,70 @@ def predictions_schema(n_labels: int) -> pa.Schema:
 EXPLANATIONS = pa.schema(
     [
         _required("patch_id", pa.string(), "Name of the patch"),
-        _required("label", pa.string(), "Label that the map explains"),
+        _required("split", pa.string(), "Split of the patch"),
+        _required("label", pa.string(), "Label that the map explains, or is judged for"),
         _required("seed", pa.int32(), "Training seed of the network explained"),
         _required("prob", pa.float32(), "Probability of the label"),
+        _required("sampled", pa.bool_(), "The patch is in the sample of explain.sample"),
         _field("coverage", pa.float32(), "Share of positive map pixels on the 120 x 120 grid; null for a zero map"),
         _field("entropy", pa.float32(), "Shannon entropy of the map / ln(120^2), 0 to 1; null for a zero map"),
         _field("centroid_row", pa.float32(), "Centre of the map's mass, share of the patch's height from its top edge"),
         _field("centroid_col", pa.float32(), "Centre of the map's mass, share of the width from the left edge"),
+        _field(
+            "area_share", pa.float32(), "Share of the patch that the reference map gives to the label; null without"
+        ),
+        _field(
+            "judd_auc", pa.float32(), "Area under the ROC of map values against the label's pixels; noise gives 0.5"
+        ),
+        _field(
+            "pointing", pa.float32(), "Whether the map's maximum lies on the label's pixels; noise gives area_share"
+        ),
+        *(
+            _field(
+                f"iou_{share}", pa.float32(), f"IoU of the label's pixels and those with {share} % of the map's energy"
+            )
+            for share in (95, 90, 85, 80, 75)
+        ),
+        _field("similarity", pa.float32(), "Histogram intersection of map and label's pixels, each scaled to sum 1"),
+        _field("correlation", pa.float32(), "Correlation of the map with the label's pixels"),
+        _field("average_drop", pa.float32(), "Percent of the probability lost where the map masks the input; sample"),
+        _field("average_increase", pa.float32(), "100 where that raises the probability, else 0; sample"),
+        _field("deletion_auc", pa.float32(), "Mean probability as pixels are deleted by falling map value; sample"),
+        _field("insertion_auc", pa.float32(), "Mean probability as pixels are inserted by falling map value; sample"),
         _required("map_store", pa.string(), "Zarr store of the map, relative to the store"),
         _required("map_index", pa.int64(), "Index along the store's patch axis"),
         _required("map_label", pa.int32(), "Index along the store's label axis"),
+    ]
+)
+
+QUARANTINED_MAPS = pa.schema(
+    [
+        _required("patch_id", pa.string(), "Name of the patch"),
+        _required("label", pa.string(), "Label that the map should explain"),
+        _required("seed", pa.int32(), "Training seed of the network"),
+        _required("reason", pa.string(), "Kind of fault"),
+        _required("detail", pa.string(), "What was found, in one sentence"),
+    ]
+)
+
+EXPLANATION_METRICS = pa.schema(
+    [
+        _required("sr", pa.string(), "SR model"),
+        _required("classifier", pa.string(), "Network"),
+        _required("method", pa.string(), "Method, or uniform: what a map without any contrast would score"),
+        _required("config", pa.string(), "Config of the explanations"),
+        _required("seed", pa.int32(), "Training seed of the network explained"),
+        _field("reference", pa.string(), "Branch that it is compared with, null for the values themselves"),
+        _required("split", pa.string(), "Split judged"),
+        _field("label", pa.string(), "Label judged, null for all"),
+        _field("area_quartile", pa.int32(), "Quarter of the rows by area_share, 1 the smallest; null for all"),
+        _required("metric", pa.string(), "Name, see docs/metrics.md"),
+        _field(
+            "value", pa.float64(), "Mean over the maps, or of the differences to the reference's; null where undefined"
+        ),
+        _field("low", pa.float64(), "Lower end of the 95 % interval: tiles resampled"),
+        _field("high", pa.float64(), "Upper end of the 95 % interval"),
+        _required("n", pa.int64(), "Maps that have a value"),
     ]
 )
 
@@ -301,6 +355,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "configs": CONFIGS,
     "predictions": predictions_schema(19),
     "explanations": EXPLANATIONS,
+    "explanation_metrics": EXPLANATION_METRICS,
+    "quarantined_maps": QUARANTINED_MAPS,
     "metrics": METRICS,
     "comparisons": COMPARISONS,
     "calibration": CALIBRATION,

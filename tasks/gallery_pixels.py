@@ -15,6 +15,7 @@ from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
 from tasks.branch import CEILING
+from tasks.map_store import read_map
 from tasks.patch_pixels import reduced
 from tasks.quality_summary import CONTROL
 from tasks.report_numbers import Numbers
@@ -86,10 +87,10 @@ class GalleryPixels:
     def map(self, row: Mapping[str, Any]) -> NDArray[np.float32] | None:
         """Return a raw activation map, (h, w), or None where its store is gone."""
         try:
-            array = self._open(self._numbers.paths.root / row["map_store"]).array("maps")
+            store = self._open(self._numbers.paths.root / row["map_store"])
+            return read_map(store, row["map_index"], row["map_label"])
         except StoreError:
             return None
-        return np.asarray(array[row["map_index"], row["map_label"]], np.float32)
 
     def _archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
         row = self._archive.read(patch["shard"], self._array, patch["row"], 1)

@@ -1,32 +1,51 @@
 """Publish: parts of finished stages become the analysts' tables, each in one place."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from infra.parts import StageParts, read_parts, recorded_configs
+from infra.parts import StageParts, recorded_configs
 from infra.storage import StorePaths
-from infra.tables import CONFIGS, EXPLANATIONS, SR_QUALITY, TRAINING, hive_folder, predictions_schema, publish
+from infra.tables import (
+    CONFIGS,
+    EXPLANATIONS,
+    QUARANTINED_MAPS,
+    SR_QUALITY,
+    TRAINING,
+    hive_folder,
+    predictions_schema,
+    publish,
+)
 from tasks.branch import Branch
+from tasks.explain import QUARANTINED
 from tasks.plan import Plan
 from tasks.score import ScoredClassifier
 from tasks.train import TrainJob
 
 
-def publish_scores(plan: Plan, branch: Branch, scored: ScoredClassifier) -> pa.Table:
-    """Write tables/predictions and tables/explanations of one classifier, and return the predictions.
+def publish_scores(plan: Plan, branch: Branch, scored: ScoredClassifier) -> int:
+    """Write tables/predictions, tables/explanations and tables/quarantined_maps of one classifier.
+
+    Returns how many maps are quarantined.
 
     A table that lacks a shard says so in its files' metadata.
     """
     paths, shards = plan.paths, sorted(plan.shards)
     names = {"sr": branch.sr, "classifier": scored.classifier}
-    for method, parts in scored.explanations.items():
-        folder = hive_folder(paths.table("explanations"), **names, method=method, config=parts.config)
-        _publish(parts, shards, EXPLANATIONS, folder, ["patch_id", "map_label"])
+    faults = 0
+    for method, item in scored.explanations.items():
+        keys = {**names, "method": method, "config": item.parts.config}
+        folder = hive_folder(paths.table("explanations"), **keys)
+        _publish(item.parts, shards, EXPLANATIONS, folder, ["patch_id", "label"])
+        folder = hive_folder(paths.table(QUARANTINED), **keys)
+        rows = _publish(item.parts, shards, QUARANTINED_MAPS, folder, ["patch_id", "label"], side=QUARANTINED)
+        faults += rows.num_rows
     parts = scored.predictions
     folder = hive_folder(paths.table("predictions"), **names, config=parts.config)
-    return _publish(parts, shards, predictions_schema(len(branch.inputs.format.labels)), folder, ["patch_id", "seed"])
+    _publish(parts, shards, predictions_schema(len(branch.inputs.format.labels)), folder, ["patch_id", "seed"])
+    return faults
 
 
 def publish_quality(plan: Plan, branch: Branch) -> None:
@@ -55,9 +74,11 @@ def _publish(
     folder: Path,
     sort_by: Sequence[str],
     stem: str = "data",
+    side: str | None = None,
 ) -> pa.Table:
     done = parts.done()
     present = [shard for shard in shards if shard in done]
-    rows = read_parts(parts, present) if present else schema.empty_table()
+    read = parts.read if side is None else partial(parts.read_side, side)
+    rows = pa.concat_tables([schema.empty_table(), *(read(shard) for shard in present)])
     publish(folder, rows, schema, sort_by, complete=len(present) == len(shards), file_stem=stem)
     return rows

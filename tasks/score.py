@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import classifiers
 from classifiers import checkpoint
-from classifiers.cam.explain import method_and_options
-from classifiers.cam.summary import summarise
 from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.network import pool
@@ -23,14 +19,20 @@ from classifiers.training.standardise_features import input_layer
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
-from infra.tables import EXPLANATIONS, SR_QUALITY, predictions_schema
-from infra.zarr_store import ArraySpec, ShardedStore, create_store
+from infra.tables import SR_QUALITY, predictions_schema
 from tasks.branch import Batch, Branch, BranchReader, worker_device
-from tasks.labels import multi_hot
+from tasks.explain import (
+    ExplainBatch,
+    Explained,
+    ExplainPlan,
+    ShardExplanations,
+    ShardTruth,
+    create_stores,
+    explained,
+    patch_seed,
+)
 from tasks.stage import ShardCount
 from tasks.trained import load_trained
-
-ExplainLabels = Literal["predicted", "true", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +47,37 @@ class ScoredClassifier:
     checkpoints: Mapping[int, Path]
     """Checkpoint file by seed; maps are made of the first."""
     predictions: StageParts
-    explanations: Mapping[str, StageParts]
+    explanations: Mapping[str, Explained]
     """By method."""
-    explain_labels: ExplainLabels
     features: StageParts | None = None
     """Parts of the features of its frozen backbone, of which predictions are made where no map is asked for."""
 
     @property
     def outputs(self) -> list[StageParts]:
         """All parts that a shard's call writes, the predictions last."""
-        return [*self.explanations.values(), self.predictions]
+        return [*(item.parts for item in self.explanations.values()), self.predictions]
 
 
 def scored_classifier(
     branch: Branch,
     classifier: str,
     checkpoints: Mapping[int, Path],
-    methods: Sequence[str],
-    explain_labels: ExplainLabels,
+    explain: ExplainPlan,
     features: StageParts | None = None,
 ) -> ScoredClassifier:
     """Return a classifier's outputs under their configs, which its checkpoints' hashes determine.
 
     Raises:
-        ConfigError: A checkpoint was trained on another branch, or on other labels.
+        ConfigError: A checkpoint was trained on another branch, or on other labels; or a method is not defined for it.
         WeightsError: A checkpoint cannot be read.
     """
     digests: dict[str, Json] = {}
     names = branch.inputs.format.labels
-    network, labels = "", names
+    first: TrainedClassifier | None = None
     for seed, path in checkpoints.items():
         trained = load_trained(path, branch)
-        network, labels = trained.name, trained.labels
+        first = first or trained
+        labels = trained.labels
         if labels != tuple(label for label in names if label in labels):
             raise ConfigError(
                 f"{path} has the labels {', '.join(labels)}, this archive {', '.join(names)}: other labels, or another "
@@ -94,49 +95,16 @@ def scored_classifier(
             "schema": 1,
         },
     )
-    explanations = {
-        method: stage_parts(
-            branch.paths,
-            "explanations",
-            {
-                "method": method,
-                "labels": explain_labels,
-                "predictions": predictions.config,
-                "seed": next(iter(checkpoints)),
-                "schema": 1,
-            },
-        )
-        for method in methods
-    }
-    return ScoredClassifier(
-        classifier, network, labels, checkpoints, predictions, explanations, explain_labels, features
-    )
-
-
-def map_arrays(
-    sr: str, classifier: str, method: str, labels: tuple[str, ...], height: int, width: int
-) -> tuple[ArraySpec, ...]:
-    """Return the arrays of a map store, (patch, label, h, w), NaN where there is no patch."""
-    attributes: dict[str, Json] = {
-        "long_name": f"{method} maps of {classifier} on the {sr} branch, raw, at the layer's resolution",
-        "units": "logit",
-    }
-    shape = (len(labels), height, width)
-    return (ArraySpec("maps", ("label", "y", "x"), shape, "float32", float("nan"), attributes, chunk=64, names=labels),)
+    if first is None:
+        raise ConfigError(f"{classifier} has no checkpoint on the branch {branch.sr}")
+    explanations = explained(branch, explain, first.network, next(iter(checkpoints)), predictions)
+    return ScoredClassifier(classifier, first.name, first.labels, checkpoints, predictions, explanations, features)
 
 
 def create_map_stores(branch: Branch, scored: Sequence[ScoredClassifier], shard_size: int, n_shards: int) -> None:
     """Make or grow the map stores of a branch's classifiers; for the driver alone."""
-    edge = branch.size
     for item in scored:
-        if not item.explanations:
-            continue
-        with torch.device("meta"):
-            network = classifiers.build(item.network, len(item.labels), len(branch.bands)).eval()
-            height, width = network.features(torch.empty(1, len(branch.bands), edge, edge)).shape[2:]
-        for method, parts in item.explanations.items():
-            arrays = map_arrays(branch.sr, item.classifier, method, item.labels, height, width)
-            create_store(branch.paths.maps(method, parts.config), arrays, shard_size, n_shards, {"method": method})
+        create_stores(branch, item.network, item.labels, list(item.explanations.values()), shard_size, n_shards)
 
 
 class ShardScorer:
@@ -153,7 +121,8 @@ class ShardScorer:
         """Score one shard; outputs whose part exists are left alone."""
         patches = self._branch.inputs.patches(shard)
         networks = [n for n in self._networks if not all(parts.is_done(shard) for parts in n.scored.outputs)]
-        results = [_ShardResult(network, shard, patches) for network in networks]
+        truth = ShardTruth(self._branch, shard, patches)
+        results = [_ShardResult(network, shard, patches, truth) for network in networks]
         of_pixels = [result for result in results if not result.add_stored_features()]
         judged = all(parts.is_done(shard) for parts in self._branch.quality_outputs)
         quality: list[pa.Table] = []
@@ -178,13 +147,12 @@ class _Network:
 
     def __init__(self, branch: Branch, scored: ScoredClassifier, device: torch.device) -> None:
         self.scored = scored
+        self.branch = branch
         self.names = branch.inputs.format.labels
-        self.grid = branch.inputs.format.size
         self.trained = {seed: load_trained(path, branch) for seed, path in scored.checkpoints.items()}
         for trained in self.trained.values():
             trained.network.eval().to(device).to(memory_format=torch.channels_last)
         self.first_seed = next(iter(scored.checkpoints))
-        self.shard_size = ShardedStore(branch.paths.archive).shard_size
         self.device = device
 
 
@@ -213,11 +181,12 @@ class _ForwardPass:
             self._activations[key] = trained.network.features(self._standardised(trained))
         return self._activations[key]
 
-    def target(self, trained: TrainedClassifier) -> Target:
+    def target(self, trained: TrainedClassifier, patch_ids: Sequence[str]) -> Target:
         """Return what explanation methods see of a network, for all its labels."""
         labels = tuple(range(trained.network.num_labels))
         x, activations = self._standardised(trained), self.activations(trained)
-        return Target(trained.network, x, labels, None, trained.activation, activations)
+        seeds = [patch_seed(name) for name in patch_ids]
+        return Target(trained.network, x, labels, None, trained.activation, activations, seeds)
 
     def _standardised(self, trained: TrainedClassifier) -> Tensor:
         return trained.standardiser(self._x).contiguous(memory_format=torch.channels_last)
@@ -226,11 +195,15 @@ class _ForwardPass:
 class _ShardResult:
     """What one classifier makes of one shard, gathered batch by batch."""
 
-    def __init__(self, network: _Network, shard: int, patches: pa.Table) -> None:
+    def __init__(self, network: _Network, shard: int, patches: pa.Table, truth: ShardTruth) -> None:
         self._network, self._shard, self._patches = network, shard, patches
         self._predictions: list[pa.Table] = []
-        self._explanations: dict[str, list[pa.Table]] = {method: [] for method in network.scored.explanations}
-        self._maps: dict[str, NDArray[np.float32]] = {}
+        first = network.trained[network.first_seed]
+        self._explanations = [
+            ShardExplanations(item, first, network.branch, shard, truth)
+            for item in network.scored.explanations.values()
+            if not item.parts.is_done(shard)
+        ]
 
     def add_stored_features(self) -> bool:
         """Classify the whole shard by stored features; return False where there are none, or where maps are wanted."""
@@ -260,77 +233,20 @@ class _ShardResult:
         return table, values
 
     def _add(self, batch: Batch, forward: _ForwardPass, rows: pa.Table) -> None:
-        scored = self._network.scored
         for seed, trained in self._network.trained.items():
-            activations = forward.activations(trained)
-            table, values = self._predict(seed, pool(activations), rows)
-            if seed != self._network.first_seed:
-                continue
-            for method in scored.explanations:
-                entry, options = method_and_options(method, {})
-                maps = entry.run(forward.target(trained), options)
-                self._keep_maps(method, batch.rows, maps)
-                self._explanations[method].append(self._explanation_rows(method, batch, table, values, maps))
+            table, probs = self._predict(seed, pool(forward.activations(trained)), rows)
+            if seed == self._network.first_seed and self._explanations:
+                target = forward.target(trained, rows["patch_id"].to_pylist())
+                for method in self._explanations:
+                    method.add(ExplainBatch(batch.rows, table, probs, target))
 
     def write(self) -> None:
-        """Write maps, then explanations, then the predictions."""
-        scored, shard = self._network.scored, self._shard
-        for method, parts in scored.explanations.items():
-            if parts.is_done(shard):
-                continue
-            store = ShardedStore(parts.paths.maps(method, parts.config), writable=True)
-            maps = np.full((store.shard_size, *store.array("maps").shape[1:]), np.nan, np.float32)
-            valid = np.zeros(store.shard_size, np.bool_)
-            if method in self._maps:
-                rows = self._patches["row"].to_numpy()
-                maps[rows], valid[rows] = self._maps[method], True
-            store.write(shard, "maps", maps)
-            store.write(shard, "valid", valid)
-            parts.write(shard, _concatenated(self._explanations[method], EXPLANATIONS))
-        if not scored.predictions.is_done(shard):
-            scored.predictions.write(
-                shard, _concatenated(self._predictions, predictions_schema(len(self._network.names)))
-            )
-
-    def _keep_maps(self, method: str, rows: NDArray[np.int64], maps: Tensor) -> None:
-        values = maps.cpu().numpy()
-        kept = self._maps.get(method)
-        if kept is None:
-            kept = self._maps[method] = np.empty((self._patches.num_rows, *values.shape[1:]), np.float32)
-        first = int(np.searchsorted(self._patches["row"].to_numpy(), rows[0]))
-        kept[first : first + len(rows)] = values
-
-    def _explanation_rows(
-        self, method: str, batch: Batch, predicted: pa.Table, probs: NDArray[np.float32], maps: Tensor
-    ) -> pa.Table:
-        scored, grid = self._network.scored, self._network.grid
-        wanted = _wanted_labels(predicted, scored.labels, scored.explain_labels)
-        patch, label = np.nonzero(wanted)
-        summary = summarise(maps[torch.from_numpy(patch), torch.from_numpy(label)][:, None], grid)
-        store = scored.explanations[method].paths.maps(method, scored.explanations[method].config)
-        index = self._shard * self._network.shard_size + batch.rows
-        return pa.table(
-            {
-                "patch_id": predicted["patch_id"].take(pa.array(patch)),
-                "label": [scored.labels[i] for i in label],
-                "seed": pa.array(np.full(len(patch), self._network.first_seed), pa.int32()),
-                "prob": probs[patch, label],
-                **{
-                    name: pa.array(values[:, 0].cpu().numpy(), pa.float32(), from_pandas=True)
-                    for name, values in {
-                        "coverage": summary.coverage,
-                        "entropy": summary.entropy,
-                        # A share of the edge means the same for maps and patches of any size.
-                        "centroid_row": (summary.centroid_row + 0.5) / grid,
-                        "centroid_col": (summary.centroid_col + 0.5) / grid,
-                    }.items()
-                },
-                "map_store": [str(store.relative_to(scored.predictions.paths.root))] * len(patch),
-                "map_index": index[patch],
-                "map_label": pa.array(label, pa.int32()),
-            },
-            schema=EXPLANATIONS,
-        )
+        """Write maps and explanations, then the predictions."""
+        for method in self._explanations:
+            method.write()
+        parts = self._network.scored.predictions
+        if not parts.is_done(self._shard):
+            parts.write(self._shard, _concatenated(self._predictions, predictions_schema(len(self._network.names))))
 
 
 def _prediction_rows(
@@ -357,13 +273,6 @@ def _prediction_rows(
         },
         schema=predictions_schema(len(names)),
     )
-
-
-def _wanted_labels(predicted: pa.Table, known: Sequence[str], labels: ExplainLabels) -> NDArray[np.bool_]:
-    """Return which (patch, label that the classifier knows) get a row, (N, L)."""
-    if labels == "all":
-        return np.ones((predicted.num_rows, len(known)), np.bool_)
-    return multi_hot(predicted["predicted" if labels == "predicted" else "labels"].to_pylist(), known)
 
 
 def _concatenated(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:

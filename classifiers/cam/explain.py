@@ -45,21 +45,25 @@ class ExplainMethod:
     """Whether it has a map for each label, or one for the patch."""
     forwards: Literal["none", "linear head: none", "many"] = "none"
     """Passes through the network, beside the one that predicts, at the last stage."""
-    needs_layer: bool = True
-    """Whether it looks at a layer; perturbations of the input do not."""
+    resolution: Literal["layer", "input", "cells"] = "layer"
+    """Resolution of its maps: the layer's, the input's, or its option `cells`; only the first looks at a layer."""
+    linear_head_only: bool = False
+    """Whether it is defined for a head of one linear layer alone."""
 
     def is_cheap(self, model: Classifier) -> bool:
         """Return whether the activations of the pass that predicts are all it needs, at the last stage."""
         return self.forwards == "none" or (self.forwards != "many" and isinstance(model.head, torch.nn.Linear))
 
 
-def _plain(run: Callable[[Target], Tensor], source: str, *, per_label: bool = True) -> ExplainMethod:
-    return ExplainMethod(lambda target, _: run(target), source, per_label=per_label)
+def _plain(
+    run: Callable[[Target], Tensor], source: str, *, per_label: bool = True, linear_head_only: bool = False
+) -> ExplainMethod:
+    return ExplainMethod(lambda target, _: run(target), source, per_label=per_label, linear_head_only=linear_head_only)
 
 
 METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
     {
-        "cam": _plain(gradient_family.cam, "Zhou et al. 2016, arXiv:1512.04150"),
+        "cam": _plain(gradient_family.cam, "Zhou et al. 2016, arXiv:1512.04150", linear_head_only=True),
         "grad_cam": _plain(gradient_family.grad_cam, "Selvaraju et al. 2017, arXiv:1610.02391"),
         "hires_cam": _plain(gradient_family.hires_cam, "Draelos and Carin 2020, arXiv:2011.08891"),
         "x_grad_cam": _plain(gradient_family.x_grad_cam, "Fu et al. 2020, arXiv:2008.02312"),
@@ -127,7 +131,7 @@ def explain(
     entry, chosen = method_and_options(method, options)
     if x.ndim != 4 or not len(x):
         raise ShapeError(f"explain needs a standardised batch (N, C, H, W), got {tuple(x.shape)}")
-    if target_layer is not None and not entry.needs_layer:
+    if target_layer is not None and entry.resolution != "layer":
         raise ConfigError(f"{method} looks at the input, not at a layer: leave target_layer out")
     with evaluation_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         every = Target(model, x, tuple(range(model.num_labels)), target_layer, activation, seeds=seeds)

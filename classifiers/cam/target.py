@@ -68,6 +68,14 @@ class Target:
         at_hand = self._given if self._given is not None else self.__dict__.get("activations")
         return Target(self.model, self.x, labels, self.layer, self.activation, at_hand, self.seeds)
 
+    def of_patches(self, rows: Tensor) -> "Target":
+        """Return some patches of the batch, with the activations that this one has; rows (M,), integers."""
+        at_hand = self._given if self._given is not None else self.__dict__.get("activations")
+        seeds = [self.seeds[row] for row in rows.tolist()]
+        rows = rows.to(self.x.device)
+        activations = None if at_hand is None else at_hand[rows]
+        return Target(self.model, self.x[rows], self.labels, self.layer, self.activation, activations, seeds)
+
     def generator(self, row: int, seed: int) -> torch.Generator:
         """Return a generator on the CPU for one patch's noise, the same in any batch and on any device."""
         digest = hashlib.blake2b(f"{seed} {self.seeds[row]}".encode(), digest_size=8).digest()

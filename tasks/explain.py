@@ -1,0 +1,341 @@
+"""Explain: the activation maps of one shard, what they say in numbers, and how far they can be trusted."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from classifiers.cam.faithfulness import judge_faithfulness
+from classifiers.cam.grid import on_grid
+from classifiers.cam.localisation import LOCALISATION, localise
+from infra.bigearthnet.reference_map import label_masks
+from numpy.typing import NDArray
+from torch import Tensor
+
+import classifiers
+from classifiers.cam.explain import METHODS, ExplainMethod, OptionValue, method_and_options
+from classifiers.cam.summary import summarise
+from classifiers.cam.target import Target
+from classifiers.checkpoint import TrainedClassifier
+from classifiers.network import Classifier
+from infra.errors import ConfigError
+from infra.fingerprint import Json
+from infra.parts import StageParts, stage_parts
+from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
+from infra.zarr_store import ShardedStore
+from tasks.branch import Branch
+from tasks.labels import multi_hot
+from tasks.map_store import create_map_store, write_maps
+
+ExplainLabels = Literal["predicted", "true", "all"]
+
+QUARANTINED = "quarantined_maps"
+"""Side table of the explanations' parts."""
+
+WHOLE_PATCH = "patch"
+"""What the maps of a method without labels are of."""
+
+_SCHEMA = 2  # raised when a column of EXPLANATIONS comes, goes or changes
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainPlan:
+    """Which maps a run wants."""
+
+    methods: tuple[str, ...]
+    labels: ExplainLabels = "predicted"
+    """Labels that get a row."""
+    options: Mapping[str, Mapping[str, OptionValue]] = MappingProxyType({})
+    """Options of methods, by method."""
+    sample_size: int | None = None
+    """Patches of each split in the sample; None: costly methods run on every patch, and nothing is judged by passes."""
+    sample: frozenset[str] = frozenset()
+    """Names of those patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One method on one classifier and branch, and where its rows go. Cheap to pickle."""
+
+    method: str
+    options: Mapping[str, OptionValue]
+    """All of the method's options."""
+    labels: ExplainLabels
+    """Labels that get a row."""
+    sample: frozenset[str] | None
+    """Patches that costly methods run on, and whose maps are judged by further passes; None: all, and none."""
+    parts: StageParts
+    """Parts of the rows; maps lie in the store of the same config."""
+
+    @property
+    def entry(self) -> ExplainMethod:
+        """The method."""
+        return METHODS[self.method]
+
+
+def explained(
+    branch: Branch, plan: ExplainPlan, network: Classifier, seed: int, predictions: StageParts
+) -> dict[str, Explained]:
+    """Return what is made of each method for a classifier, under configs that the predictions' config determines.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        ConfigError: A method does not take an option, or is not defined for the network's head.
+    """
+    found = {}
+    for method in plan.methods:
+        entry, options = method_and_options(method, plan.options.get(method, {}))
+        if entry.linear_head_only and not isinstance(network.head, torch.nn.Linear):
+            raise ConfigError(
+                f"{method} needs a head that is one linear layer; {network.name} has another: leave {method} out, "
+                "grad_cam is its generalisation"
+            )
+        values: dict[str, OptionValue] = asdict(options)
+        determines: dict[str, Json] = {
+            "method": method,
+            "options": dict(values),
+            "labels": plan.labels,
+            "sample": plan.sample_size,
+            "predictions": predictions.config,
+            "seed": seed,
+            "schema": _SCHEMA,
+        }
+        parts = stage_parts(branch.paths, "explanations", determines)
+        sample = None if plan.sample_size is None else plan.sample
+        found[method] = Explained(method, values, plan.labels, sample, parts)
+    return found
+
+
+def create_stores(
+    branch: Branch, network: str, names: Sequence[str], items: Sequence[Explained], shard_size: int, n_shards: int
+) -> None:
+    """Make or grow the map stores of a classifier's methods; for the driver alone.
+
+    Args:
+        branch: What the classifier sees.
+        network: Its network.
+        names: Labels that the classifier knows.
+        items: Its methods.
+        shard_size: Patches in a shard.
+        n_shards: Shards to have room for.
+    """
+    if not items:
+        return
+    edge, grid = branch.size, branch.inputs.format.size
+    with torch.device("meta"):
+        meta = classifiers.build(network, len(names), len(branch.bands)).eval()
+        height, width = meta.features(torch.empty(1, len(branch.bands), edge, edge)).shape[2:]
+    for item in items:
+        size = {"layer": (height, width), "input": (edge, edge)}.get(item.entry.resolution)
+        if size is None:
+            size = (int(item.options["cells"]), int(item.options["cells"]))
+        if size[0] > grid:
+            size = (grid, grid)
+        attributes: dict[str, Json] = {
+            "method": item.method,
+            "options": dict(item.options),
+            "source": item.entry.source,
+        }
+        path = branch.paths.maps(item.method, item.parts.config)
+        create_map_store(
+            path, names if item.entry.per_label else (WHOLE_PATCH,), size, shard_size, n_shards, attributes
+        )
+
+
+class ShardTruth:
+    """The land-cover reference maps of one shard, read once, on first use."""
+
+    def __init__(self, branch: Branch, shard: int, patches: pa.Table) -> None:
+        self._branch, self._shard = branch, shard
+        self._has_map = dict(zip(patches["row"].to_pylist(), patches["has_map"].to_pylist(), strict=True))
+        self._codes: NDArray[np.uint16] | None = None
+
+    def masks(self, rows: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.bool_] | None:
+        """Return where each row's land cover is its label, (M, S, S); nowhere without a map; None: no row has one."""
+        known = np.array([self._has_map[row] for row in rows.tolist()], np.bool_)
+        if not known.any():
+            return None
+        if self._codes is None:
+            values = ShardedStore(self._branch.paths.archive).read(self._shard, "reference_map")
+            self._codes = values.astype(np.uint16, copy=False)
+        return np.asarray(label_masks(self._codes[rows], labels) & known[:, None, None])
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainBatch:
+    """What all methods see of one batch."""
+
+    rows: NDArray[np.int64]
+    """Rows in the shard, (N,)."""
+    predicted: pa.Table
+    """Its rows of tables/predictions."""
+    probs: NDArray[np.float32]
+    """(N, L)."""
+    target: Target
+    """Its pixels and activations."""
+
+
+class ShardExplanations:
+    """What one method makes of one shard, gathered batch by batch."""
+
+    def __init__(
+        self, item: Explained, trained: TrainedClassifier, branch: Branch, shard: int, truth: ShardTruth
+    ) -> None:
+        self._item, self._trained, self._branch, self._shard, self._truth = item, trained, branch, shard, truth
+        self._grid = branch.inputs.format.size
+        self._path = branch.paths.maps(item.method, item.parts.config)
+        self._options: Any = method_and_options(item.method, item.options)[1]
+        self._first_index = shard * ShardedStore(branch.paths.archive).shard_size
+        self._rows: list[NDArray[np.int64]] = []
+        self._maps: list[NDArray[np.float32]] = []
+        self._tables: list[pa.Table] = []
+        self._faults: list[pa.Table] = []
+
+    def add(self, batch: ExplainBatch) -> None:
+        """Make the maps of a batch, or of those of its patches that are in the sample."""
+        ids = batch.predicted["patch_id"].to_pylist()
+        sampled = np.array([self._item.sample is not None and name in self._item.sample for name in ids], np.bool_)
+        if self._item.sample is not None and not self._item.entry.is_cheap(self._trained.network):
+            if not sampled.any():
+                return
+            chosen = np.flatnonzero(sampled)
+            batch = ExplainBatch(
+                batch.rows[chosen],
+                batch.predicted.take(pa.array(chosen)),
+                batch.probs[chosen],
+                batch.target.of_patches(torch.from_numpy(chosen)),
+            )
+            sampled = sampled[chosen]
+        maps = self._item.entry.run(batch.target, self._options)
+        if maps.shape[-1] > self._grid:
+            maps = on_grid(maps, self._grid)
+        self._rows.append(batch.rows)
+        self._maps.append(maps.float().cpu().numpy())
+        self._describe(batch, maps, sampled)
+
+    def write(self) -> None:
+        """Write the maps, then the rows."""
+        parts = self._item.parts
+        if parts.is_done(self._shard):
+            return
+        if self._maps:
+            write_maps(self._path, self._shard, np.concatenate(self._rows), np.concatenate(self._maps))
+        else:
+            shape = ShardedStore(self._path).array("maps").shape[1:]
+            write_maps(self._path, self._shard, np.zeros(0, np.int64), np.zeros((0, *shape), np.float32))
+        rows = pa.concat_tables([EXPLANATIONS.empty_table(), *self._tables])
+        faults = pa.concat_tables([QUARANTINED_MAPS.empty_table(), *self._faults])
+        parts.write(self._shard, rows, {QUARANTINED: faults})
+
+    def _describe(self, batch: ExplainBatch, maps: Tensor, sampled: NDArray[np.bool_]) -> None:
+        known = self._trained.labels
+        patch, label = np.nonzero(_wanted_labels(batch.predicted, known, self._item.labels))
+        of_label = label if self._item.entry.per_label else np.zeros_like(label)
+        chosen = maps[torch.from_numpy(patch), torch.from_numpy(of_label)]  # (M, h, w)
+        finite = chosen.isfinite().all(dim=(1, 2)).cpu().numpy()
+        self._faults.append(self._fault_rows(batch, patch[~finite], label[~finite]))
+        patch, label, of_label, chosen = (
+            patch[finite],
+            label[finite],
+            of_label[finite],
+            chosen[torch.from_numpy(finite)],
+        )
+        names = [known[i] for i in label]
+        columns = {
+            **self._summary(chosen),
+            **self._localisation(chosen, batch.rows[patch], names),
+            **self._faithfulness(batch, chosen, patch, label, sampled),
+        }
+        store = str(self._path.relative_to(self._branch.paths.root))
+        self._tables.append(
+            pa.table(
+                {
+                    "patch_id": batch.predicted["patch_id"].take(pa.array(patch)),
+                    "split": batch.predicted["split"].take(pa.array(patch)),
+                    "label": pa.array(names, pa.string()),
+                    "seed": batch.predicted["seed"].take(pa.array(patch)),
+                    "prob": batch.probs[patch, label],
+                    "sampled": sampled[patch],
+                    **{name: pa.array(values, pa.float32(), from_pandas=True) for name, values in columns.items()},
+                    "map_store": [store] * len(patch),
+                    "map_index": self._first_index + batch.rows[patch],
+                    "map_label": pa.array(of_label, pa.int32()),
+                }
+            )
+            .select(EXPLANATIONS.names)
+            .cast(EXPLANATIONS)
+        )
+
+    def _fault_rows(self, batch: ExplainBatch, patch: NDArray[np.intp], label: NDArray[np.intp]) -> pa.Table:
+        detail = f"the {self._item.method} map of {self._branch.sr} has values that are not finite"
+        return pa.table(
+            {
+                "patch_id": batch.predicted["patch_id"].take(pa.array(patch)),
+                "label": pa.array([self._trained.labels[i] for i in label], pa.string()),
+                "seed": batch.predicted["seed"].take(pa.array(patch)),
+                "reason": ["not finite"] * len(patch),
+                "detail": [detail] * len(patch),
+            },
+            schema=QUARANTINED_MAPS,
+        )
+
+    def _summary(self, maps: Tensor) -> dict[str, NDArray[np.float32]]:
+        summary = summarise(maps[:, None], self._grid)
+        values = {
+            "coverage": summary.coverage,
+            "entropy": summary.entropy,
+            # A share of the edge means the same for maps and patches of any size.
+            "centroid_row": (summary.centroid_row + 0.5) / self._grid,
+            "centroid_col": (summary.centroid_col + 0.5) / self._grid,
+        }
+        return {name: value[:, 0].cpu().numpy() for name, value in values.items()}
+
+    def _localisation(
+        self, maps: Tensor, rows: NDArray[np.int64], names: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        columns = {name: np.full(len(rows), np.nan, np.float32) for name in LOCALISATION}
+        masks = self._truth.masks(rows, names) if len(rows) else None
+        if masks is not None:
+            present = np.flatnonzero(masks.any(axis=(1, 2)))
+            if len(present):
+                chosen = torch.from_numpy(masks[present]).to(maps.device)
+                found = localise(maps[torch.from_numpy(present).to(maps.device)], chosen)
+                for name in LOCALISATION:
+                    columns[name][present] = getattr(found, name).float().cpu().numpy()
+        return columns
+
+    def _faithfulness(
+        self,
+        batch: ExplainBatch,
+        maps: Tensor,
+        patch: NDArray[np.intp],
+        label: NDArray[np.intp],
+        sampled: NDArray[np.bool_],
+    ) -> dict[str, NDArray[np.float32]]:
+        names = ("average_drop", "average_increase", "deletion_auc", "insertion_auc")
+        columns = {name: np.full(len(patch), np.nan, np.float32) for name in names}
+        judged = np.flatnonzero(sampled[patch])
+        if len(judged):
+            at = torch.from_numpy(judged).to(maps.device)
+            found = judge_faithfulness(
+                batch.target, maps[at], torch.from_numpy(patch[judged]), torch.from_numpy(label[judged])
+            )
+            for name in names:
+                columns[name][judged] = getattr(found, name).float().cpu().numpy()
+        return columns
+
+
+def patch_seed(patch_id: str) -> int:
+    """Return a number of a patch's own, for methods that draw noise."""
+    return int.from_bytes(hashlib.blake2b(patch_id.encode(), digest_size=8).digest(), "big")
+
+
+def _wanted_labels(predicted: pa.Table, known: Sequence[str], labels: ExplainLabels) -> NDArray[np.bool_]:
+    """Return which (patch, label that the classifier knows) get a row, (N, L)."""
+    if labels == "all":
+        return np.ones((predicted.num_rows, len(known)), np.bool_)
+    return multi_hot(predicted["predicted" if labels == "predicted" else "labels"].to_pylist(), known)

@@ -1,0 +1,44 @@
+"""The sample of patches on which costly explanation methods run and maps are judged by further forward passes."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import cycle
+
+import pyarrow as pa
+
+
+def stratified_sample(patches: pa.Table, size: int) -> frozenset[str]:
+    """Return patches of every split, drawn so that rare labels are as well represented as they can be.
+
+    In each split the labels take turns, the rarest first: each adds its next patch that is not drawn yet, in the order
+    of a hash of the names. Patches without a label take a turn of their own.
+
+    Args:
+        patches: patch_id, split, labels.
+        size: Patches of each split; fewer where it has no more.
+    """
+    drawn: set[str] = set()
+    splits = patches["split"].to_pylist()
+    for split in sorted(set(splits)):
+        rows = [index for index, name in enumerate(splits) if name == split]
+        of_split = patches.select(["patch_id", "labels"]).take(rows)
+        drawn |= _of_split(of_split["patch_id"].to_pylist(), of_split["labels"].to_pylist(), size)
+    return frozenset(drawn)
+
+
+def _of_split(ids: Sequence[str], labels: Sequence[Sequence[str] | None], size: int) -> set[str]:
+    order = sorted(range(len(ids)), key=lambda index: hashlib.blake2b(ids[index].encode(), digest_size=8).digest())
+    queues: dict[str | None, list[str]] = {}
+    for index in reversed(order):  # the end of a list is cheap to take from
+        for label in labels[index] or (None,):
+            queues.setdefault(label, []).append(ids[index])
+    turns = sorted(queues.values(), key=len)
+    drawn: set[str] = set()
+    for queue in cycle(turns):
+        while queue and queue[-1] in drawn:
+            queue.pop()
+        if queue:
+            drawn.add(queue.pop())
+        if len(drawn) == min(size, len(ids)):
+            return drawn
+    return drawn

@@ -1,0 +1,227 @@
+"""How well maps point, per method, SR model, classifier and label: means with intervals, and differences in pairs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from classifiers.metrics import Interval, bootstrap_means
+from infra.parts import StageParts, read_parts
+from infra.storage import StorePaths
+from infra.tables import EXPLANATION_METRICS, publish, read_table
+from tasks.comparisons import REFERENCES, is_compared
+from tasks.explain import Explained
+
+UNIFORM = "uniform"
+"""What stands in the column `method` for a map without any contrast."""
+
+MAP_METRICS = (
+    "judd_auc",
+    "pointing",
+    "iou_95",
+    "iou_90",
+    "iou_85",
+    "iou_80",
+    "iou_75",
+    "similarity",
+    "correlation",
+    "average_drop",
+    "average_increase",
+    "deletion_auc",
+    "insertion_auc",
+    "coverage",
+    "entropy",
+)
+"""Columns of EXPLANATIONS of which means are taken."""
+
+FLOOR = "random"
+"""The method that all others have to rise above."""
+
+EXCESS = "pointing_minus_area"
+"""Pointing less the share of the patch that the label covers, which is what noise hits."""
+
+ZERO = "zero_share"
+"""Share of maps that are nowhere above 0."""
+
+QUARTILES = 4
+
+type Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedBranch:
+    """The maps of one method, classifier and branch, as a run made them."""
+
+    sr: str
+    classifier: str
+    seed: int
+    item: Explained
+    shards: tuple[int, ...]
+    """Shards of the run."""
+
+    @property
+    def parts(self) -> StageParts:
+        """Parts of the rows."""
+        return self.item.parts
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard has its part."""
+        return set(self.shards) <= self.parts.done()
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Rows of one branch: who they are, and their numbers."""
+
+    keys: pa.Table
+    """patch_id, split, label, and the tile of the patch."""
+    values: Columns
+    """By metric, (M,), NaN where null."""
+    area: NDArray[np.float64]
+    """Share of the patch that the label covers, (M,), NaN where nobody knows."""
+
+    def take(self, rows: NDArray[np.intp]) -> "_Judged":
+        return _Judged(
+            self.keys.take(pa.array(rows)), {name: v[rows] for name, v in self.values.items()}, self.area[rows]
+        )
+
+
+def publish_explanation_metrics(paths: StorePaths, branches: Sequence[ExplainedBranch]) -> None:
+    """Write tables/explanation_metrics: every method's means, and each branch's differences to none and bicubic.
+
+    Beside every method stands `uniform`, what a map without any contrast scores on the same rows.
+
+    Args:
+        paths: The store.
+        branches: All maps of a run.
+    """
+    patches = read_table(paths.table("patches")).select(["patch_id", "tile"])
+    judged = [_judged(branch, patches) for branch in branches]
+    for branch, rows in zip(branches, judged, strict=True):
+        table = list(_mean_rows(_names(branch, branch.item.method, None), rows))
+        uniform = _uniform(rows)
+        table += _mean_rows(_names(branch, UNIFORM, None), uniform)
+        complete = branch.complete
+        for other, reference in zip(branches, judged, strict=True):
+            if _comparable(branch, other):
+                differences = _differences(rows, reference)
+                table += _mean_rows(_names(branch, branch.item.method, other.sr), differences, by_quartile=False)
+                complete = complete and other.complete
+        publish(
+            paths.table("explanation_metrics"),
+            pa.Table.from_pylist(table, schema=EXPLANATION_METRICS),
+            EXPLANATION_METRICS,
+            ["method", "reference", "split", "metric", "label", "area_quartile"],
+            complete=complete,
+            file_stem=f"{branch.sr}-{branch.classifier}-{branch.item.method}-{branch.parts.config}",
+        )
+
+
+def _comparable(branch: ExplainedBranch, other: ExplainedBranch) -> bool:
+    same = (branch.classifier, branch.item.method, branch.seed) == (other.classifier, other.item.method, other.seed)
+    return same and other.sr in REFERENCES and is_compared(branch.sr, other.sr)
+
+
+def _names(branch: ExplainedBranch, method: str, reference: str | None) -> dict[str, object]:
+    return {
+        "sr": branch.sr,
+        "classifier": branch.classifier,
+        "method": method,
+        "config": branch.parts.config,
+        "seed": branch.seed,
+        "reference": reference,
+    }
+
+
+def _judged(branch: ExplainedBranch, patches: pa.Table) -> _Judged:
+    rows = read_parts(branch.parts, sorted(set(branch.shards) & branch.parts.done()))
+    values = {name: _floats(rows, name) for name in MAP_METRICS}
+    area = _floats(rows, "area_share")
+    values[EXCESS] = values["pointing"] - area
+    values[ZERO] = np.isnan(values["coverage"]).astype(np.float64)
+    at = pc.index_in(rows["patch_id"], value_set=patches["patch_id"].combine_chunks())
+    tiles = patches["tile"].combine_chunks().take(at.combine_chunks())
+    known = (
+        rows["patch_id"].combine_chunks() if tiles.null_count else tiles
+    )  # as metrics do: patches resample themselves
+    keys = rows.select(["patch_id", "split", "label"]).append_column("tile", known)
+    return _Judged(keys, values, area)
+
+
+def _floats(rows: pa.Table, name: str) -> NDArray[np.float64]:
+    return np.asarray(rows[name].cast(pa.float64()).fill_null(np.nan).to_numpy(), np.float64)
+
+
+def _uniform(rows: _Judged) -> _Judged:
+    """Return what a uniform map scores: of its ties a random one is taken, so values are expectations."""
+    area = rows.area
+    values: Columns = {
+        "judd_auc": np.where(np.isnan(area), np.nan, 0.5),
+        "pointing": area,
+        EXCESS: area - area,
+        "similarity": area,
+    }
+    for percent in (95, 90, 85, 80, 75):
+        share = percent / 100
+        values[f"iou_{percent}"] = share * area / (share + area - share * area)
+    return _Judged(rows.keys, values, area)
+
+
+def _differences(ours: _Judged, theirs: _Judged) -> _Judged:
+    """Return our values less theirs, of the patches and labels that both have."""
+    of_theirs = {key: row for row, key in enumerate(_row_keys(theirs))}
+    pairs = [(row, of_theirs[key]) for row, key in enumerate(_row_keys(ours)) if key in of_theirs]
+    first, second = (
+        (np.array(side, np.intp) for side in zip(*pairs, strict=True)) if pairs else (np.zeros(0, np.intp),) * 2
+    )
+    mine, other = ours.take(first), theirs.take(second)
+    return _Judged(mine.keys, {name: mine.values[name] - other.values[name] for name in mine.values}, mine.area)
+
+
+def _row_keys(rows: _Judged) -> Iterator[tuple[str, str]]:
+    return zip(rows.keys["patch_id"].to_pylist(), rows.keys["label"].to_pylist(), strict=True)
+
+
+def _mean_rows(names: Mapping[str, object], rows: _Judged, *, by_quartile: bool = True) -> Iterator[dict[str, object]]:
+    """Yield rows of EXPLANATION_METRICS: over all labels, of each label, and of each quarter by area."""
+    splits, labels = (np.array(rows.keys[name].to_pylist(), object) for name in ("split", "label"))
+    for split in sorted(set(splits)):
+        of_split = np.flatnonzero(splits == split)
+        yield from _means({**names, "split": split, "label": None, "area_quartile": None}, rows.take(of_split))
+        for label in sorted(set(labels[of_split])):
+            chosen = of_split[labels[of_split] == label]
+            yield from _means({**names, "split": split, "label": label, "area_quartile": None}, rows.take(chosen))
+        if by_quartile:
+            for number, chosen in enumerate(_quartiles(rows.area[of_split]), start=1):
+                of_quarter = rows.take(of_split[chosen])
+                yield from _means({**names, "split": split, "label": None, "area_quartile": number}, of_quarter)
+
+
+def _quartiles(area: NDArray[np.float64]) -> list[NDArray[np.intp]]:
+    """Return the rows of each quarter by area, the smallest first; ties lie in the order of the rows."""
+    known = np.flatnonzero(~np.isnan(area))
+    order = known[np.argsort(area[known], kind="stable")]
+    return [quarter for quarter in np.array_split(order, QUARTILES) if len(quarter)]
+
+
+def _means(names: Mapping[str, object], rows: _Judged) -> Iterator[dict[str, object]]:
+    if not rows.keys.num_rows:
+        return
+    metrics = [name for name, values in rows.values.items() if not np.isnan(values).all()]
+    if not metrics:
+        return
+    table = np.stack([rows.values[name] for name in metrics], axis=1)
+    intervals: Sequence[Interval] = bootstrap_means(table, rows.keys["tile"].to_numpy())
+    for name, interval, column in zip(metrics, intervals, table.T, strict=True):
+        yield {
+            **names,
+            "metric": name,
+            "value": interval.value,
+            "low": None if np.isnan(interval.low) else interval.low,
+            "high": None if np.isnan(interval.high) else interval.high,
+            "n": int((~np.isnan(column)).sum()),
+        }
