@@ -5,8 +5,8 @@
 
 A ResNet-50 with random weights and a linear head; random images; the last stage as target. Cheap methods see `--images`
 at once, costly ones `--costly-images`, RISE and LIME with `--masks` perturbations. Every method runs in a process of
-its own, so that its peak memory is its own: on the CPU the growth of the resident set over that of the model and the images
-at hand, on a GPU the most that was allocated. Times are the best of the repeats (costly methods and peers run once).
+its own, so that its peak memory is its own: on the CPU the growth of the resident set over that of the model and the
+images at hand, on a GPU the most that was allocated. Times are the best of the repeats (costly methods and peers once).
 
 The peers, pytorch-grad-cam and torch-cam, make one label's maps at a time: they run for one label, and for one image
 where they are costly, and are scaled to all labels and images. Two comparisons of single steps: EigenCAM's map from
