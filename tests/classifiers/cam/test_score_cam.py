@@ -1,5 +1,8 @@
 """Oracles: the formulas, literally, one pass for each channel and label, in float64; pytorch-grad-cam and torch-cam."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -60,7 +63,7 @@ def transcribed_grad_plus_plus_score_cam(
     handle.remove()
     (g,) = torch.autograd.grad(logit, kept[0])
     a, g = kept[0][0].detach(), g[0]
-    seen = F.adaptive_avg_pool2d(image, a.shape[1:]) if reduce_input else image
+    seen = F.adaptive_avg_pool2d(image, (a.shape[1], a.shape[2])) if reduce_input else image
     total = torch.zeros_like(a[0])
     for k in range(len(a)):
         weight = 0.0
@@ -161,7 +164,7 @@ def test_passes_are_made_once_for_both_methods_and_all_labels() -> None:
     x = random_images(3, 2, 9, 8)
     living, supporting = living_channels(model, x), supporting_channels(model, x, LABELS)
     assert 0 < supporting < living <= 3 * 4
-    run = {
+    run: dict[str, Callable[[Target], Tensor]] = {
         "score_cam": lambda target: score_cam(target, ScoreCamOptions()),
         "grad_plus_plus_score_cam": lambda target: grad_plus_plus_score_cam(target, GradPlusPlusScoreCamOptions()),
     }
@@ -206,7 +209,8 @@ def test_a_patch_whose_channels_are_all_constant_has_a_zero_map(method: str) -> 
     x = torch.zeros(2, 2, 11, 13)
     x[1] = torch.randn(2, 11, 13)
     assert model.features(x)[0].any()
-    for options in ({}, {"weights": "softmax"}) if method == "score_cam" else ({},):
+    asked: list[dict[str, Any]] = [{}, {"weights": "softmax"}] if method == "score_cam" else [{}]
+    for options in asked:
         maps = explain(model, x, method, **options)
         assert not maps[0].any()
         assert maps[1].any()
