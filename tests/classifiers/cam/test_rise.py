@@ -62,6 +62,20 @@ def test_masks_are_enlarged_grids_at_every_shift() -> None:
     assert set(cols.tolist()) == {0, 1, 2, 3}
 
 
+def test_shifts_are_of_less_than_a_cell_along_each_edge() -> None:
+    """4 x 20 pixels in 4 x 4 cells of 1 x 5: each mask is a grid at the one row shift and one of five column shifts."""
+    rows = along_an_edge(4, 4, 0)
+    edges = {shift: along_an_edge(20, 4, shift) for shift in range(5)}
+    found = set()
+    for mask in masks_shown((4, 20), masks=60, cells=4):
+        grids = {shift: torch.linalg.pinv(rows) @ mask @ torch.linalg.pinv(cols).T for shift, cols in edges.items()}
+        fits = [shift for shift, grid in grids.items() if torch.allclose(rows @ grid @ edges[shift].T, mask)]
+        assert fits
+        assert any(torch.allclose(grids[shift], grids[shift].round(), atol=1e-6) for shift in fits)
+        found |= set(fits) if len(fits) == 1 else set()
+    assert found == {0, 1, 2, 3, 4}
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.25])
 def test_has_the_expectation_of_a_network_that_is_linear_in_pixels(keep: float) -> None:
     """E[f(X M) M_q] / keep = sum_p v_p E[M_p M_q] / keep, for f = sum_p v_p x_p.
