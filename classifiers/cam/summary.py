@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
+from classifiers.cam.grid import on_grid
 from infra.bigearthnet.bands import PATCH_SIZE
 from infra.errors import ShapeError
 
@@ -28,21 +29,8 @@ class MapSummary:
     """Column of the centre of mass, pixels of the patch grid."""
 
 
-def enlarge(maps: Tensor, size: int = PATCH_SIZE) -> Tensor:
-    """Return maps on the patch's own grid, bilinearly, with pixel centres kept in place (no aligned corners).
-
-    Args:
-        maps: (N, L, h, w), any range.
-        size: Edge of the patch, pixels.
-
-    Returns:
-        (N, L, size, size), same range.
-    """
-    return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
-
-
 def summarise(maps: Tensor, size: int = PATCH_SIZE) -> MapSummary:
-    """Return coverage, entropy and centroid of each map after ReLU and bilinear enlargement.
+    """Return coverage, entropy and centroid of each map after ReLU, on the patch's grid.
 
     Args:
         maps: Raw maps, (N, L, h, w), any scale: the results do not depend on it.
@@ -66,7 +54,7 @@ def summarise(maps: Tensor, size: int = PATCH_SIZE) -> MapSummary:
 def _summarise(maps: Tensor, size: int) -> Tensor:
     """Return coverage, entropy, row and column of non-negative maps (M, 1, h, w) as (M, 4)."""
     peak = maps.amax(dim=(2, 3), keepdim=True)
-    large = enlarge(maps / peak, size)[:, 0]  # a zero map becomes NaN here, and so do its numbers
+    large = on_grid(maps / peak, size)[:, 0]  # a zero map becomes NaN here, and so do its numbers
     rows, cols = large.sum(dim=2).double(), large.sum(dim=1).double()
     total = rows.sum(dim=1)
     coverage = torch.where(total.isnan(), torch.nan, large.count_nonzero(dim=(1, 2)).double() / size**2)
