@@ -115,7 +115,7 @@ def _explainer(config: RunConfig, classifier: str | None) -> _Explainer:
         if folder.keys["classifier"] != name or sr not in config.sr:
             continue
         digests = numbers.configs[folder.keys["config"]][1]["checkpoints"]
-        seed, digest = next(iter(digests.items()))
+        digest = next(iter(digests.values()))
         file = config.trained.get(name) or find_checkpoint(stores, sr, name, digest)
         branches[sr] = (branch_of(config, weights, inputs, sr), file)
     if not branches:

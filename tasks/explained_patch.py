@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from infra.bigearthnet.reference_map import label_masks
 from numpy.typing import NDArray
 
 from classifiers import checkpoint
@@ -13,7 +14,6 @@ from classifiers.cam.explain import METHODS, OptionValue, method_and_options
 from classifiers.cam.grid import on_grid
 from classifiers.cam.target import Target
 from infra.bigearthnet.bands import IMAGE_RGB, RGB
-from infra.bigearthnet.reference_map import label_masks
 from infra.errors import ConfigError, UnknownNameError
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore

@@ -12,13 +12,10 @@ from classifiers.cam import gradient_family
 from classifiers.cam.ablation_cam import ablation_cam
 from classifiers.cam.eigen_cam import eigen_cam
 from classifiers.cam.gradients import evaluation_mode
-<<<<<<< HEAD
 from classifiers.cam.hessian_ciam import hessian_ciam
-from classifiers.cam.random_map import RandomOptions, random_map
-from classifiers.cam.smooth_grad_cam_pp import SmoothOptions, smooth_grad_cam_pp
-=======
 from classifiers.cam.lime import LimeOptions, lime
 from classifiers.cam.occlusion import OcclusionOptions, occlusion
+from classifiers.cam.random_map import RandomOptions, random_map
 from classifiers.cam.rise import RiseOptions, rise
 from classifiers.cam.score_cam import (
     GradPlusPlusScoreCamOptions,
@@ -26,7 +23,7 @@ from classifiers.cam.score_cam import (
     grad_plus_plus_score_cam,
     score_cam,
 )
->>>>>>> perturb
+from classifiers.cam.smooth_grad_cam_pp import SmoothOptions, smooth_grad_cam_pp
 from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError, ShapeError, UnknownNameError
@@ -81,7 +78,6 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
         "x_grad_cam": _plain(gradient_family.x_grad_cam, "Fu et al. 2020, arXiv:2008.02312"),
         "grad_cam_pp": _plain(gradient_family.grad_cam_pp, "Chattopadhay et al. 2018, arXiv:1710.11063"),
         "layer_cam": _plain(gradient_family.layer_cam, "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943"),
-<<<<<<< HEAD
         "ablation_cam": _plain(ablation_cam, "Ramaswamy et al. 2020, doi:10.1109/WACV45572.2020.9093360"),
         "smooth_grad_cam_pp": ExplainMethod(
             smooth_grad_cam_pp,
@@ -92,7 +88,6 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
         "eigen_cam": _plain(eigen_cam, "Muhammad and Yeasin 2020, arXiv:2008.00299", per_label=False),
         "hessian_ciam": _plain(hessian_ciam, "Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17", per_label=False),
         "random": ExplainMethod(random_map, "Uniform noise, the floor", RandomOptions, per_label=False),
-=======
         "score_cam": ExplainMethod(
             score_cam, "Wang et al. 2020, arXiv:1910.01279", options=ScoreCamOptions, forwards="many"
         ),
@@ -103,19 +98,18 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
             forwards="many",
         ),
         "rise": ExplainMethod(
-            rise, "Petsiuk et al. 2018, arXiv:1806.07421", options=RiseOptions, forwards="many", needs_layer=False
+            rise, "Petsiuk et al. 2018, arXiv:1806.07421", options=RiseOptions, forwards="many", resolution="input"
         ),
         "occlusion": ExplainMethod(
             occlusion,
             "Zeiler and Fergus 2014, arXiv:1311.2901",
             options=OcclusionOptions,
             forwards="many",
-            needs_layer=False,
+            resolution="input",
         ),
         "lime": ExplainMethod(
-            lime, "Ribeiro et al. 2016, arXiv:1602.04938", options=LimeOptions, forwards="many", needs_layer=False
+            lime, "Ribeiro et al. 2016, arXiv:1602.04938", options=LimeOptions, forwards="many", resolution="cells"
         ),
->>>>>>> perturb
     }
 )
 

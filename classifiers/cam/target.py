@@ -34,11 +34,8 @@ class Target:
         labels: Label indices, L of them, in the order of the maps.
         layer: Module of the backbone that is looked at; None: the last convolutional stage, all that the head sees.
         activation: What turns the model's logits into probabilities.
-<<<<<<< HEAD
         seeds: A number of each patch's own, for methods that draw noise.
-=======
         channel_scores: Probabilities of x masked by one channel of the layer each, for the methods that need them.
->>>>>>> perturb
     """
 
     def __init__(
@@ -49,11 +46,8 @@ class Target:
         layer: str | None = None,
         activation: Activation = "sigmoid",
         activations: Tensor | None = None,
-<<<<<<< HEAD
         seeds: Sequence[int] | None = None,
-=======
         channel_scores: ChannelScores | None = None,
->>>>>>> perturb
     ) -> None:
         """Look at one batch.
 
@@ -64,22 +58,16 @@ class Target:
             layer: See above.
             activation: See above.
             activations: The layer's output for x, (N, K, h, w), where it is at hand.
-<<<<<<< HEAD
             seeds: A number of each patch's own, N of them, for methods that draw noise; None: its place in the batch.
-=======
             channel_scores: Those of another target for the same batch and layer.
->>>>>>> perturb
         """
         self.model = model
         self.x = x
         self.labels = labels
         self.layer = None if layer == model.target_layer else layer
         self.activation = activation
-<<<<<<< HEAD
         self.seeds = range(len(x)) if seeds is None else seeds
-=======
         self.channel_scores = ChannelScores() if channel_scores is None else channel_scores
->>>>>>> perturb
         self._given = activations
 
     def of_labels(self, labels: tuple[int, ...]) -> "Target":
@@ -87,8 +75,7 @@ class Target:
         if labels == self.labels:
             return self
         at_hand = self._given if self._given is not None else self.__dict__.get("activations")
-<<<<<<< HEAD
-        return Target(self.model, self.x, labels, self.layer, self.activation, at_hand, self.seeds)
+        return Target(self.model, self.x, labels, self.layer, self.activation, at_hand, self.seeds, self.channel_scores)
 
     def of_patches(self, rows: Tensor) -> "Target":
         """Return some patches of the batch, with the activations that this one has; rows (M,), integers."""
@@ -102,9 +89,6 @@ class Target:
         """Return a generator on the CPU for one patch's noise, the same in any batch and on any device."""
         digest = hashlib.blake2b(f"{seed} {self.seeds[row]}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-=======
-        return Target(self.model, self.x, labels, self.layer, self.activation, at_hand, self.channel_scores)
->>>>>>> perturb
 
     @property
     def is_pooled(self) -> bool:

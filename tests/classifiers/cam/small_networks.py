@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from classifiers.network import Classifier
 
-
 LABELS = 3
 
 
