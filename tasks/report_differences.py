@@ -65,6 +65,11 @@ class HeatMap:
     groups: Sequence[Sequence[MinusRow]]
     """Lines that belong together."""
 
+    @property
+    def bare(self) -> bool:
+        """Whether a difference has no interval."""
+        return any(not cell.interval for rows in self.groups for row in rows for cell in row.cells.values())
+
 
 @dataclass(frozen=True, slots=True)
 class HeatMaps:
@@ -85,6 +90,11 @@ class MinusLine:
     n: int
     cells: Mapping[str, MinusCell]
     """By column."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether a difference has no interval."""
+        return any(not cell.interval for cell in self.cells.values())
 
 
 def table_1_minus(numbers: Numbers) -> list[MinusLine]:
