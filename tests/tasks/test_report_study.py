@@ -78,7 +78,9 @@ def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     answer = page.text.split("Archive")[0]
     assert "With resnet18, srresnet scores highest" in answer
     assert "macro average precision 0.561 , mean over 2 seeds" in answer
-    assert "That is 6.1 points above none, the patches as they are and 4.1 points above bicubic, the control." in answer
+    assert (
+        "That is 6.1 points above none, the patches as they are, and 4.1 points above bicubic, the control." in answer
+    )
     assert "The ceiling, hr, the untouched high-resolution images, reaches 0.750." in answer
     assert "No significance is claimed" in answer
     assert "this run has two." in answer
@@ -212,6 +214,17 @@ def test_the_heat_map_of_labels(page: Page) -> None:
         assert [cell.attributes["style"] for cell in urban[2:]] == ["--d:100%", "--d:50%", "--d:25%"]
         assert urban[3].attributes["title"].startswith("95 % interval")
     assert "colours end at ±0.50" in page.text
+
+
+def test_the_macro_mean_over_many_patches_does_not_set_the_colours_of_rare_labels(made: Made, tmp_path: Path) -> None:
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("comparisons")).to_pylist()
+    rows = [row | {"n": 40} if row["metric"] == "f2_macro" else row for row in rows]
+    shutil.rmtree(paths.table("comparisons"))
+    publish(paths.table("comparisons"), pa.Table.from_pylist(rows, COMPARISONS), COMPARISONS, [])
+    _, urban, _, macro = page_of(paths).tables["label-minus-resnet18"]
+    assert macro[1].text == "40"
+    assert [cell.attributes["style"] for cell in urban[2:]] == ["--d:100%", "--d:50%", "--d:25%"]
 
 
 def test_the_heat_map_of_places(page: Page) -> None:
