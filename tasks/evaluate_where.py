@@ -86,7 +86,7 @@ class Selection:
         for row in self.comparisons.to_pylist():
             if row["split"] == split and row["label"] is None and row["metric"] in SHOWN:
                 interval = Interval(*(float("nan") if row[k] is None else row[k] for k in Interval._fields))
-                text = _cell(interval, "+") + (" *" if row["significant"] else "")
+                text = _cell(interval, "+", "*" if row["significant"] else "")
                 lines[row["classifier"], row["sr"], row["reference"]][row["metric"]] = text
         rows = tuple(
             (classifier, f"{sr} - {reference}", *(cells[metric] for metric in SHOWN))
@@ -204,15 +204,8 @@ def _compared(
         tables = [p[seed] for p in (a, b) for seed in seeds]
         common = set.intersection(*(set(table["patch_id"].to_pylist()) for table in tables))
         ids = pa.array(sorted(common), pa.string())
-        pairs = [
-            paired(
-                *(p[seed].filter(pc.is_in(p[seed]["patch_id"], value_set=ids)) for p in (a, b)),
-                source.labels,
-                bootstrap,
-                by_place=False,
-            )
-            for seed in seeds
-        ]
+        a, b = ({seed: p[seed].filter(pc.is_in(p[seed]["patch_id"], value_set=ids)) for seed in seeds} for p in (a, b))
+        pairs = [paired(a[seed], b[seed], source.labels, bootstrap, by_place=False) for seed in seeds]
         first, second = [one for one, _ in pairs], [other for _, other in pairs]
     return comparison_rows(names, first, second, bootstrap)
 
@@ -251,9 +244,9 @@ def _place_in(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     return lambda name: (names.index(name) if name in names else len(names), name)
 
 
-def _cell(interval: Interval, sign: str) -> str:
+def _cell(interval: Interval, sign: str, mark: str = "") -> str:
     value, low, high = ("-" if math.isnan(x) else f"{x:{sign}.3f}" for x in interval)
-    return f"{value}\n{low} {high}"
+    return f"{value}{mark}\n{low} {high}"
 
 
 def _range(counts: set[int]) -> str:

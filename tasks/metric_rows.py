@@ -80,7 +80,7 @@ def known_labels(scored: pa.Table, labels: Sequence[str]) -> tuple[str, ...]:
     """
     null = np.isnan(_probs(scored, len(labels)))
     known = ~null.any(axis=0)
-    for i in np.flatnonzero(~known & ~null.all(axis=0)):
+    for i in np.flatnonzero(~known & ~null.all(axis=0)).tolist():
         first = scored["patch_id"][int(null[:, i].argmax())]
         raise PipelineError(
             f"the probability of {labels[i]} is no number for {null[:, i].sum()} of {len(null)} patches, the first "

@@ -1,6 +1,7 @@
 """Oracle: scikit-learn on the patches that a plain loop chooses."""
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -238,11 +239,33 @@ def test_the_command_shows_tables_to_people(paths: StorePaths, tmp_path: Path) -
     terminal = {"FORCE_COLOR": "1", "COLUMNS": "200"}
     result = CliRunner().invoke(app, ["evaluate", run_yaml(paths, tmp_path), "--where", "true"], env=terminal)
     assert result.exit_code == 0, result.output
-    for words in (*SHOWN.values(), "srresnet - bicubic", "bicubic - none", "test: ", "train: ", "significant"):
+    for words in (
+        *" ".join(SHOWN.values()).split(),
+        "srresnet - bicubic",
+        "bicubic - none",
+        "test: ",
+        "train: ",
+        "significant",
+    ):
         assert words in result.stdout
     mean = evaluate_where(paths, "true", FEW).means["test", "resnet18", "srresnet"]["ap_macro"]
     assert f"{mean.value:.3f}" in result.stdout
     assert f"{mean.low:.3f} {mean.high:.3f}" in result.stdout
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_tables_show_every_digit_in_a_narrow_terminal(paths: StorePaths, tmp_path: Path) -> None:
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "80"}
+    condition = "split = 'test'"
+    result = CliRunner().invoke(app, ["evaluate", run_yaml(paths, tmp_path), "--where", condition], env=terminal)
+    assert result.exit_code == 0, result.output
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", result.stdout).splitlines())) <= 80
+    shown = [text for table in evaluate_where(paths, condition, FEW).tables() for row in table.rows for text in row[2:]]
+    assert any("*" in text for text in shown)
+    for text in shown:
+        for part in text.split():
+            assert part in result.stdout
 
 
 def test_a_bad_condition_has_exit_code_2(
