@@ -179,6 +179,27 @@ def test_every_seed_has_its_row(page: Page) -> None:
     assert not any(row[ap].bold for row in rows)
 
 
+def test_scores_without_an_average_precision_are_scores(made: Made, tmp_path: Path) -> None:
+    """As of one against the rest, where no patch of the split has the one."""
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("metrics")).to_pylist()
+    rows = [row | {"value": None} if row["metric"].startswith("ap_") else row for row in rows]
+    shutil.rmtree(paths.table("metrics"))
+    publish(paths.table("metrics"), pa.Table.from_pylist(rows, METRICS), METRICS, [])
+    page = page_of(paths)
+    assert "This run has no scores" not in page.text
+    assert (
+        "There is no average precision to compare by: no test patch has a label that a classifier knows." in page.text
+    )
+    assert len(page.tables["metrics-table"]) == 1 + len(CLASSIFIERS) * len(ORDER)
+
+
+def test_the_ceiling_alone_is_no_answer_and_yet_has_scores(tmp_path: Path) -> None:
+    page = page_of(make_store(tmp_path, Wanted(sr=("hr",))).paths)
+    assert "This run has no scores" not in page.text
+    assert "hr, the ceiling, is the one branch with an average precision: there is nothing to compare it" in page.text
+
+
 def test_table_1_minus_bicubic(page: Page) -> None:
     head, *rows = page.tables["minus-table"]
     titles = [cell.text for cell in head]
