@@ -239,7 +239,7 @@ def test_no_stray_file_hides_why_no_row_can_be_used(tmp_path: Path) -> None:
     write_pictures(tmp_path, "a.png")
     write_table(tmp_path, "image,split,forest", "a,dev,1")
     (tmp_path / "README.txt").write_text("about these pictures")
-    with pytest.raises(ArchiveError, match="labels.csv, line 2: its split is 'dev', none of"):
+    with pytest.raises(ArchiveError, match=r"labels\.csv, line 2: its split is 'dev', none of"):
         ImageTable(str(tmp_path)).scan()
 
 
