@@ -54,6 +54,7 @@ from infra.bigearthnet.bands import RGB, stretch_max_dn
 from infra.bigearthnet.classes import NAMES
 from infra.storage import StorePaths
 from tasks.branch import Branch, BranchReader, Inputs, make_branch, worker_device
+from tasks.explain import ExplainPlan
 from tasks.ingest import ShardIngester
 from tasks.plan import make_plan
 from tasks.score import ScoredClassifier, ShardScorer, scored_classifier
@@ -174,7 +175,7 @@ def case_of(
     scored = []
     for network in networks:
         files = {s: checkpoint_of(branch, network, s, folder / f"{network}-{s}.safetensors") for s in range(seeds)}
-        scored.append(scored_classifier(branch, network, files, (), "predicted"))
+        scored.append(scored_classifier(branch, network, files, ExplainPlan(())))
     (shard,) = inputs.ingest.done()
     ShardScorer(branch, []).run(shard)
     return Case(name, inputs.ingest.paths.root.parent / "files", branch, shard, tuple(scored))
@@ -183,7 +184,7 @@ def case_of(
 def split_seeds(case: Case) -> list[ScoredClassifier]:
     """Return each seed of each classifier as a classifier of its own."""
     return [
-        scored_classifier(case.branch, item.classifier, {seed: path}, (), "predicted")
+        scored_classifier(case.branch, item.classifier, {seed: path}, ExplainPlan(()))
         for item in case.scored
         for seed, path in item.checkpoints.items()
     ]

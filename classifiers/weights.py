@@ -1,5 +1,6 @@
 """Weight files of classifiers: read safely, and compared with the network they are meant for."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,8 +30,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose own words recommend to load it all the same
+        raise WeightsError(
+            f"{path} cannot be read as weights: it is damaged, or holds Python objects beside tensors, which are not "
+            "loaded because they may run code. Save the state_dict alone"
+        ) from error
     except Exception as error:  # unpicklers raise whatever the bytes lead them to
-        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+        raise WeightsError(f"{path} cannot be read as weights: {' '.join(str(error).split())}") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):

@@ -18,13 +18,13 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import stage_progress, summary_artifact
 from infra.archives.layouts import determining, open_archive
-from infra.bigearthnet.bands import IMAGE_RGB, S1, stretch_max_dn
+from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
 from infra.ray_pool import Resources, Worker, cluster
 from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
-from tasks.backbone import Backbone
+from tasks.backbone import Backbone, load_network
 from tasks.branch import Branch, Inputs, make_branch
 from tasks.comparisons import publish_comparisons
 from tasks.evaluate import (
@@ -52,6 +52,7 @@ from tasks.stage import Outputs, ShardCount, run_fits, run_stage
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
+from tasks.trained import check_trained
 
 Stage = Literal["ingest", "train", "predict", "explain", "evaluate", "report"]
 """What a run may end with."""
@@ -176,10 +177,26 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
     weights = {name: config.sr_weights(name) for name in ("none", *config.sr)}  # none: a backbone may be trained on it
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
         sr_models.load(name, weights[name], dtype=config.dtype_of(name))
+    _check_classifier_files(config)
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
     actors = None if config.resources.actors == "auto" else config.resources.actors
     return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor), weights)
+
+
+def _check_classifier_files(config: RunConfig) -> None:
+    """Load every file that classifiers come from, of which a wrong one shows now too.
+
+    Raises:
+        WeightsError: One is damaged, or of another network or other bands.
+    """
+    bands = IMAGE_RGB if config.archive.layout.startswith("image-") else BAND_SETS[config.bands]
+    here = [name for name in _trained_here(config) if config.train_of(name).backbone == "weights"]
+    for network, file in {(config.network_of(name), config.backbone_weights(name)) for name in here}:
+        load_network(Backbone(network, "weights", file), num_labels=1, bands=bands)
+    for name in config.classifiers:
+        if name in config.trained:
+            check_trained(config.trained[name], bands)
 
 
 def _trained_here(config: RunConfig) -> list[str]:
@@ -265,7 +282,7 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
         return Backbone(network, "weights", run.config.backbone_weights(classifier))
     whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
     branch = branch_of(run.config, run.weights, inputs, "none")
-    fitted = _fit(run, plan, branch, classifier, whole, Backbone(network, "random"), "backbone", None)
+    fitted = _fit(run, plan, branch, network, whole, Backbone(network, "random"), "backbone", None)
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +34,8 @@ app = typer.Typer(
 )
 
 app.add_typer(weights.app, name="weights")
+
+_FRAMED = 120  # columns of a terminal from which on a table of ten numbers can have frames
 
 RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
@@ -170,9 +173,11 @@ def evaluate(
     console = Console()
     if console.is_terminal:
         for chosen in found.tables():
-            table = Table(title=chosen.title, title_justify="left")
+            # Ten columns: in a narrow terminal, frames would take the place of digits.
+            table = Table() if console.width >= _FRAMED else Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+            table.title, table.title_justify = chosen.title, "left"
             for column in chosen.columns:
-                table.add_column(column)
+                table.add_column(column, overflow="fold")
             for row in chosen.rows:
                 table.add_row(*row)
             console.print(table)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Hashable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from tasks.patch_pixels import Resampling
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ArchiveConfig(_Section):
@@ -109,7 +110,8 @@ class TrainConfig(_Section):
     """half: a label is predicted from 0.5 on; tuned: from the probability of the best F1 on validation."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision inside the network in training; auto: bfloat16 on GPUs."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0,)
+    """Below 2^31, as the tables' column `seed`."""
 
     @property
     def augments(self) -> bool:
@@ -124,6 +126,8 @@ class TrainConfig(_Section):
             raise ValueError("seeds are given twice")
         if self.one_against_rest is not None and self.loss == "softmax":
             raise ValueError("one_against_rest has one label, and softmax needs several: choose loss: bce")
+        if self.loss == "softmax" and self.thresholds == "tuned":
+            raise ValueError("softmax predicts the likeliest label and has no thresholds: give thresholds: half")
         if self.freeze_backbone and (self.mixup or self.layer_decay < 1 or self.freeze_norm):
             raise ValueError("mixup, layer_decay and freeze_norm are for networks that are trained as a whole")
         return self
@@ -438,6 +442,26 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's plain values, of which a key given twice is an error: the earlier one would be dropped unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  # as PyYAML calls it
+        """Return a mapping.
+
+        Raises:
+            ConstructorError: A key is given twice.
+        """
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a RUN.yaml.
 
@@ -451,7 +475,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
             be done; the message names the key.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -473,8 +497,9 @@ def _expanded(value: Any, source: str) -> Any:  # noqa: ANN401  # whatever YAML 
         return value
 
     def variable(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise ConfigError(f"{source}: {value} names the environment variable {match[1]}, which is not set")
+        if not os.environ.get(match[1]):  # an empty one would turn ${DATA}/archive into /archive
+            state = "empty" if match[1] in os.environ else "not set"
+            raise ConfigError(f"{source}: {value} names the environment variable {match[1]}, which is {state}")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)

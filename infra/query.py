@@ -90,3 +90,15 @@ def query(tables: Path, configs: Collection[str] | None, sql: str) -> duckdb.Duc
         return connection.sql(sql).materialize()
     except duckdb.Error as error:
         raise ConfigError(f"sql: {error}") from error
+
+
+def check_expression(text: str) -> None:
+    """Refuse a text that is no expression by itself: one that could close the brackets it is put into.
+
+    Raises:
+        ConfigError: DuckDB cannot read it as such; its message says where.
+    """
+    try:
+        duckdb.connect(":memory:").extract_statements(f"SELECT\n{text}\n")
+    except duckdb.Error as error:
+        raise ConfigError(f"sql: {error}") from error

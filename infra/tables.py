@@ -87,7 +87,11 @@ def predictions_schema(n_labels: int) -> pa.Schema:
                 pa.list_(pa.float32(), n_labels),
                 "Probability of each label, in the order of tables/classes; null where the classifier does not know it",
             ),
-            _required("predicted", pa.list_(pa.string()), "Labels whose probability reaches its threshold"),
+            _required(
+                "predicted",
+                pa.list_(pa.string()),
+                "Labels given: those whose probability reaches its threshold, or the most probable of a softmax",
+            ),
             _field("labels", pa.list_(pa.string()), "True labels, null where unknown"),
         ]
     )
@@ -199,7 +203,11 @@ COMPARISONS = pa.schema(
         ),
         _field("low", pa.float64(), "Lower end of the 95 % interval: tiles and seeds resampled, alike for both"),
         _field("high", pa.float64(), "Upper end of the 95 % interval"),
-        _field("significant", pa.bool_(), "Whether the interval excludes 0; null with fewer than three seeds"),
+        _field(
+            "significant",
+            pa.bool_(),
+            "Whether the interval excludes 0; null with fewer than three seeds or no interval",
+        ),
         _required("n_seeds", pa.int32(), "Seeds that both have"),
         _required("n", pa.int64(), "Patches that both scored"),
         _required("n_labels", pa.int32(), "Labels that went into a macro mean"),
@@ -281,7 +289,11 @@ def _compared(metric: str, meaning: str) -> "list[pa.Field[pa.DataType]]":
         _field(minus, pa.float64(), f"Difference of {metric} to the bicubic control, mean over the paired seeds"),
         _field(f"{minus}_low", pa.float64(), "Lower end of its 95 % interval"),
         _field(f"{minus}_high", pa.float64(), "Upper end of its 95 % interval"),
-        _field(f"{minus}_significant", pa.bool_(), "Whether the interval excludes 0; null below three paired seeds"),
+        _field(
+            f"{minus}_significant",
+            pa.bool_(),
+            "Whether the interval excludes 0; null below three paired seeds, or without it",
+        ),
     ]
 
 

@@ -98,7 +98,10 @@ def comparison_rows(
         interval = over_seeds(differences, bootstrap)
         significant = None
         if len(ours) >= SEEDS_TO_JUDGE and not np.isnan(interval.low):
-            significant = interval.low > 0 or interval.high < 0
+            # Draws are float32: differences of seeds that cancel out leave a little, of either sign.
+            scale = max(1.0, *(abs(seed[key].value) for seed in (*ours, *theirs)))
+            nothing = 2 * float(np.finfo(np.float32).eps) * scale
+            significant = interval.low > nothing or interval.high < -nothing
         rows.append(
             {
                 **names,
@@ -162,7 +165,7 @@ def _publish(job: EvaluateJob, reference: EvaluateJob) -> None:
     parts = stage_parts(
         job.parts.paths,
         "comparisons",
-        {"evaluate": job.parts.config, "reference": reference.parts.config, "seeds": [*done], "schema": 1},
+        {"evaluate": job.parts.config, "reference": reference.parts.config, "seeds": [*done], "schema": 2},
     )
     if not parts.is_done(0):
         _compare(job, reference, done, parts)

@@ -3,14 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from classifiers.metrics import Interval
 from infra.errors import ConfigError, StoreError
-from infra.query import query
+from infra.query import check_expression, query
 from infra.storage import StorePaths
 from infra.tables import COMPARISONS, METRICS, predictions_schema, read_table
 from tasks.comparisons import REFERENCES, Key, Resampled, comparison_rows, is_compared, keyed, over_seeds, paired
@@ -67,9 +67,10 @@ class Selection:
     """By split, classifier and SR model: means over seeds of the metrics in `SHOWN`, patches and seeds resampled."""
 
     def tables(self) -> list[TextTable]:
-        """Return the paper's table 1 of every split, then the differences."""
+        """Return the paper's table 1 of every split, then the differences, as far as there are any."""
         splits = sorted({split for split, _, _ in self.means}, key=_place_in(_SPLITS))
-        return [*(self._metrics(split) for split in splits), *(self._differences(split) for split in splits)]
+        tables = [*(self._metrics(split) for split in splits), *(self._differences(split) for split in splits)]
+        return [table for table in tables if table.rows]
 
     def _metrics(self, split: str) -> TextTable:
         rows = tuple(
@@ -85,7 +86,7 @@ class Selection:
         for row in self.comparisons.to_pylist():
             if row["split"] == split and row["label"] is None and row["metric"] in SHOWN:
                 interval = Interval(*(float("nan") if row[k] is None else row[k] for k in Interval._fields))
-                text = _cell(interval, "+") + (" *" if row["significant"] else "")
+                text = _cell(interval, "+", "*" if row["significant"] else "")
                 lines[row["classifier"], row["sr"], row["reference"]][row["metric"]] = text
         rows = tuple(
             (classifier, f"{sr} - {reference}", *(cells[metric] for metric in SHOWN))
@@ -105,8 +106,9 @@ def evaluate_where(paths: StorePaths, condition: str, bootstrap: Bootstrap = Boo
 
     Raises:
         ConfigError: The condition is none, no patch meets it, or none of those is labelled, without snow and cloud.
-        StoreError: No run has predicted anything in the store.
+        StoreError: No run has predicted anything in the store, or a table that is needed is gone.
     """
+    _check(condition)
     source = _Source(paths, condition)
     ids: set[str] = set()
     rows = [METRICS.empty_table()]
@@ -144,13 +146,14 @@ class _Source:
         self._paths, self._condition = paths, condition
         run = last_run(paths)
         self._configs = scored_configs(paths)
+        for table in ("predictions", "patches", "classes"):
+            if not paths.table(table).exists():
+                raise StoreError(f"{paths.root} has no tables/{table}: run the flow first")
         classes = read_table(paths.table("classes")).sort_by("label_index")
         self.labels: tuple[str, ...] = tuple(classes["label"].to_pylist())
         self._patches = read_table(paths.table("patches")).select(
             ["patch_id", "tile", *PLACES, "has_snow", "has_cloud"]
         )
-        if not paths.table("predictions").exists():
-            raise StoreError(f"{paths.root} holds no predictions: run the flow first")
         names = "SELECT DISTINCT sr, classifier, config FROM predictions"
         found = [Predicted(*row) for row in query(paths.tables, self._configs, names).fetchall()]
         place, order = _place_in(run.classifiers), _place_in((*REFERENCES[:1], *run.sr))
@@ -185,7 +188,7 @@ def _compared(
     found: Mapping[Predicted, Mapping[int, pa.Table]],
     bootstrap: Bootstrap,
 ) -> pa.Table:
-    """Return rows of COMPARISONS, over all patches of the selection that both scored."""
+    """Return rows of COMPARISONS, over all patches of the selection that both scored, with every seed."""
     names = {
         "sr": ours.sr,
         "reference": theirs.sr,
@@ -194,10 +197,14 @@ def _compared(
         "reference_config": theirs.config,
     }
     seeds = sorted(found[ours].keys() & found[theirs].keys())
-    if all(found[ours][seed]["digest"].equals(found[theirs][seed]["digest"]) for seed in seeds):
+    if _of_same_patches([found[p][seed] for p in (ours, theirs) for seed in seeds]):
         first, second = ([keyed(found[p][seed]) for seed in seeds] for p in (ours, theirs))
     else:
         a, b = (source.scored(source.read(p)) for p in (ours, theirs))
+        tables = [p[seed] for p in (a, b) for seed in seeds]
+        common = set.intersection(*(set(table["patch_id"].to_pylist()) for table in tables))
+        ids = pa.array(sorted(common), pa.string())
+        a, b = ({seed: p[seed].filter(pc.is_in(p[seed]["patch_id"], value_set=ids)) for seed in seeds} for p in (a, b))
         pairs = [paired(a[seed], b[seed], source.labels, bootstrap, by_place=False) for seed in seeds]
         first, second = [one for one, _ in pairs], [other for _, other in pairs]
     return comparison_rows(names, first, second, bootstrap)
@@ -207,6 +214,8 @@ def _means(
     predicted: Predicted, of_seeds: Mapping[int, pa.Table], bootstrap: Bootstrap
 ) -> list[tuple[tuple[str, str, str], dict[str, Interval]]]:
     values: list[dict[Key, Resampled]] = [keyed(table) for table in of_seeds.values()]
+    if not _of_same_patches([*of_seeds.values()]):  # tiles cannot be drawn alike for all seeds: no interval
+        values = [{key: replace(found, draws=found.draws[:0]) for key, found in seed.items()} for seed in values]
     means = []
     for split in sorted({split for seed in values for split, *_ in seed}):
         keys: dict[str, Key] = {metric: (split, None, None, metric, None) for metric in SHOWN}
@@ -215,14 +224,29 @@ def _means(
     return means
 
 
+def _of_same_patches(resamples: Sequence[pa.Table]) -> bool:
+    """Return whether all rows of RESAMPLES are of the same patches; a condition on predictions may differ by seed."""
+    return all(table["digest"].equals(resamples[0]["digest"]) for table in resamples)
+
+
+def _check(condition: str) -> None:
+    """Refuse what is no condition by itself, such as `true) OR (true`, which would reach other models' rows."""
+    if not condition.strip():
+        raise ConfigError("--where is empty: it takes a condition, for example country = 'Finland'")
+    try:
+        check_expression(condition)
+    except ConfigError as error:
+        raise ConfigError(f"--where {condition}: {_one_sentence(error)}") from error
+
+
 def _place_in(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     """Return a sort key: as the names stand, others behind."""
     return lambda name: (names.index(name) if name in names else len(names), name)
 
 
-def _cell(interval: Interval, sign: str) -> str:
+def _cell(interval: Interval, sign: str, mark: str = "") -> str:
     value, low, high = ("-" if math.isnan(x) else f"{x:{sign}.3f}" for x in interval)
-    return f"{value}\n{low} {high}"
+    return f"{value}{mark}\n{low} {high}"
 
 
 def _range(counts: set[int]) -> str:

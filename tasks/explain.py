@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from classifiers.cam.faithfulness import judge_faithfulness
-from classifiers.cam.grid import on_grid
-from classifiers.cam.localisation import LOCALISATION, localise
 from infra.bigearthnet.reference_map import label_masks
 from numpy.typing import NDArray
 from torch import Tensor
 
 import classifiers
 from classifiers.cam.explain import METHODS, ExplainMethod, OptionValue, method_and_options
+from classifiers.cam.grid import on_grid
+from classifiers.cam.localisation import LOCALISATION, localise
 from classifiers.cam.summary import summarise
 from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from classifiers.metrics import Calibration, Interval, Sample, calibration_of
+from infra.errors import PipelineError
 from tasks.labels import is_clean, multi_hot
 
 _OVER_ALL_LABELS = ("f1_macro", "f2_macro")  # a label without a positive counts, as scikit-learn has it
@@ -72,8 +73,19 @@ def scored_patches(predictions: pa.Table, patches: pa.Table) -> pa.Table:
 
 
 def known_labels(scored: pa.Table, labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels that a classifier knows: those without a null among their probabilities."""
-    known = ~np.isnan(_probs(scored, len(labels))).any(axis=0)
+    """Return the labels that a classifier knows: those without a null among their probabilities.
+
+    Raises:
+        PipelineError: A label has a probability for some patches only: its network gave what is no number.
+    """
+    null = np.isnan(_probs(scored, len(labels)))
+    known = ~null.any(axis=0)
+    for i in np.flatnonzero(~known & ~null.all(axis=0)).tolist():
+        first = scored["patch_id"][int(null[:, i].argmax())]
+        raise PipelineError(
+            f"the probability of {labels[i]} is no number for {null[:, i].sum()} of {len(null)} patches, the first "
+            f"{first}: train the classifier anew, or look at those pixels"
+        )
     return tuple(label for label, there in zip(labels, known, strict=True) if there)
 
 
@@ -95,6 +107,9 @@ def metric_rows(
         bootstrap: How intervals are made.
         of: Labels to score; None: those that the classifier knows.
         by_place: Whether countries and seasons are scored too.
+
+    Raises:
+        PipelineError: As `known_labels`.
     """
     chosen = known_labels(scored, labels) if of is None else tuple(of)
     if not chosen:

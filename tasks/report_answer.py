@@ -29,7 +29,7 @@ class Against:
     interval: str
     """Of 95 %, as people see it; empty where there is none."""
     verdict: Verdict
-    """higher or lower: the interval excludes 0. unclaimed: fewer than three seeds."""
+    """higher or lower: the interval excludes 0. unclaimed: fewer than three seeds, or no interval."""
 
 
 @dataclass(frozen=True, slots=True)

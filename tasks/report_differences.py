@@ -22,6 +22,8 @@ RARE = 10
 MINUS_COLUMNS = tuple(column for column in METRIC_COLUMNS if column.name in {*PAPER_METRICS, "f2_macro", "ap_macro"})
 """Columns of table 1's differences: the paper's, and the two that the answers and table 2 are about."""
 
+_MACRO = "Macro mean"
+
 type _Rows = list[tuple[str, int, dict[str, Difference]]]
 """Name, patches and differences by SR model of each line."""
 
@@ -65,6 +67,11 @@ class HeatMap:
     groups: Sequence[Sequence[MinusRow]]
     """Lines that belong together."""
 
+    @property
+    def bare(self) -> bool:
+        """Whether a difference has no interval."""
+        return any(not cell.interval for rows in self.groups for row in rows for cell in row.cells.values())
+
 
 @dataclass(frozen=True, slots=True)
 class HeatMaps:
@@ -85,6 +92,11 @@ class MinusLine:
     n: int
     cells: Mapping[str, MinusCell]
     """By column."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether a difference has no interval."""
+        return any(not cell.interval for cell in self.cells.values())
 
 
 def table_1_minus(numbers: Numbers) -> list[MinusLine]:
@@ -117,7 +129,7 @@ def label_heat_maps(numbers: Numbers) -> HeatMaps | None:
             labels.append((row.label, row.support, of_label))
         macro = _over_branches(found, numbers, classifier, "f2_macro")
         n = max((difference.n for difference in macro.values()), default=0)
-        tables.append((classifier, [labels, [("Macro mean", n, macro)]]))
+        tables.append((classifier, [labels, [(_MACRO, n, macro)]]))
     return _heat_maps(tables, numbers, Column("f2", "F2", ""))
 
 
@@ -156,7 +168,7 @@ def _over_branches(
 
 
 def _heat_maps(tables: Sequence[tuple[str, Sequence[_Rows]]], numbers: Numbers, column: Column) -> HeatMaps | None:
-    limit = _limit(row for _, groups in tables for rows in groups for row in rows)
+    limit = _limit(tables)
     if limit is None:
         return None
     maps = []
@@ -174,11 +186,13 @@ def _heat_maps(tables: Sequence[tuple[str, Sequence[_Rows]]], numbers: Numbers, 
     return HeatMaps(maps, number(limit, 2))
 
 
-def _limit(rows: Iterable[tuple[str, int, Mapping[str, Difference]]]) -> float | None:
+def _limit(tables: Iterable[tuple[str, Sequence[_Rows]]]) -> float | None:
     """Return the end of the colours: the largest difference of an SR model on enough patches, rounded up to 0.01."""
     sizes = [
-        (n >= RARE, abs(difference.value))
-        for _, n, of_row in rows
+        (n >= RARE and name != _MACRO, abs(difference.value))  # a mean over rare labels leaves them all at the end
+        for _, groups in tables
+        for rows in groups
+        for name, n, of_row in rows
         for sr, difference in of_row.items()
         if difference.value is not None and sr != CEILING  # the ceiling is far off, and would leave the rest pale
     ]

@@ -57,12 +57,12 @@ def paper_tables_markdown(
     names = list(dict.fromkeys(row["classifier"] for row in first))
     compared = any(row["n_seeds_paired"] is not None for row in first)
     if compared:
-        lines += [f"## Table 1 minus {CONTROL}", "", *_legend(first), ""]
+        lines += [f"## Table 1 minus {CONTROL}", "", *_legend(first, [column.name for column in COLUMNS]), ""]
         lines += _sections(names, first, _minus_1, compared=True)
     lines += ["## Table 2: F2 of each label", "", *_macro_note(second)]
     lines += _sections(names, second, _table_2, compared=False)
     if compared:
-        lines += [f"## Table 2 minus {CONTROL}", "", *_legend(second), ""]
+        lines += [f"## Table 2 minus {CONTROL}", "", *_legend(second, ["f2"]), ""]
         lines += _sections(names, second, _minus_2, compared=True)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -97,23 +97,32 @@ def _head(split: str, rows: Sequence[PaperRow]) -> list[str]:
     return lines
 
 
-def _legend(rows: Sequence[PaperRow]) -> list[str]:
-    paired = [row["n_seeds_paired"] for row in rows if row["n_seeds_paired"] is not None]
-    return [f"SR model minus {CONTROL} on the same patches and seeds, with the 95 % interval. {marks_note(paired)}"]
+def _legend(rows: Sequence[PaperRow], metrics: Sequence[str]) -> list[str]:
+    names = [f"{metric}_minus_{CONTROL}" for metric in metrics]
+    shown = [
+        (row["n_seeds_paired"], row[f"{name}_low"] is not None)
+        for row in rows
+        for name in names
+        if row[name] is not None and row.get("support") != 0
+    ]
+    return [f"SR model minus {CONTROL} on the same patches and seeds, with the 95 % interval. {marks_note(shown)}"]
 
 
-def marks_note(n_seeds: Sequence[int]) -> str:
-    """Return what the signs after a difference mean.
+def marks_note(differences: Sequence[tuple[int, bool]]) -> str:
+    """Return what the signs after differences mean.
 
     Args:
-        n_seeds: Seeds of each difference.
+        differences: Seeds of each, and whether it has an interval.
     """
+    of_enough = [has_interval for n, has_interval in differences if n >= CLAIMS_NEED_SEEDS]
     notes = []
-    if any(n >= CLAIMS_NEED_SEEDS for n in n_seeds):
+    if any(of_enough):
         notes.append(f"{MARKS[True]} significant: the interval excludes 0; {MARKS[False]} not significant")
-    if any(n < CLAIMS_NEED_SEEDS for n in n_seeds):
+    if len(of_enough) < len(differences):
         notes.append(f"{MARKS[None]} fewer than three seeds: no significance is claimed")
-    return f"{'; '.join(notes)}."
+    if not all(of_enough):
+        notes.append(f"{MARKS[None]} no interval, as of a single tile: no significance is claimed")
+    return f"{'; '.join(notes)}." if notes else ""
 
 
 def _macro_note(rows: Sequence[PaperRow]) -> list[str]:

@@ -48,7 +48,7 @@ class Difference:
     low: float | None
     high: float | None
     significant: bool | None
-    """None with fewer than three seeds: nothing is claimed."""
+    """None with fewer than three seeds, or without an interval: nothing is claimed."""
     n_seeds: int
     """Seeds that both have."""
     n: int

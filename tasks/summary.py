@@ -88,7 +88,10 @@ def _metric_lines(paths: StorePaths, record: RunRecord) -> list[str]:
         body = [[*cells, _difference(difference)] for cells, difference in zip(body, minus, strict=True)]
     lines = ["", f"Split {split}, means over seeds:", "", *aligned(head, body, texts=2)]
     if any(minus):
-        lines += ["", marks_note([difference.n_seeds for difference in minus if difference is not None])]
+        lines += [
+            "",
+            marks_note([(d.n_seeds, d.low is not None) for d in minus if d is not None and d.value is not None]),
+        ]
     return lines
 
 

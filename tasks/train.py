@@ -58,7 +58,7 @@ class TrainJob:
 
     branch: Branch
     classifier: str
-    """Name of the classifier: of its network, or of a variant."""
+    """Name of the classifier: of its network, or of a variant; of a backbone, its network's, as variants share it."""
     backbone: Backbone
     fitted: Fitted
     head: str
@@ -95,9 +95,13 @@ def training_set(
         exactly_one: Whether every patch needs exactly one of them, as softmax does.
 
     Raises:
-        TrainingError: One of the two holds no such patch, no training patch has any of the labels, or one of them
-            has not exactly one.
+        TrainingError: One of the two holds no such patch, no training patch has any of the labels, one of them has
+            not exactly one, or there is but one label to choose from.
     """
+    if exactly_one and len(labels) < 2:
+        raise TrainingError(
+            f"loss: softmax needs several labels, this archive has {', '.join(labels)}: choose loss: bce"
+        )
     digest = hashlib.sha256()
     seen: set[str] = set()
     for split, shards in (("train", train), ("validation", validation)):
@@ -158,6 +162,7 @@ def train_job(
         branch.paths,
         "train",
         {
+            "classifier": classifier,  # its curve has the name, and its checkpoint's path
             "fitted": fitted,
             "head": head,
             "backbone": backbone.identity(),
@@ -166,7 +171,7 @@ def train_job(
             "settings": parameters,
             "samples": data.digest,
             "labels": list(labels),
-            "schema": 2,
+            "schema": 3,
         },
     )
     return TrainJob(branch, classifier, backbone, fitted, head, labels, settings, compiled, data, features, parts)

@@ -1,6 +1,6 @@
 """Trained classifiers from files: this project's checkpoints, and published ones as a branch sees them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from classifiers import checkpoint
@@ -8,6 +8,18 @@ from classifiers.checkpoint import TrainedClassifier
 from classifiers.published import is_published, load_published
 from infra.errors import ConfigError
 from tasks.branch import Branch
+
+
+def check_trained(path: Path, bands: Sequence[str]) -> None:
+    """Refuse a file that holds no classifier of a run's bands; `load_trained` knows more, once there is a branch.
+
+    Raises:
+        WeightsError: The file cannot be read, holds no classifier, or is published for other bands.
+    """
+    if not checkpoint.is_checkpoint(path) and is_published(path):
+        load_published(path, bands, max_dn=1)
+    else:
+        checkpoint.load(path)
 
 
 def load_trained(path: Path, branch: Branch) -> TrainedClassifier:

@@ -1,6 +1,7 @@
 """How a classifier is trained."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args
 
 from classifiers.training.losses import Loss
@@ -55,14 +56,14 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ConfigError(f"training needs epochs and batch_size >= 1, got {self.epochs} and {self.batch_size}")
-        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1 and self.adam_eps > 0):
+        if not (0 < self.lr < inf and 0 <= self.weight_decay < inf and 0 <= self.warmup < 1 and self.adam_eps > 0):
             raise ConfigError(
-                "training needs lr > 0, weight_decay >= 0, 0 <= warmup < 1 and adam_eps > 0, got "
+                "training needs finite lr > 0, finite weight_decay >= 0, 0 <= warmup < 1 and adam_eps > 0, got "
                 f"{self.lr}, {self.weight_decay}, {self.warmup} and {self.adam_eps}"
             )
-        if not (self.mixup >= 0 and 0 <= self.ema < 1 and 0 < self.layer_decay <= 1 and self.seed >= 0):
+        if not (0 <= self.mixup < inf and 0 <= self.ema < 1 and 0 < self.layer_decay <= 1 and self.seed >= 0):
             raise ConfigError(
-                "training needs mixup >= 0, 0 <= ema < 1, 0 < layer_decay <= 1 and seed >= 0, got "
+                "training needs finite mixup >= 0, 0 <= ema < 1, 0 < layer_decay <= 1 and seed >= 0, got "
                 f"{self.mixup}, {self.ema}, {self.layer_decay} and {self.seed}"
             )
         if self.patience is not None and self.patience < 1:

@@ -215,5 +215,6 @@ def _commonest[T: (int, tuple[int, int])](values: Sequence[T]) -> T:
 def _first(problems: Problems) -> str:
     if not problems.rows:
         return "there is none"
-    row = problems.rows[0]
+    # A stray file beside the pictures says less than what is wrong with those that were asked for.
+    row = next((row for row in problems.rows if row["patch_id"] is not None), problems.rows[0])
     return f"{row['path']}: {row['detail']}"

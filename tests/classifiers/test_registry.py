@@ -186,8 +186,14 @@ def test_refuses_weights_of_another_network_and_broken_files(tmp_path: Path) -> 
     path = tmp_path / "w.pth"
     with pytest.raises(WeightsError, match="no weight file"):
         build("resnet18", 2, weights=path)
-    path.write_bytes(b"not a zip")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    for content in (b"not a zip", b"garbage", b"PK\x03\x04cut short", b""):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"w\.pth cannot be read as weights: ") as caught:
+            build("resnet18", 2, weights=path)
+        assert "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+    torch.save({"conv1.weight": Path("code")}, path)
+    with pytest.raises(WeightsError, match="Save the state_dict alone"):
         build("resnet18", 2, weights=path)
     (tmp_path / "w.safetensors").write_bytes(b"short")
     with pytest.raises(WeightsError, match="cannot be read"):

@@ -175,16 +175,17 @@ def assert_same_tables(store: Path, reference: Path, tolerance: float = 1e-5) ->
         pd.testing.assert_frame_equal(left, right, check_exact=False, rtol=0, atol=tolerance, check_dtype=True)
 
 
-def maps_by_patch(store: Path) -> dict[tuple[str, str], np.ndarray]:
-    """Return the activation maps of every patch and SR model."""
+def maps_by_patch(store: Path) -> dict[tuple[str, str, str], np.ndarray]:
+    """Return the activation maps of every patch, SR model and method."""
     patches = pd.read_parquet(store / "tables" / "patches").set_index("patch_id")
     found = {}
     explanations = pd.read_parquet(store / "tables" / "explanations")
-    for (sr, map_store), _ in explanations.groupby(["sr", "map_store"], observed=True):
+    for (sr, method, map_store), _ in explanations.groupby(["sr", "method", "map_store"], observed=True):
         array = zarr.open_group(store / str(map_store), mode="r")
-        values, size = np.asarray(array["maps"]), int(str(array.attrs["shard_size"]))
+        size = int(str(array.attrs["shard_size"]))
+        values = np.asarray(array["maps"], np.float32) * np.asarray(array["scale"])[:, :, None, None]
         for patch_id, patch in patches.iterrows():
-            found[str(patch_id), str(sr)] = values[patch["shard"] * size + patch["row"]]
+            found[str(patch_id), str(sr), str(method)] = values[patch["shard"] * size + patch["row"]]
     return found
 
 

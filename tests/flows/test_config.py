@@ -49,6 +49,13 @@ def test_settings_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
         (GOOD.replace("backbone: random", "backbone: random, freeze_backbone: true"), ["freeze_backbone", "noise"]),
         (GOOD.replace("backbone: random", "backbone: random, seeds: []"), ["train.seeds"]),
         (GOOD.replace("backbone: random", "backbone: random, lr: 0"), ["train.lr"]),
+        (GOOD.replace("backbone: random", "backbone: random, lr: .inf"), ["train.lr", "finite"]),
+        (GOOD.replace("backbone: random", "backbone: random, mixup: .inf"), ["train.mixup", "finite"]),
+        (GOOD.replace("backbone: random", "backbone: random, seeds: [-1]"), ["train.seeds.0", "greater than or equal"]),
+        (GOOD.replace("backbone: random", "backbone: random, seeds: [3000000000]"), ["train.seeds.0", "2147483648"]),
+        (GOOD.replace("random", "random, loss: softmax, thresholds: tuned"), ["train", "softmax", "thresholds: half"]),
+        (GOOD + "shard_size: 8\nshard_size: 16", ["shard_size is given twice", "line 7"]),
+        (GOOD.replace("backbone: random", "epochs: 3, epochs: 5"), ["epochs is given twice"]),
         (GOOD + "shard_size: 0", ["shard_size"]),
         (GOOD + "sr_input_max_dn: 70000", ["sr_input_max_dn"]),
         (GOOD + "explain: {methods: [lucky]}", ["lucky", "grad_cam"]),
@@ -94,6 +101,18 @@ def test_texts_may_name_variables_of_the_environment(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SOME_DATA", "/mnt/data")
     config = load_config(written(tmp_path, GOOD.replace("/data/BigEarthNet", "'${SOME_DATA}/BigEarthNet'")))
     assert config.archive.root == Path("/mnt/data/BigEarthNet")
+
+
+def test_an_empty_variable_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_DATA", "")
+    with pytest.raises(ConfigError, match="SOME_DATA, which is empty"):
+        load_config(written(tmp_path, GOOD.replace("/data/store", "'${SOME_DATA}/store'")))
+
+
+def test_merge_keys_of_yaml_may_be_overridden(tmp_path: Path) -> None:
+    text = GOOD.replace("{backbone: random}", "&base {backbone: random, epochs: 7}")
+    text += "variants: {slow: {network: resnet50, train: {<<: *base, epochs: 9}}}\n"
+    assert load_config(written(tmp_path, text)).variants["slow"].train == {"backbone": "random", "epochs": 9}
 
 
 def test_pictures_have_a_stretch_of_their_own(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Other archives and bands through the very same flow: pictures with a truth, and all bands with a published file."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from flows import archive
+from flows.config import TrainConfig, validated
 from infra.bigearthnet.classes import NAMES
+from tasks.backbone import Backbone
 from tests.flows.stores import Inputs, run_flows, superscene
 
 CLASSES = ("blocks", "noise", "stripes")
@@ -113,6 +118,34 @@ def test_a_published_classifier_sees_all_bands(stores: tuple[Path, Path]) -> Non
     assert len(predictions) == patches.has_s1.sum() > 0
     assert not np.isnan(np.stack(predictions.probs.to_list()).astype(float)).any()
     assert len(predictions.probs.iloc[0]) == len(NAMES)
+
+
+def test_variants_of_a_network_share_the_backbone_trained_on_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask for one fit, under the network's name: its checkpoint is there for all, whoever came first."""
+    config = validated(
+        {
+            "archive": {"layout": "image-folder"},
+            "store": "store",
+            "classifiers": ["resnet18", "frozen"],
+            "variants": {"frozen": {"network": "resnet18", "train": {"freeze_backbone": True}}},
+            "train": {"backbone": "archive"},
+        },
+        "RUN.yaml",
+    )
+    fits: list[tuple[str, TrainConfig, Backbone]] = []
+
+    def fit(*asked: Any) -> dict[int, Path]:
+        fits.append((asked[3], asked[4], asked[5]))
+        return {0: Path(f"{asked[3]}.safetensors")}
+
+    monkeypatch.setattr(archive, "_fit", fit)
+    monkeypatch.setattr(archive, "_branch", lambda *_: None)
+    run: Any = SimpleNamespace(config=config)
+    nothing: Any = None
+    found = [archive.fit_backbone.fn(run, nothing, nothing, name) for name in config.classifiers]
+    assert found == [Backbone("resnet18", "archive", Path("resnet18.safetensors"))] * 2
+    assert fits[0][0] == fits[1][0]
+    assert fits[0][1:] == fits[1][1:]
 
 
 def test_part_of_an_archive_is_evaluated_from_what_is_there(stores: tuple[Path, Path]) -> None:

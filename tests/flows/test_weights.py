@@ -19,7 +19,7 @@ from classifiers.published import BANDS, PublishedSpec, is_published
 from classifiers.registry import CLASSIFIERS
 from flows.cli import main
 from flows.config import RunConfig, validated
-from infra.errors import ConfigError
+from infra.errors import ConfigError, WeightsError
 from infra.weights_store import OfficialFile, WeightsStore, sha256
 from tests.infra.file_server import FileServer, file_server
 from tests.sr_models.small_model import NAME, put_in_table, shipped_with, small_file, small_spec
@@ -366,6 +366,35 @@ class TestRuns:
         cli("fetch", NAME)
         run = _start(configured(tmp_path), StorePaths(tmp_path / "run"))
         assert run.weights == {"none": None, "bicubic": None, NAME: store.path(NAME, official)}
+
+    def test_a_wrong_file_of_a_classifier_stops_the_run_before_it_reads_the_archive(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from flows.archive import _start
+        from infra.storage import StorePaths
+
+        file = tmp_path / "w.pth"
+
+        def refused(words: str, **changes: object) -> None:
+            config = configured(tmp_path, sr=["none"], **changes)
+            with pytest.raises(WeightsError, match=words):
+                _start(config, StorePaths(tmp_path / "run"))
+
+        of_backbone = {"weights": {"resnet18": str(file)}, "train": {}}
+        as_it_is = {"trained": {"mine": str(file)}, "classifiers": ["mine"]}
+        file.write_bytes(b"garbage")
+        for chosen in (of_backbone, as_it_is):
+            refused("cannot be read as weights", **chosen)
+        backbone_file(file)
+        _start(configured(tmp_path, sr=["none"], **of_backbone), StorePaths(tmp_path / "run"))
+        refused("cannot be read as a safetensors file", **as_it_is)
+        network = {"classifiers": ["resnet50"], "weights": {"resnet50": str(file)}}
+        refused("does not hold the backbone of resnet50", **(of_backbone | network))
+        state = timm.create_model("resnet18", num_classes=19, in_chans=2).state_dict()
+        torch.save({f"model.vision_encoder.{key}": value for key, value in state.items()}, file)
+        for chosen in (of_backbone, as_it_is):
+            refused("sees the bands VV, VH, asked are B04, B03, B02", **chosen)
+        assert not (tmp_path / "run" / "archive.zarr").exists()
 
     def test_workers_are_given_the_path_even_where_none_was_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

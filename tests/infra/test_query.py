@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import ConfigError, StoreError
-from infra.query import connect, query
+from infra.query import check_expression, connect, query
 
 
 def write(path: Path, **columns: list[object]) -> None:
@@ -249,3 +249,16 @@ def test_no_tables_and_damaged_ones_are_told(tables: Path, tmp_path: Path) -> No
     (tables / "metrics" / "data-00001.parquet").write_bytes(b"nonsense")
     with pytest.raises(StoreError, match=r"the table .*metrics cannot be read"):
         query(tables, None, "SELECT 1")
+
+
+@pytest.mark.parametrize("text", ["a = 1", "a IN (1, 2) -- why", "/* ) */ a", "a = ')' OR (b AND (c))", "a\n"])
+def test_an_expression_by_itself_is_let_through(text: str) -> None:
+    check_expression(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a) OR (b", "a)\nOR (b", "a) LIMIT (5", ") --", "a) UNION SELECT (b", "a)/*", "", "a = ("]
+)
+def test_a_text_that_could_close_its_brackets_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"[Pp]arser"):
+        check_expression(text)

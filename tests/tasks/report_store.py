@@ -33,6 +33,7 @@ from infra.tables import (
     publish,
 )
 from infra.zarr_store import ArraySpec, ShardedStore, archive_arrays, create_store
+from tasks.map_store import create_map_store, write_maps
 from tasks.publish import publish_configs
 
 SR = ("none", "bicubic", "srresnet")
@@ -209,14 +210,15 @@ def _predictions(paths: StorePaths, sr: str, classifier: str, config: str, wante
 def _explanations(paths: StorePaths, sr: str, classifier: str, config: str, wanted: Wanted) -> None:
     store = paths.maps("grad_cam", config)
     n_labels = len(wanted.labels)
-    spec = ArraySpec("maps", ("label", "y", "x"), (n_labels, MAP_EDGE, MAP_EDGE), "float32", float("nan"), {})
-    create_store(store, (spec,), 4, 1, {})
+    create_map_store(store, wanted.labels, (MAP_EDGE, MAP_EDGE), 4, 1, {})
     maps = np.zeros((4, n_labels, MAP_EDGE, MAP_EDGE), np.float32)
     maps[:, 0, 0, 0] = 5.0  # the first label: bright in one corner; the third: a zero map
-    ShardedStore(store, writable=True).write(0, "maps", maps)
+    write_maps(store, 0, np.arange(4), maps)
     rows = [
         {
             "patch_id": patch_id,
+            "split": "test",
+            "sampled": False,
             "label": wanted.labels[label],
             "seed": wanted.seeds[0],
             "prob": _probs(i, wanted)[label],
@@ -228,7 +230,7 @@ def _explanations(paths: StorePaths, sr: str, classifier: str, config: str, want
         for label in (0, 2)
     ]
     folder = hive_folder(paths.table("explanations"), sr=sr, classifier=classifier, method="grad_cam", config=config)
-    publish(folder, pa.Table.from_pylist(rows, EXPLANATIONS), EXPLANATIONS, ["patch_id", "map_label"])
+    publish(folder, pa.Table.from_pylist(rows, EXPLANATIONS), EXPLANATIONS, ["patch_id", "label"])
 
 
 def _offsets(wanted: Wanted) -> dict[int, float]:

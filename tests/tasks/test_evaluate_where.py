@@ -1,6 +1,8 @@
 """Oracle: scikit-learn on the patches that a plain loop chooses."""
 
 import json
+import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -128,6 +130,44 @@ def test_a_condition_on_predictions_chooses_rows(paths: StorePaths, cases: dict[
     assert row["n"] == len(chosen)
 
 
+def test_seeds_that_chose_other_patches_are_compared_on_those_of_all(paths: StorePaths, cases: dict[str, Case]) -> None:
+    found = evaluate_where(paths, "list_contains(predicted, 'Pastures') AND split = 'test'", FEW)
+    chosen = {
+        (sr, seed): {i for i in cases[sr].scored("test") if "Pastures" in predicted_names(cases[sr], i, seed)}
+        for sr in ("none", "bicubic")
+        for seed in SEEDS
+    }
+    assert len({frozenset(patches) for patches in chosen.values()}) > 1
+    both = sorted(set.intersection(*chosen.values()))
+    assert both
+    values = [
+        np.mean([hamming_loss(cases[sr].truth[both], cases[sr].predicted(seed)[both]) for seed in SEEDS])
+        for sr in ("bicubic", "none")
+    ]
+    (row,) = (
+        r
+        for r in found.comparisons.to_pylist()
+        if (r["sr"], r["reference"], r["metric"], r["label"]) == ("bicubic", "none", "hl", None)
+    )
+    assert row["n"] == len(both)
+    assert row["value"] == pytest.approx(values[0] - values[1], abs=1e-12)
+    mean = found.means["test", "resnet18", "none"]["hl"]
+    of_seeds = [
+        hamming_loss(cases["none"].truth[rows], cases["none"].predicted(seed)[rows])
+        for seed in SEEDS
+        if (rows := sorted(chosen["none", seed]))
+    ]
+    assert mean.value == pytest.approx(np.mean(of_seeds), abs=1e-12)
+    assert np.isnan(mean.low), "tiles of different patches cannot be drawn alike for all seeds"
+    assert np.isnan(mean.high)
+
+
+def test_one_branch_has_no_empty_table_of_differences(paths: StorePaths) -> None:
+    tables = evaluate_where(paths, "sr = 'none' AND split = 'test'", FEW).tables()
+    assert len(tables) == 1
+    assert tables[0].rows
+
+
 def predicted_names(case: Case, patch: int, seed: int) -> list[str]:
     (row,) = (r for r in case.predictions([patch]).to_pylist() if r["seed"] == seed)
     return list(row["predicted"])
@@ -139,6 +179,9 @@ def predicted_names(case: Case, patch: int, seed: int) -> list[str]:
         ("nation = 'Finland'", 'Referenced column "nation" not found'),
         ("country = ", "syntax error"),
         ("1) ; DROP TABLE patches; --", "syntax error|one SELECT"),
+        ("country = 'Austria') OR (country = 'Serbia'", "syntax error"),
+        ("true) LIMIT (5", "syntax error"),
+        ("", "is empty"),
         ("country = 'Utopia'", "no patch meets the condition country = 'Utopia'"),
         ("has_snow OR labels IS NULL", "none of the .* has labels and neither snow nor cloud"),
         ("country = (SELECT content FROM read_text('/etc/hostname'))", "disabled|Permission"),
@@ -154,6 +197,13 @@ def test_a_condition_that_gives_nothing_is_one_sentence(paths: StorePaths, condi
 def test_an_empty_store_says_that_nothing_has_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished run"):
         evaluate_where(StorePaths(tmp_path), "true")
+
+
+def test_a_store_without_its_classes_says_so(paths: StorePaths, tmp_path: Path) -> None:
+    shutil.copytree(paths.root, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "tables" / "classes")
+    with pytest.raises(StoreError, match="no tables/classes"):
+        evaluate_where(StorePaths(tmp_path / "store"), "true", FEW)
 
 
 def run_yaml(paths: StorePaths, folder: Path) -> str:
@@ -189,11 +239,33 @@ def test_the_command_shows_tables_to_people(paths: StorePaths, tmp_path: Path) -
     terminal = {"FORCE_COLOR": "1", "COLUMNS": "200"}
     result = CliRunner().invoke(app, ["evaluate", run_yaml(paths, tmp_path), "--where", "true"], env=terminal)
     assert result.exit_code == 0, result.output
-    for words in (*SHOWN.values(), "srresnet - bicubic", "bicubic - none", "test: ", "train: ", "significant"):
+    for words in (
+        *" ".join(SHOWN.values()).split(),
+        "srresnet - bicubic",
+        "bicubic - none",
+        "test: ",
+        "train: ",
+        "significant",
+    ):
         assert words in result.stdout
     mean = evaluate_where(paths, "true", FEW).means["test", "resnet18", "srresnet"]["ap_macro"]
     assert f"{mean.value:.3f}" in result.stdout
     assert f"{mean.low:.3f} {mean.high:.3f}" in result.stdout
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_tables_show_every_digit_in_a_narrow_terminal(paths: StorePaths, tmp_path: Path) -> None:
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "80"}
+    condition = "split = 'test'"
+    result = CliRunner().invoke(app, ["evaluate", run_yaml(paths, tmp_path), "--where", condition], env=terminal)
+    assert result.exit_code == 0, result.output
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", result.stdout).splitlines())) <= 80
+    shown = [text for table in evaluate_where(paths, condition, FEW).tables() for row in table.rows for text in row[2:]]
+    assert any("*" in text for text in shown)
+    for text in shown:
+        for part in text.split():
+            assert part in result.stdout
 
 
 def test_a_bad_condition_has_exit_code_2(

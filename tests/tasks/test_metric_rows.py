@@ -4,6 +4,7 @@ from sklearn import metrics as sk
 
 from classifiers.metrics import BINS, OVERALL, PER_LABEL
 from infra.bigearthnet.classes import NAMES
+from infra.errors import PipelineError
 from tasks.metric_rows import Bootstrap, MetricRow, calibrations, known_labels, metric_rows, scored_patches
 from tests.tasks.scored_case import COUNT, COUNTRY, Case
 
@@ -132,6 +133,15 @@ def test_only_labels_that_a_classifier_knows_are_scored() -> None:
     assert known_labels(scored, NAMES) == (NAMES[2], NAMES[7])
     ((split, found), _) = calibrations(scored, NAMES)
     assert (split, found.n.sum()) == ("test", t.size)
+
+
+def test_a_probability_that_is_not_a_number_is_no_label_unknown() -> None:
+    """A network that gave NaN for one patch must not lose the label from its metrics unnoticed."""
+    case = Case(seeds=(0,))
+    case.probs[0][case.scored("test")[3], 4] = np.nan
+    scored = scored_patches(case.predictions(), case.patches())
+    with pytest.raises(PipelineError, match=f"{NAMES[4]}.*{case.ids[case.scored('test')[3]]}"):
+        list(metric_rows(scored, NAMES, Bootstrap(3)))
 
 
 def test_decisions_are_the_table_s_though_no_threshold_makes_them() -> None:

@@ -249,6 +249,20 @@ def test_two_seeds_claim_nothing(tmp_path: Path) -> None:
     assert "✗" not in text
 
 
+def test_three_seeds_on_one_tile_claim_nothing_for_want_of_an_interval(tmp_path: Path) -> None:
+    rows = [metric("f1", 0.5, sr=sr, seed=seed) for sr in ("none", "bicubic") for seed in (0, 1, 2)]
+    publish(paths := StorePaths(tmp_path).table("metrics"), metrics(*rows), METRICS, [])
+    bare = comparison("f1", 0.25, low=None, high=None, significant=None)
+    publish(paths.with_name("comparisons"), comparisons(bare), COMPARISONS, [])
+    publish_paper_tables(StorePaths(tmp_path), {"resnet50-none", "resnet50-bicubic"}, ["none", "bicubic"], ["resnet50"])
+    text = markdown(tmp_path)
+    assert tables(text)["Table 1 minus bicubic, resnet50"][-1] == ["F1 ↑", "+0.250 -"]
+    assert "- no interval, as of a single tile: no significance is claimed." in text
+    assert "fewer than three seeds" not in text
+    assert "✓" not in text
+    assert "✗" not in text
+
+
 def test_parquet_holds_the_run_and_says_whether_it_is_complete(tmp_path: Path) -> None:
     paths = StorePaths(tmp_path)
     configs = publish_study(paths)

@@ -11,9 +11,10 @@ from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
-from infra.tables import EXPLANATIONS, SR_QUALITY, TRAINING, predictions_schema, read_table
+from infra.tables import EXPLANATIONS, QUARANTINED_MAPS, SR_QUALITY, TRAINING, predictions_schema, read_table
 from tasks.backbone import Backbone
 from tasks.branch import Branch, make_branch
+from tasks.explain import QUARANTINED, Explained
 from tasks.plan import Plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.score import ScoredClassifier
@@ -45,40 +46,46 @@ def prediction(patch: str, seed: int, prob: float) -> dict[str, object]:
 
 def explanation(patch: str, label: int) -> dict[str, object]:
     where = {"map_store": "maps/m.zarr", "map_index": 3, "map_label": label}
-    return {"patch_id": patch, "label": NAMES[label], "seed": 0, "prob": 0.75, **where}
+    sampled = {"split": "test", "sampled": False}
+    return {"patch_id": patch, "label": NAMES[label], "seed": 0, "prob": 0.75, **sampled, **where}
+
+
+def fault(patch: str) -> dict[str, object]:
+    return {"patch_id": patch, "label": NAMES[0], "seed": 0, "reason": "not finite", "detail": "a map is not finite"}
 
 
 def write_scores(scored: ScoredClassifier, shard: int, patches: list[str]) -> None:
     rows = [prediction(patch, seed, 0.25 * shard) for patch in patches for seed in (1, 0)]
     scored.predictions.write(shard, pa.Table.from_pylist(rows, predictions_schema(19)))
-    for parts in scored.explanations.values():
+    for item in scored.explanations.values():
         maps = [explanation(patch, label) for patch in patches for label in (7, 2)]
-        parts.write(shard, pa.Table.from_pylist(maps, EXPLANATIONS))
+        faults = pa.Table.from_pylist([fault(patch) for patch in patches], QUARANTINED_MAPS)
+        item.parts.write(shard, pa.Table.from_pylist(maps, EXPLANATIONS), {QUARANTINED: faults})
 
 
 def test_scores_are_published_sorted_and_marked_while_a_shard_is_missing(plan: Plan) -> None:
     branch = branch_of(plan, "bicubic")
     predictions = StageParts(plan.paths, "predictions", "a1b2c3d4")
-    explanations = {"grad_cam": StageParts(plan.paths, "explanations", "12345678")}  # digits, which Hive would parse
-    scored = ScoredClassifier("resnet18", "resnet18", NAMES, {}, predictions, explanations, "true")
+    parts = StageParts(plan.paths, "explanations", "12345678")  # digits, which Hive would parse
+    explanations = {"grad_cam": Explained("grad_cam", {}, "true", sampled=False, parts=parts)}
+    scored = ScoredClassifier("resnet18", "resnet18", NAMES, {}, predictions, explanations)
     folder = plan.paths.table("predictions") / "sr=bicubic" / "classifier=resnet18" / "config=a1b2c3d4"
     maps = plan.paths.table("explanations").joinpath(
         "sr=bicubic", "classifier=resnet18", "method=grad_cam", "config=12345678"
     )
 
-    assert publish_scores(plan, branch, scored).num_rows == 0
+    assert publish_scores(plan, branch, scored) == 0
     assert completeness(folder) == completeness(maps) == {b"false"}
 
     write_scores(scored, 2, ["b", "a"])
     write_scores(scored, 0, ["c"])
-    assert publish_scores(plan, branch, scored).num_rows == 6
+    assert publish_scores(plan, branch, scored) == 3
     assert completeness(folder) == completeness(maps) == {b"false"}
 
     write_scores(scored, 1, [])
-    returned = publish_scores(plan, branch, scored)
+    assert publish_scores(plan, branch, scored) == 3
     assert completeness(folder) == completeness(maps) == {b"true"}
     table = read_table(folder)
-    assert sorted(map(str, returned.to_pylist())) == sorted(map(str, table.to_pylist()))
     expected = [
         prediction(patch, seed, prob) for patch, prob in (("a", 0.5), ("b", 0.5), ("c", 0.0)) for seed in (0, 1)
     ]
@@ -86,6 +93,8 @@ def test_scores_are_published_sorted_and_marked_while_a_shard_is_missing(plan: P
     assert [(row["patch_id"], row["map_label"]) for row in read_table(maps).to_pylist()] == [
         (patch, label) for patch in "abc" for label in (2, 7)
     ]
+    quarantined = read_table(plan.paths.table(QUARANTINED) / maps.relative_to(plan.paths.table("explanations")))
+    assert quarantined.to_pylist() == [fault(patch) for patch in "abc"]
     files = f"'{plan.paths.tables}/explanations/**/*.parquet', hive_partitioning=true, hive_types_autocast=0"
     found = (
         duckdb.connect()

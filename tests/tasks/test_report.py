@@ -79,7 +79,7 @@ def test_the_best_of_each_classifier_is_bold(page: Page) -> None:
 def test_the_answer_is_the_difference_of_macro_ap(page: Page) -> None:
     first, second = (page.text.split(f"With {name}, ")[1] for name in CLASSIFIERS)
     assert first.startswith("srresnet scores highest on the 4 test patches: macro average precision 0.561 ,")
-    assert "That is 6.1 points above none, the patches as they are and 4.1 points above bicubic, the control." in first
+    assert "That is 6.1 points above none, the patches as they are, and 4.1 points above bicubic, the control." in first
     assert second.startswith("none scores highest")
     assert f"That is {100 * (AP['resnet50', 'none'] - AP['resnet50', 'bicubic']):.1f} points above bicubic" in second
     assert "No significance is claimed : that takes the 95\N{NO-BREAK SPACE}% interval" in page.text

@@ -65,7 +65,7 @@ def test_the_answer_is_the_difference_and_its_interval(page: Page) -> None:
     assert second.startswith("no SR network scores significantly higher than bicubic, the control,")
     assert "+5.0 points (-1.0 to +11.0) no significant difference" in second
     assert "it is -5.0 points (-11.0 to +1.0): larger inputs alone make no" in second
-    assert "2 comparisons are shown, and intervals are not widened for their number." in page.text
+    assert "Here are 2 comparisons, and intervals are not widened for their number." in page.text
     assert "No significance is claimed" not in page.text
     assert not re.search("hr .{0,12}(highest|significantly)", page.text.split("SR models")[0])
 
@@ -78,7 +78,9 @@ def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     answer = page.text.split("Archive")[0]
     assert "With resnet18, srresnet scores highest" in answer
     assert "macro average precision 0.561 , mean over 2 seeds" in answer
-    assert "That is 6.1 points above none, the patches as they are and 4.1 points above bicubic, the control." in answer
+    assert (
+        "That is 6.1 points above none, the patches as they are, and 4.1 points above bicubic, the control." in answer
+    )
     assert "The ceiling, hr, the untouched high-resolution images, reaches 0.750." in answer
     assert "No significance is claimed" in answer
     assert "this run has two." in answer
@@ -101,6 +103,35 @@ def test_three_seeds_without_comparisons_claim_nothing(made: Made, tmp_path: Pat
     assert not [name for name in page.tables if "minus" in name]
 
 
+def test_three_seeds_on_one_tile_claim_nothing_for_want_of_an_interval(made: Made, tmp_path: Path) -> None:
+    """Of one country only: the rest is judged, and what is not says why."""
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("comparisons")).to_pylist()
+    bare = {"low": None, "high": None, "significant": None}
+    rows = [row | bare if row["country"] == "Austria" else row for row in rows]
+    shutil.rmtree(paths.table("comparisons"))
+    publish(paths.table("comparisons"), pa.Table.from_pylist(rows, COMPARISONS), COMPARISONS, [])
+    write_report(paths)
+    text = paths.report.read_text(encoding="utf-8")
+    titles = re.findall('title="(no significance claimed: [^"]*)"', text)
+    assert set(titles) == {"no significance claimed: no interval, as of a single tile"}
+    legends = re.findall("Blue is above.*?</p>", text)
+    assert ["no interval" in legend for legend in legends] == [False, False, True]  # labels twice, then places
+
+
+def test_one_tile_has_no_interval_to_claim_anything_by(made: Made, tmp_path: Path) -> None:
+    paths = copied(made, tmp_path)
+    bare = {"low": None, "high": None, "significant": None}
+    rows = [row | bare for row in read_table(paths.table("comparisons")).to_pylist()]
+    shutil.rmtree(paths.table("comparisons"))
+    publish(paths.table("comparisons"), pa.Table.from_pylist(rows, COMPARISONS), COMPARISONS, [])
+    page = page_of(paths)
+    assert "that takes the interval of the paired differences over three seeds of both sides" in page.text
+    assert "fewer than" not in page.text.split("Gallery")[0].replace("Rows of fewer than 10", "")
+    said = f"{NULL} no interval, as of a single tile: no significance is claimed"
+    assert page.text.count(said) == 4  # table 1, table 2 of both classifiers, places
+
+
 def test_without_bicubic_the_reference_is_none_and_that_is_said(tmp_path: Path) -> None:
     made = make_store(tmp_path, Wanted(sr=("none", "srresnet"), seeds=(1, 2, 3)))
     row = {"reference": "none", "split": "test", "metric": "ap_macro", "value": 0.061, "low": 0.01, "high": 0.1}
@@ -111,7 +142,7 @@ def test_without_bicubic_the_reference_is_none_and_that_is_said(tmp_path: Path) 
     assert "srresnet scores significantly higher than none, the patches as they are, on the 4 test patches" in page.text
     assert "Without bicubic, the control, a gain may come of the larger size alone." in page.text
     assert "With resnet50, none scores highest" in page.text
-    assert "Where no interval is shown, that takes the paired differences over three seeds" in page.text
+    assert "Where no interval is shown, that takes the interval of the paired differences over three" in page.text
 
 
 def test_one_branch_and_several_classifiers_are_one_sentence(tmp_path: Path) -> None:
@@ -146,6 +177,27 @@ def test_every_seed_has_its_row(page: Page) -> None:
     ap = [cell.text for cell in head].index("AP macro ↑")
     assert [row[ap].value for row in rows[:3]] == [0.5 - 1 / 64, 0.5, 0.5 + 1 / 64]
     assert not any(row[ap].bold for row in rows)
+
+
+def test_scores_without_an_average_precision_are_scores(made: Made, tmp_path: Path) -> None:
+    """As of one against the rest, where no patch of the split has the one."""
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("metrics")).to_pylist()
+    rows = [row | {"value": None} if row["metric"].startswith("ap_") else row for row in rows]
+    shutil.rmtree(paths.table("metrics"))
+    publish(paths.table("metrics"), pa.Table.from_pylist(rows, METRICS), METRICS, [])
+    page = page_of(paths)
+    assert "This run has no scores" not in page.text
+    assert (
+        "There is no average precision to compare by: no test patch has a label that a classifier knows." in page.text
+    )
+    assert len(page.tables["metrics-table"]) == 1 + len(CLASSIFIERS) * len(ORDER)
+
+
+def test_the_ceiling_alone_is_no_answer_and_yet_has_scores(tmp_path: Path) -> None:
+    page = page_of(make_store(tmp_path, Wanted(sr=("hr",))).paths)
+    assert "This run has no scores" not in page.text
+    assert "hr, the ceiling, is the one branch with an average precision: there is nothing to compare it" in page.text
 
 
 def test_table_1_minus_bicubic(page: Page) -> None:
@@ -183,6 +235,17 @@ def test_the_heat_map_of_labels(page: Page) -> None:
         assert [cell.attributes["style"] for cell in urban[2:]] == ["--d:100%", "--d:50%", "--d:25%"]
         assert urban[3].attributes["title"].startswith("95 % interval")
     assert "colours end at ±0.50" in page.text
+
+
+def test_the_macro_mean_over_many_patches_does_not_set_the_colours_of_rare_labels(made: Made, tmp_path: Path) -> None:
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("comparisons")).to_pylist()
+    rows = [row | {"n": 40} if row["metric"] == "f2_macro" else row for row in rows]
+    shutil.rmtree(paths.table("comparisons"))
+    publish(paths.table("comparisons"), pa.Table.from_pylist(rows, COMPARISONS), COMPARISONS, [])
+    _, urban, _, macro = page_of(paths).tables["label-minus-resnet18"]
+    assert macro[1].text == "40"
+    assert [cell.attributes["style"] for cell in urban[2:]] == ["--d:100%", "--d:50%", "--d:25%"]
 
 
 def test_the_heat_map_of_places(page: Page) -> None:

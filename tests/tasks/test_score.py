@@ -20,9 +20,11 @@ from infra.storage import StorePaths
 from infra.tables import EXPLANATIONS, PATCHES, predictions_schema
 from infra.zarr_store import ShardedStore, create_store
 from tasks.branch import Branch
+from tasks.explain import ExplainLabels, ExplainPlan
 from tasks.ingest import ShardIngester
+from tasks.map_store import read_map
 from tasks.plan import Plan, make_plan
-from tasks.score import ExplainLabels, ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
+from tasks.score import ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
 from tasks.super_resolve import ShardSuperResolver
 from tests.tasks.small_store import MAX_DN, branch_of, copied, snapshot, untrained, v2
 from tests.tasks.test_branch import files_of, streamed
@@ -52,7 +54,7 @@ def score(
     methods: tuple[str, ...] = ("grad_cam",),
 ) -> ScoredClassifier:
     branch = branch or branch_of(plan)
-    scored = scored_classifier(branch, "resnet18", checkpoints, methods, labels)
+    scored = scored_classifier(branch, "resnet18", checkpoints, ExplainPlan(methods, labels))
     create_map_stores(branch, [scored], plan.shard_size, max(plan.shards) + 1)
     worker = ShardScorer(branch, [scored])
     for shard in shards:
@@ -75,6 +77,12 @@ def by_hand(
             probs.append(torch.sigmoid(network(batch))[0].numpy())
         maps.append(classifiers.explain(network, batch, "grad_cam")[0].numpy())
     return np.stack(probs), np.stack(maps)
+
+
+def raw_maps(path: Path, shard: int) -> np.ndarray[Any, Any]:
+    """Every map of a shard as it is stored, times its scale."""
+    store = ShardedStore(path)
+    return store.read(shard, "maps").astype(np.float32) * store.read(shard, "scale")[:, :, None, None]  # type: ignore[operator,no-any-return]
 
 
 def probs_of(table: pa.Table) -> np.ndarray[Any, Any]:
@@ -106,19 +114,19 @@ def test_four_bands_go_from_the_files_to_the_network(store: Plan, plan: Plan, tm
     scored = score(plan, {0: path}, branch=branch)
     probs, maps = by_hand(store, 0, path, bands)
     np.testing.assert_allclose(probs_of(scored.predictions.read(0)), probs, atol=1e-5)
-    stored = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config)).read(0, "maps")
+    stored = raw_maps(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].parts.config), 0)
     rows = np.sort(store.parts.read(0)["row"].to_numpy())
-    np.testing.assert_allclose(stored.astype(np.float32)[rows], maps, rtol=1e-3, atol=1e-5 * maps.max())
+    np.testing.assert_allclose(stored[rows], maps, rtol=1e-3, atol=1e-5 * maps.max())
     rgb = branch_of(plan)
     assert rgb.pixels.config != branch.pixels.config
     with pytest.raises(ConfigError, match="bands"):  # trained on four bands, asked to judge three
-        scored_classifier(rgb, "resnet18", {0: path}, ("grad_cam",), "predicted")
+        scored_classifier(rgb, "resnet18", {0: path}, ExplainPlan(("grad_cam",)))
 
 
 def test_maps_are_those_of_explain(store: Plan, plan: Plan, checkpoints: Mapping[int, Path]) -> None:
     scored = score(plan, checkpoints)
-    maps_store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config))
-    maps, valid = maps_store.read(0, "maps").astype(np.float32), maps_store.read(0, "valid").astype(np.bool_)
+    maps_store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].parts.config))
+    maps, valid = raw_maps(maps_store.path, 0), maps_store.read(0, "valid").astype(np.bool_)
     rows = np.sort(store.parts.read(0)["row"].to_numpy())
     np.testing.assert_array_equal(np.flatnonzero(valid), rows)
     expected = by_hand(store, 0, checkpoints[0])[1]
@@ -135,7 +143,7 @@ def test_explanations_have_a_row_for_each_label_asked_for(
     store: Plan, plan: Plan, checkpoints: Mapping[int, Path], labels: ExplainLabels
 ) -> None:
     scored = score(plan, {0: checkpoints[0]}, labels=labels)
-    parts = scored.explanations["grad_cam"]
+    parts = scored.explanations["grad_cam"].parts
     table = parts.read(0)
     assert table.schema.equals(EXPLANATIONS)
     predictions = {row["patch_id"]: row for row in scored.predictions.read(0).to_pylist()}
@@ -152,7 +160,7 @@ def test_explanations_have_a_row_for_each_label_asked_for(
         assert (row["map_index"], row["map_label"]) == (place[row["patch_id"]], NAMES.index(row["label"]))
         assert row["prob"] == predictions[row["patch_id"]]["probs"][row["map_label"]]
         assert row["seed"] == 0
-        here: Any = ShardedStore(plan.paths.root / row["map_store"]).array("maps")[row["map_index"], row["map_label"]]
+        here = read_map(ShardedStore(plan.paths.root / row["map_store"]), row["map_index"], row["map_label"])
         large = F.interpolate(torch.from_numpy(here)[None, None], size=120, mode="bilinear")[0, 0].double().numpy()
         if not large.any():
             assert row["coverage"] is row["entropy"] is row["centroid_row"] is row["centroid_col"] is None
@@ -166,7 +174,7 @@ def test_explanations_have_a_row_for_each_label_asked_for(
 
 
 def test_map_index_counts_shards(plan: Plan, checkpoints: Mapping[int, Path]) -> None:
-    parts = score(plan, {0: checkpoints[0]}, (1,), "all").explanations["grad_cam"]
+    parts = score(plan, {0: checkpoints[0]}, (1,), "all").explanations["grad_cam"].parts
     rows = {row["patch_id"]: row["row"] for row in plan.parts.read(1).to_pylist()}
     assert all(row["map_index"] == 8 + rows[row["patch_id"]] for row in parts.read(1).to_pylist())
 
@@ -183,7 +191,7 @@ def test_batch_size_changes_nothing_beyond_rounding(
     )
     assert a.drop(["probs", "predicted"]).equals(b.drop(["probs", "predicted"]))
     np.testing.assert_allclose(probs_of(a), probs_of(b), atol=1e-5)
-    x, y = (item.explanations["grad_cam"].read(0) for item in (one, five))
+    x, y = (item.explanations["grad_cam"].parts.read(0) for item in (one, five))
     names = ["patch_id", "label", "seed", "map_store", "map_index", "map_label"]
     assert x.select(names).equals(y.select(names))
     np.testing.assert_allclose(x["prob"].to_numpy(), y["prob"].to_numpy(), atol=1e-5)
@@ -196,8 +204,11 @@ def test_what_is_done_is_left_alone_and_what_is_missing_is_written_alone(
     before = snapshot(plan.paths.root)
     score(plan, {0: checkpoints[0]}, (0, 1))
     assert snapshot(plan.paths.root) == before
-    maps = plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config)
-    for parts, written in ((scored.predictions, set()), (scored.explanations["grad_cam"], set(maps.rglob("c/0/*")))):
+    maps = plan.paths.maps("grad_cam", scored.explanations["grad_cam"].parts.config)
+    for parts, written in (
+        (scored.predictions, set()),
+        (scored.explanations["grad_cam"].parts, set(maps.rglob("c/0/*"))),
+    ):
         parts.path(0).unlink()
         score(plan, {0: checkpoints[0]}, (0, 1))
         after = snapshot(plan.paths.root)
@@ -215,13 +226,15 @@ def test_several_classifiers_in_one_pass(plan: Plan, checkpoints: Mapping[int, P
     """As each alone."""
     other = copied(plan, tmp_path / "other")
     branch = branch_of(plan)
-    both = [scored_classifier(branch, "resnet18", {s: checkpoints[s]}, ("grad_cam",), "true") for s in (0, 1)]
+    both = [
+        scored_classifier(branch, "resnet18", {s: checkpoints[s]}, ExplainPlan(("grad_cam",), "true")) for s in (0, 1)
+    ]
     create_map_stores(branch, both, plan.shard_size, 4)
     ShardScorer(branch, both).run(0)
     for seed, item in enumerate(both):
         alone = score(other, {seed: checkpoints[seed]}, labels="true")
         assert item.predictions.read(0).equals(alone.predictions.read(0))
-        assert item.explanations["grad_cam"].read(0).equals(alone.explanations["grad_cam"].read(0))
+        assert item.explanations["grad_cam"].parts.read(0).equals(alone.explanations["grad_cam"].parts.read(0))
 
 
 def test_without_methods_there_are_predictions_alone(plan: Plan, checkpoints: Mapping[int, Path]) -> None:
@@ -235,9 +248,9 @@ def test_a_shard_without_patches_has_empty_parts(plan: Plan, checkpoints: Mappin
     plan.parts.write(1, PATCHES.empty_table())
     scored = score(plan, checkpoints, (1,))
     assert scored.predictions.read(1).equals(predictions_schema(19).empty_table())
-    assert scored.explanations["grad_cam"].read(1).equals(EXPLANATIONS.empty_table())
-    store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config))
-    assert np.isnan(store.read(1, "maps").astype(np.float32)).all()
+    assert scored.explanations["grad_cam"].parts.read(1).equals(EXPLANATIONS.empty_table())
+    store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].parts.config))
+    assert np.isnan(raw_maps(store.path, 1)).all()
     assert not store.read(1, "valid").any()
 
 
@@ -254,31 +267,34 @@ def test_streamed_bicubic_writes_its_quality_and_stored_gives_the_same(archive_r
     with torch.no_grad():
         expected = torch.sigmoid(network(x)).numpy()
     np.testing.assert_allclose(probs_of(scored.predictions.read(0)), expected, atol=1e-5)
-    store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].config))
+    store = ShardedStore(plan.paths.maps("grad_cam", scored.explanations["grad_cam"].parts.config))
     maps = classifiers.explain(network, x, "grad_cam").numpy()
     assert maps.shape == (2, 19, 15, 15)
-    np.testing.assert_allclose(store.read(0, "maps").astype(np.float32), maps, rtol=1e-3, atol=1e-5 * maps.max())
+    np.testing.assert_allclose(raw_maps(store.path, 0), maps, rtol=1e-3, atol=1e-5 * maps.max())
 
-    before = scored.predictions.path(0).read_bytes(), scored.explanations["grad_cam"].path(0).read_bytes()
+    before = scored.predictions.path(0).read_bytes(), scored.explanations["grad_cam"].parts.path(0).read_bytes()
     create_store(branch.store, branch.arrays(), 2, 1, {})
     ShardSuperResolver(branch).run(0)
     for parts in scored.outputs:
         parts.path(0).unlink()
     score(plan, {0: path}, labels="all", branch=branch)
-    assert (scored.predictions.path(0).read_bytes(), scored.explanations["grad_cam"].path(0).read_bytes()) == before
+    assert (
+        scored.predictions.path(0).read_bytes(),
+        scored.explanations["grad_cam"].parts.path(0).read_bytes(),
+    ) == before
 
 
 def test_checkpoints_of_other_labels_or_another_branch_are_refused(store: Plan, tmp_path: Path) -> None:
     none, bicubic = branch_of(store), branch_of(store, "bicubic")
     alphabetical = untrained(none, tmp_path / "a", labels=tuple(sorted(NAMES)))
     with pytest.raises(ConfigError, match="has the labels Agro-forestry areas"):
-        scored_classifier(none, "resnet18", {0: alphabetical}, (), "true")
+        scored_classifier(none, "resnet18", {0: alphabetical}, ExplainPlan(()))
     other = untrained(bicubic, tmp_path / "b")
     with pytest.raises(ConfigError, match=r"was trained on .*sr bicubic.* this run's none branch is .*sr none"):
-        scored_classifier(none, "resnet18", {0: other}, (), "true")
+        scored_classifier(none, "resnet18", {0: other}, ExplainPlan(()))
     clipped = replace(none, identity={**none.identity, "max_dn": [4000] * 3})
     with pytest.raises(ConfigError, match=r"max_dn \[3000, 3000, 3000\]"):
-        scored_classifier(clipped, "resnet18", {0: untrained(none, tmp_path / "c")}, (), "true")
+        scored_classifier(clipped, "resnet18", {0: untrained(none, tmp_path / "c")}, ExplainPlan(()))
 
 
 def test_configs_are_those_of_what_determines_the_rows(
@@ -289,8 +305,8 @@ def test_configs_are_those_of_what_determines_the_rows(
     ) -> tuple[str, str]:
         parts = StageParts(StorePaths(tmp_path / "store"), "ingest", ingest or store.parts.config)
         branch = branch_of(replace(store, parts=parts), batch_size=batch_size)
-        scored = scored_classifier(branch, "resnet18", paths, ("grad_cam",), labels)
-        return scored.predictions.config, scored.explanations["grad_cam"].config
+        scored = scored_classifier(branch, "resnet18", paths, ExplainPlan(("grad_cam",), labels))
+        return scored.predictions.config, scored.explanations["grad_cam"].parts.config
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(checkpoints[0].read_bytes())

@@ -305,6 +305,8 @@ def test_softmax_needs_exactly_one_label(plan: Plan) -> None:
     assert several
     with pytest.raises(TrainingError, match=r"has \d+ labels \(.*\), and loss: softmax needs exactly one"):
         training_set(branch_of(plan).inputs, [0, 1], [2], NAMES, exactly_one=True)
+    with pytest.raises(TrainingError, match=f"softmax needs several labels, this archive has {NAMES[0]}: choose"):
+        training_set(branch_of(plan).inputs, [0, 1], [2], NAMES[:1], exactly_one=True)
 
 
 def usable_of(plan: Plan) -> dict[str, list[str]]:
@@ -327,7 +329,7 @@ def test_config_is_that_of_what_determines_the_checkpoint(store: Plan, backbone:
         values: dict[str, Any] = {"fitted": "network", "head": "linear", "settings": SETTINGS} | changes
         return train_job(
             changes.get("branch", branch),
-            "resnet18",
+            changes.get("classifier", "resnet18"),
             changes.get("backbone", backbone),
             values["fitted"],
             values["head"],
@@ -359,8 +361,9 @@ def test_config_is_that_of_what_determines_the_checkpoint(store: Plan, backbone:
         config(fitted="head"),
         config(head="mlp"),
         config(labels=NAMES[:3]),
+        config(classifier="variant"),  # a variant that is renamed, or twice the same, has a checkpoint of its own
     ]
-    assert len({first, *others}) == 1 + 8 + 6
+    assert len({first, *others}) == 1 + 8 + 7
 
 
 def test_a_checkpoint_lies_where_its_name_says(store: Plan, backbone: Backbone) -> None:

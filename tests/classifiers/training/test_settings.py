@@ -12,6 +12,9 @@ from infra.errors import ConfigError
     [
         ({"epochs": 0}, "epochs"),
         ({"lr": 0.0}, "lr > 0"),
+        ({"lr": float("inf")}, "finite lr"),
+        ({"weight_decay": float("inf")}, "finite weight_decay"),
+        ({"mixup": float("inf")}, "finite mixup"),
         ({"warmup": 1.0}, "warmup < 1"),
         ({"mixup": -0.1}, "mixup >= 0"),
         ({"mixup": float("nan")}, "mixup >= 0"),

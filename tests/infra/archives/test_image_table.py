@@ -235,6 +235,14 @@ def test_a_table_that_is_unusable_as_a_whole_is_one_error(tmp_path: Path, conten
     assert "\n" not in str(caught.value)
 
 
+def test_no_stray_file_hides_why_no_row_can_be_used(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.png")
+    write_table(tmp_path, "image,split,forest", "a,dev,1")
+    (tmp_path / "README.txt").write_text("about these pictures")
+    with pytest.raises(ArchiveError, match=r"labels\.csv, line 2: its split is 'dev', none of"):
+        ImageTable(str(tmp_path)).scan()
+
+
 def test_a_table_that_is_no_file_is_an_error_too(tmp_path: Path) -> None:
     write_pictures(tmp_path, "a.png")
     with pytest.raises(ArchiveError, match=r"no table of labels .*none\.csv: set archive\.label_table"):
