@@ -53,7 +53,7 @@ from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
 
-Stage = Literal["ingest", "train", "predict", "evaluate", "report"]
+Stage = Literal["ingest", "train", "predict", "explain", "evaluate", "report"]
 """What a run may end with."""
 
 Checkpoints = Mapping[int, Path]
@@ -152,12 +152,12 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         run = _start(config, paths)
         plan = ingest(run)
         if until != "ingest" and plan.ingested():
-            inputs = _inputs(run, plan)
+            inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             predicted: list[Predicted] = []
             for sr in config.sr:
-                branch = _branch(run, inputs, sr)
+                branch = branch_of(config, run.weights, inputs, sr)
                 if config.stores_pixels(sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
@@ -165,6 +165,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
                     predicted += predict(run, plan, branch, models)
             if until in {"evaluate", "report"}:
                 evaluate(run, [item.evaluation for item in predicted])
+            if until in {"explain", "evaluate", "report"}:
                 judge_maps(run, [maps for item in predicted for maps in item.maps])
         return finish(run, until)
 
@@ -186,8 +187,12 @@ def _trained_here(config: RunConfig) -> list[str]:
     return [] if config.models_from else [name for name in config.classifiers if name not in config.trained]
 
 
-def _inputs(run: Run, plan: Plan) -> Inputs:
-    config = run.config
+def inputs_of(config: RunConfig, plan: Plan) -> Inputs:
+    """Return what all branches of a run see of the archive.
+
+    Raises:
+        ConfigError: The archive does not have the bands, or the stretch would clip them.
+    """
     bands = band_set(config.bands, plan.format)
     if bands[:3] == IMAGE_RGB and config.sr_input_max_dn <= 255 < plan.format.max_dn:
         raise ConfigError(
@@ -207,12 +212,16 @@ def _note_left_out(run: Run, plan: Plan, inputs: Inputs) -> None:
             run.record.note(f"{lacking} patches have no Sentinel-1 pair, and so no prediction")
 
 
-def _branch(run: Run, inputs: Inputs, sr: str) -> Branch:
-    config = run.config
+def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inputs, sr: str) -> Branch:
+    """Return one SR model's branch of a run; weights: the file of each SR model.
+
+    Raises:
+        ConfigError, WeightsError: As `make_branch` does.
+    """
     return make_branch(
         inputs,
         sr,
-        run.weights[sr],
+        weights[sr],
         dtype=config.dtype_of(sr),
         batch_size=config.resources.batch_size,
         compiled=config.resources.compile,
@@ -255,7 +264,7 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
     if chosen.backbone == "weights":
         return Backbone(network, "weights", run.config.backbone_weights(classifier))
     whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
-    branch = _branch(run, inputs, "none")
+    branch = branch_of(run.config, run.weights, inputs, "none")
     fitted = _fit(run, plan, branch, classifier, whole, Backbone(network, "random"), "backbone", None)
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
 

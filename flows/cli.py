@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import weights
-from infra.errors import IncompleteRunError, PipelineError
+from infra.errors import ConfigError, IncompleteRunError, PipelineError
 
 # Nothing is reported to the makers of the libraries, and a run's own words are not drowned in theirs.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -67,7 +67,9 @@ def _say(text: str) -> None:
 
 
 def _run(
-    run_yaml: Path, overrides: list[str] | None, until: Literal["ingest", "train", "predict", "evaluate", "report"]
+    run_yaml: Path,
+    overrides: list[str] | None,
+    until: Literal["ingest", "train", "predict", "explain", "evaluate", "report"],
 ) -> None:
     from flows.config import load_config
 
@@ -114,8 +116,37 @@ def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
 
 @app.command()
 def predict(run_yaml: RunYaml, overrides: Overrides = None) -> None:
-    """Predict and explain every patch, after what that needs."""
+    """Predict every patch and make its maps, after what that needs."""
     _run(run_yaml, overrides, "predict")
+
+
+@app.command()
+def explain(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    patch: Annotated[str | None, typer.Option(help="Draw this patch: methods by SR models.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label to explain; else the likeliest true one.")] = None,
+    sheet: Annotated[int | None, typer.Option(min=1, help="Draw that many patches at random, and a CSV.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the sheet's patches.")] = "validation",
+    classifier: Annotated[str | None, typer.Option(help="Whose maps; else the first of RUN.yaml.")] = None,
+    out: Annotated[Path, typer.Option(help="The figure: .png, .webp, .pdf or .svg.")] = Path("explained.png"),
+) -> None:
+    """Make the maps of every patch, after what that needs; or, with --patch or --sheet, draw some and run nothing."""
+    if patch is None and sheet is None:
+        _run(run_yaml, overrides, "explain")
+        return
+    from flows.config import load_config
+    from flows.explain import draw_patch, draw_sheet
+
+    config = load_config(run_yaml, overrides)
+    if patch is not None and sheet is not None:
+        raise ConfigError("--patch draws one patch and --sheet many: choose one of them")
+    written = (
+        draw_patch(config, patch, out, label, classifier)
+        if patch is not None
+        else draw_sheet(config, sheet or 1, split, out, classifier)
+    )
+    typer.echo("written: " + ", ".join(str(path) for path in written))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -66,8 +67,8 @@ class Explained:
     """All of the method's options."""
     labels: ExplainLabels
     """Labels that get a row."""
-    sample: frozenset[str] | None
-    """Patches that costly methods run on, and whose maps are judged by further passes; None: all, and none."""
+    sampled: bool
+    """Whether a costly method sees the sample alone, and not every patch."""
     parts: StageParts
     """Parts of the rows; maps lie in the store of the same config."""
 
@@ -105,8 +106,7 @@ def explained(
             "schema": _SCHEMA,
         }
         parts = stage_parts(branch.paths, "explanations", determines)
-        sample = None if plan.sample_size is None else plan.sample
-        found[method] = Explained(method, values, plan.labels, sample, parts)
+        found[method] = Explained(method, values, plan.labels, plan.sample_size is not None, parts)
     return found
 
 
@@ -165,7 +165,7 @@ class ShardTruth:
         return np.asarray(label_masks(self._codes[rows], labels) & known[:, None, None])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExplainBatch:
     """What all methods see of one batch."""
 
@@ -177,6 +177,20 @@ class ExplainBatch:
     """(N, L)."""
     target: Target
     """Its pixels and activations."""
+    sampled: NDArray[np.bool_]
+    """Which of the patches are in the sample, (N,)."""
+
+    @cached_property
+    def of_sample(self) -> "ExplainBatch":
+        """The patches in the sample alone; one batch for all methods, so that what they compute is shared."""
+        chosen = np.flatnonzero(self.sampled)
+        return ExplainBatch(
+            self.rows[chosen],
+            self.predicted.take(pa.array(chosen)),
+            self.probs[chosen],
+            self.target.of_patches(torch.from_numpy(chosen)),
+            self.sampled[chosen],
+        )
 
 
 class ShardExplanations:
@@ -197,25 +211,16 @@ class ShardExplanations:
 
     def add(self, batch: ExplainBatch) -> None:
         """Make the maps of a batch, or of those of its patches that are in the sample."""
-        ids = batch.predicted["patch_id"].to_pylist()
-        sampled = np.array([self._item.sample is not None and name in self._item.sample for name in ids], np.bool_)
-        if self._item.sample is not None and not self._item.entry.is_cheap(self._trained.network):
-            if not sampled.any():
+        if self._item.sampled and not self._item.entry.is_cheap(self._trained.network):
+            if not batch.sampled.any():
                 return
-            chosen = np.flatnonzero(sampled)
-            batch = ExplainBatch(
-                batch.rows[chosen],
-                batch.predicted.take(pa.array(chosen)),
-                batch.probs[chosen],
-                batch.target.of_patches(torch.from_numpy(chosen)),
-            )
-            sampled = sampled[chosen]
+            batch = batch.of_sample
         maps = self._item.entry.run(batch.target, self._options)
         if maps.shape[-1] > self._grid:
             maps = on_grid(maps, self._grid)
         self._rows.append(batch.rows)
         self._maps.append(maps.float().cpu().numpy())
-        self._describe(batch, maps, sampled)
+        self._describe(batch, maps)
 
     def write(self) -> None:
         """Write the maps, then the rows."""
@@ -231,7 +236,7 @@ class ShardExplanations:
         faults = pa.concat_tables([QUARANTINED_MAPS.empty_table(), *self._faults])
         parts.write(self._shard, rows, {QUARANTINED: faults})
 
-    def _describe(self, batch: ExplainBatch, maps: Tensor, sampled: NDArray[np.bool_]) -> None:
+    def _describe(self, batch: ExplainBatch, maps: Tensor) -> None:
         known = self._trained.labels
         patch, label = np.nonzero(_wanted_labels(batch.predicted, known, self._item.labels))
         of_label = label if self._item.entry.per_label else np.zeros_like(label)
@@ -248,7 +253,7 @@ class ShardExplanations:
         columns = {
             **self._summary(chosen),
             **self._localisation(chosen, batch.rows[patch], names),
-            **self._faithfulness(batch, chosen, patch, label, sampled),
+            **self._faithfulness(batch, chosen, patch, label),
         }
         store = str(self._path.relative_to(self._branch.paths.root))
         self._tables.append(
@@ -259,7 +264,7 @@ class ShardExplanations:
                     "label": pa.array(names, pa.string()),
                     "seed": batch.predicted["seed"].take(pa.array(patch)),
                     "prob": batch.probs[patch, label],
-                    "sampled": sampled[patch],
+                    "sampled": batch.sampled[patch],
                     **{name: pa.array(values, pa.float32(), from_pandas=True) for name, values in columns.items()},
                     "map_store": [store] * len(patch),
                     "map_index": self._first_index + batch.rows[patch],
@@ -309,16 +314,11 @@ class ShardExplanations:
         return columns
 
     def _faithfulness(
-        self,
-        batch: ExplainBatch,
-        maps: Tensor,
-        patch: NDArray[np.intp],
-        label: NDArray[np.intp],
-        sampled: NDArray[np.bool_],
+        self, batch: ExplainBatch, maps: Tensor, patch: NDArray[np.intp], label: NDArray[np.intp]
     ) -> dict[str, NDArray[np.float32]]:
         names = ("average_drop", "average_increase", "deletion_auc", "insertion_auc")
         columns = {name: np.full(len(patch), np.nan, np.float32) for name in names}
-        judged = np.flatnonzero(sampled[patch])
+        judged = np.flatnonzero(batch.sampled[patch])
         if len(judged):
             at = torch.from_numpy(judged).to(maps.device)
             found = judge_faithfulness(

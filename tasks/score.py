@@ -49,6 +49,8 @@ class ScoredClassifier:
     predictions: StageParts
     explanations: Mapping[str, Explained]
     """By method."""
+    sample: frozenset[str] = frozenset()
+    """Patches in the sample on which costly methods run and maps are judged by further passes."""
     features: StageParts | None = None
     """Parts of the features of its frozen backbone, of which predictions are made where no map is asked for."""
 
@@ -98,7 +100,9 @@ def scored_classifier(
     if first is None:
         raise ConfigError(f"{classifier} has no checkpoint on the branch {branch.sr}")
     explanations = explained(branch, explain, first.network, next(iter(checkpoints)), predictions)
-    return ScoredClassifier(classifier, first.name, first.labels, checkpoints, predictions, explanations, features)
+    return ScoredClassifier(
+        classifier, first.name, first.labels, checkpoints, predictions, explanations, explain.sample, features
+    )
 
 
 def create_map_stores(branch: Branch, scored: Sequence[ScoredClassifier], shard_size: int, n_shards: int) -> None:
@@ -236,9 +240,12 @@ class _ShardResult:
         for seed, trained in self._network.trained.items():
             table, probs = self._predict(seed, pool(forward.activations(trained)), rows)
             if seed == self._network.first_seed and self._explanations:
-                target = forward.target(trained, rows["patch_id"].to_pylist())
+                ids = rows["patch_id"].to_pylist()
+                sample = self._network.scored.sample
+                sampled = np.array([name in sample for name in ids], np.bool_)
+                seen = ExplainBatch(batch.rows, table, probs, forward.target(trained, ids), sampled)
                 for method in self._explanations:
-                    method.add(ExplainBatch(batch.rows, table, probs, target))
+                    method.add(seen)
 
     def write(self) -> None:
         """Write maps and explanations, then the predictions."""

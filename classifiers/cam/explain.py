@@ -13,7 +13,16 @@ from classifiers.cam.ablation_cam import ablation_cam
 from classifiers.cam.eigen_cam import eigen_cam
 from classifiers.cam.gradients import evaluation_mode
 from classifiers.cam.hessian_ciam import hessian_ciam
+from classifiers.cam.lime import LimeOptions, lime
+from classifiers.cam.occlusion import OcclusionOptions, occlusion
 from classifiers.cam.random_map import RandomOptions, random_map
+from classifiers.cam.rise import RiseOptions, rise
+from classifiers.cam.score_cam import (
+    GradPlusPlusScoreCamOptions,
+    ScoreCamOptions,
+    grad_plus_plus_score_cam,
+    score_cam,
+)
 from classifiers.cam.smooth_grad_cam_pp import SmoothOptions, smooth_grad_cam_pp
 from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
@@ -79,6 +88,28 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
         "eigen_cam": _plain(eigen_cam, "Muhammad and Yeasin 2020, arXiv:2008.00299", per_label=False),
         "hessian_ciam": _plain(hessian_ciam, "Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17", per_label=False),
         "random": ExplainMethod(random_map, "Uniform noise, the floor", RandomOptions, per_label=False),
+        "score_cam": ExplainMethod(
+            score_cam, "Wang et al. 2020, arXiv:1910.01279", options=ScoreCamOptions, forwards="many"
+        ),
+        "grad_plus_plus_score_cam": ExplainMethod(
+            grad_plus_plus_score_cam,
+            "Soomro et al., Grad++ScoreCAM",
+            options=GradPlusPlusScoreCamOptions,
+            forwards="many",
+        ),
+        "rise": ExplainMethod(
+            rise, "Petsiuk et al. 2018, arXiv:1806.07421", options=RiseOptions, forwards="many", resolution="input"
+        ),
+        "occlusion": ExplainMethod(
+            occlusion,
+            "Zeiler and Fergus 2014, arXiv:1311.2901",
+            options=OcclusionOptions,
+            forwards="many",
+            resolution="input",
+        ),
+        "lime": ExplainMethod(
+            lime, "Ribeiro et al. 2016, arXiv:1602.04938", options=LimeOptions, forwards="many", resolution="cells"
+        ),
     }
 )
 

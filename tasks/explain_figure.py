@@ -1,0 +1,157 @@
+"""Figures of maps: one patch by methods and SR models, and a contact sheet for people to judge."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from infra.errors import ConfigError
+from infra.storage import write_atomically, write_text
+from tasks.explained_patch import PatchView
+from tasks.pictures import overlay
+
+FORMATS = (".png", ".pdf", ".svg", ".webp")
+"""Endings of figures."""
+
+_CELL_INCHES = 1.9
+_SHEET_COLUMNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SheetRow:
+    """One image of a contact sheet."""
+
+    patch_id: str
+    view: PatchView
+    label: str
+    """The label whose maps are shown."""
+    truth: str
+    """True labels, `;` between."""
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name that no figure can have.
+
+    Raises:
+        ConfigError: Its ending is none of `FORMATS`.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{path}: figures end in {', '.join(FORMATS)}")
+
+
+def patch_figure(
+    path: Path, patch_id: str, views: Sequence[PatchView], label: str, mask: NDArray[np.bool_] | None
+) -> None:
+    """Write a figure of one patch: a row for each SR model, a column for each method.
+
+    Each map is drawn over the picture in grey, from 0 to its own maximum, in a colour map that is even to the eye; a
+    line bounds the land cover that the label names. A map that is not finite, or nowhere above 0, says so.
+
+    Args:
+        path: The file.
+        patch_id: Name of the patch.
+        views: The patch on each branch, of the same methods.
+        label: The label explained.
+        mask: Where the land cover is the label, (S, S); None: unknown.
+
+    Raises:
+        ConfigError: The file's ending is none of `FORMATS`.
+    """
+    check_format(path)
+    methods = list(views[0].maps)
+    rows, cols = len(views), 1 + len(methods)
+    figure = Figure(figsize=(_CELL_INCHES * cols + 0.4, _CELL_INCHES * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, cols, squeeze=False)
+    for view, line in zip(views, axes, strict=True):
+        line[0].imshow(view.rgb, interpolation="nearest")
+        line[0].set_ylabel(f"{view.sr}\np = {view.prob_of(label):.2f}", fontsize=8)
+        for method, axis in zip(methods, line[1:], strict=True):
+            _draw_map(axis, view.rgb, view.map_of(method, label), mask)
+    for axis, title in zip(axes[0], ["picture", *methods], strict=True):
+        axis.set_title(title, fontsize=8)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    known = "" if mask is None else f", {100 * mask.mean():.0f} % of the patch"
+    figure.suptitle(f"{patch_id}\n{label}{known}", fontsize=9)
+    _save(figure, path)
+
+
+def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
+    """Write a sheet of images with their maps beside them, and a CSV in which a person marks pass or fail.
+
+    Args:
+        path: The figure's file.
+        rows: The images, in the order of their numbers.
+
+    Returns:
+        The CSV: number, patch_id, label, prob, truth, and an empty column `verdict` for each method.
+
+    Raises:
+        ConfigError: The file's ending is none of `FORMATS`, or there is nothing to show.
+    """
+    check_format(path)
+    if not rows:
+        raise ConfigError("a contact sheet needs at least one image")
+    methods = list(rows[0].view.maps)
+    tall = -(-len(rows) // _SHEET_COLUMNS)
+    wide = _SHEET_COLUMNS * (1 + len(methods))
+    figure = Figure(figsize=(0.8 * wide, 0.95 * tall + 0.5), layout="constrained")
+    axes = figure.subplots(tall, wide, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, row in enumerate(rows):
+        line, first = number // _SHEET_COLUMNS, (number % _SHEET_COLUMNS) * (1 + len(methods))
+        axes[line, first].imshow(row.view.rgb, interpolation="nearest")
+        title = f"{number + 1} {row.label[:14]} {row.view.prob_of(row.label):.2f}"
+        axes[line, first].set_title(title, fontsize=4, pad=1, loc="left")
+        for column, method in enumerate(methods, start=1):
+            cam = row.view.map_of(method, row.label)
+            _draw_map(axes[line, first + column], row.view.rgb, cam, None, small=True)
+            axes[line, first + column].set_title(method, fontsize=4, pad=1)
+    _save(figure, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "patch_id", "label", "prob", "truth", *(f"verdict_{method}" for method in methods)])
+    for number, row in enumerate(rows, start=1):
+        writer.writerow(
+            [number, row.patch_id, row.label, f"{row.view.prob_of(row.label):.4f}", row.truth, *("" for _ in methods)]
+        )
+    table = path.with_suffix(".csv")
+    write_text(table, text.getvalue())
+    return table
+
+
+def _draw_map(
+    axis: Axes,
+    rgb: NDArray[np.uint8],
+    cam: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    *,
+    small: bool = False,
+) -> None:
+    why = "not finite" if not np.isfinite(cam).all() else "" if cam.max() > 0 else "nowhere above 0"
+    if why:
+        axis.imshow(np.full((1, 1, 3), 235, np.uint8))
+        axis.text(0.5, 0.5, why, transform=axis.transAxes, ha="center", va="center", fontsize=4 if small else 8)
+        return
+    picture = overlay(rgb, np.maximum(cam, 0))
+    axis.imshow(picture, extent=(0, 1, 1, 0))
+    if mask is not None and 0 < mask.mean() < 1:
+        at = (np.arange(len(mask)) + 0.5) / len(mask)
+        axis.contour(at, at, mask.astype(np.float32), levels=[0.5], colors="white", linewidths=0.8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    # No date inside, so that the same maps give the same bytes.
+    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
+    kind = path.suffix.lower().removeprefix(".")
+    write_atomically(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))

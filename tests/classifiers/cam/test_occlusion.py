@@ -1,0 +1,103 @@
+"""Oracles: a double loop over windows, hand numbers, and captum."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from classifiers.cam import target as target_module
+from classifiers.cam.explain import explain
+from classifiers.network import Classifier
+from infra.errors import ConfigError
+from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, random_images, recorded
+
+
+def double_loop(model: Classifier, image: Tensor, window: int, stride: int) -> Tensor:
+    """One pass for each window, added up pixel by pixel."""
+    height, width = image.shape[1:]
+    clean = model(image[None]).sigmoid()[0].detach()
+    total = torch.zeros(len(clean), height, width, dtype=torch.float64)
+    count = torch.zeros(height, width, dtype=torch.float64)
+    for i in range(math.ceil((height - window) / stride) + 1):
+        for j in range(math.ceil((width - window) / stride) + 1):
+            occluded = image.clone()
+            where = (slice(i * stride, i * stride + window), slice(j * stride, j * stride + window))
+            occluded[:, *where] = 0
+            drop = clean - model(occluded[None]).sigmoid()[0].detach()
+            total[:, *where] += drop[:, None, None]
+            count[where] += 1
+    return total / count
+
+
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (4, 3), (1, 1), (7, 7), (2, 2)])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_equals_a_double_loop(head: str, window: int, stride: int) -> None:
+    model = convolutional(head)
+    x = random_images(2, 2, 7, 10)
+    expected = torch.stack([double_loop(model, image, window, stride) for image in x])
+    found = explain(model, x, "occlusion", window=window, stride=stride)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        explain(model, x, "occlusion", labels=[1], window=window, stride=stride), expected[:, [1]]
+    )
+
+
+def test_a_window_of_one_pixel_gives_what_each_pixel_adds() -> None:
+    """f = mean_p v_p x_p loses v_p x_p / HW without pixel p."""
+    weights = torch.rand(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(3, 1, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = explain(linear_in_pixels(weights), x, "occlusion", window=1, stride=1)
+    torch.testing.assert_close(found, weights * x / 20)
+
+
+def test_by_hand() -> None:
+    """Windows of 2 at columns 0, 1, 2 of a row 8, 16, 24, 32 / 100 drop 24, 40, 56; 4 pixels: 24, 32, 48, 56."""
+    x = torch.tensor([8.0, 16.0, 24.0, 32.0], dtype=torch.float64).repeat(4, 1)[None, None] / 100
+    x[:, :, 2:] = 0
+    found = explain(linear_in_pixels(torch.ones(1, 4, 4, dtype=torch.float64)), x, "occlusion", window=2, stride=1)
+    rows = torch.tensor([2.0, 1.5, 0.5, 0.0], dtype=torch.float64)  # 2, 1 and 0 rows of the three windows count
+    columns = torch.tensor([24.0, 32.0, 48.0, 56.0], dtype=torch.float64) / 100 / 16
+    torch.testing.assert_close(found[0, 0], rows[:, None] * columns)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (4, 3), (5, 5)])
+def test_equals_captum(window: int, stride: int) -> None:
+    from captum.attr import Occlusion
+
+    model = convolutional()
+    x = random_images(2, 2, 9, 12)
+    found = explain(model, x, "occlusion", window=window, stride=stride)
+    peer = Occlusion(lambda images: model(images).sigmoid())
+    for label in range(3):
+        theirs = peer.attribute(
+            x, sliding_window_shapes=(2, window, window), strides=(2, stride, stride), baselines=0, target=label
+        )
+        for channel in theirs.detach().unbind(dim=1):
+            torch.testing.assert_close(found[:, label].float(), channel, rtol=1e-5, atol=1e-7)  # it sums in float32
+
+
+def test_does_not_depend_on_chunks_or_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convolutional()
+    x = random_images(3, 2, 7, 10)
+    whole = explain(model, x, "occlusion", window=3, stride=2)
+    torch.testing.assert_close(
+        torch.cat([explain(model, image[None], "occlusion", window=3, stride=2) for image in x]), whole
+    )
+    monkeypatch.setattr(target_module, "_CPU_BYTES_AT_ONCE", 4 * 800 * 7 * 10)
+    with recorded(model) as batches:
+        torch.testing.assert_close(explain(model, x, "occlusion", window=3, stride=2), whole)
+    assert max(len(batch) for batch in batches[1:]) == 4  # the first is the batch itself
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    model, x = convolutional(), random_images(1, 2, 6, 12)
+    with pytest.raises(ConfigError, match="a window of 11 x 11 pixels does not fit an input of 6 x 12"):
+        explain(model, x, "occlusion")
+    refused: list[dict[str, Any]] = [{"window": 3, "stride": 4}, {"window": 0, "stride": 0}, {"stride": 0}]
+    for options in refused:
+        with pytest.raises(ConfigError, match="1 <= stride <= window"):
+            explain(model, x, "occlusion", **options)
+    with pytest.raises(ConfigError, match="occlusion looks at the input"):
+        explain(model, x, "occlusion", target_layer="deep")
