@@ -1,7 +1,10 @@
 """Oracles: codes and classes by hand, and a loop over pixels and classes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.bigearthnet.reference_map import label_masks
@@ -34,6 +37,7 @@ def test_refuses_unknown_labels_and_other_shapes() -> None:
     codes = np.zeros((1, 2, 2), np.uint16)
     with pytest.raises(UnknownNameError, match=r"do not show Airports: they know Urban fabric, "):
         label_masks(codes, ["Airports"])
-    for wrong in (codes[0], codes.astype(np.int64), np.zeros((2, 2, 2), np.uint16)):
+    wrongs: list[NDArray[Any]] = [codes[0], codes.astype(np.int64), np.zeros((2, 2, 2), np.uint16)]
+    for wrong in wrongs:
         with pytest.raises(ShapeError, match="uint16 codes"):
             label_masks(wrong, ["Pastures"])
