@@ -61,8 +61,8 @@ def judge_faithfulness(target: Target, maps: Tensor, patch: Tensor, label: Tenso
         ShapeError: There are not as many patches and labels as maps.
         ConfigError: No step, or a patch or a label that the target does not have.
 
-    Source: Chattopadhay et al. 2018, arXiv:1710.11063, section 4.1, and Soomro et al., Grad++ScoreCAM, section IV-A
-    (drop, increase); Petsiuk et al. 2018, arXiv:1806.07421, section 4.2 (deletion, insertion, there into a blurred
+    Source: Chattopadhay et al. 2018, arXiv:1710.11063, and Soomro et al., Grad++ScoreCAM, section IV-A
+    (drop, increase); Petsiuk et al. 2018, arXiv:1806.07421 (deletion, insertion, there into a blurred
     image).
     """
     _check(target, maps, patch, label, steps)

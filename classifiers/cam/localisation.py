@@ -74,8 +74,8 @@ def localise(maps: Tensor, masks: Tensor) -> Localisation:
     Raises:
         ShapeError: The masks are not boolean, not square, or not as many as the maps.
 
-    Source: Bylinskii et al. 2019, arXiv:1604.03605, section 4 (AUC-Judd, similarity, correlation); Zhang et al. 2018,
-    arXiv:1608.00507, section 4.2 (pointing); Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17, section 4 (energy).
+    Source: Bylinskii et al. 2019, arXiv:1604.03605 (AUC-Judd, similarity, correlation); Zhang et al. 2018,
+    arXiv:1608.00507 (pointing); Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17, section 4 (energy).
     """
     square = masks.ndim == 3 and masks.shape[1] == masks.shape[2] > 0
     if maps.ndim != 3 or len(maps) != len(masks) or not square or masks.dtype != torch.bool:
