@@ -242,7 +242,8 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
         return Backbone(network, "weights", run.config.backbone_weights(classifier))
     whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
     branch = _branch(run, inputs, "none")
-    fitted = _fit(run, plan, branch, classifier, whole, Backbone(network, "random"), "backbone", None)
+    # Under the network's name: variants that ask for the same backbone have one between them.
+    fitted = _fit(run, plan, branch, network, whole, Backbone(network, "random"), "backbone", None)
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
 
 

@@ -26,6 +26,7 @@ from classifiers.registry import spec
 from classifiers.standardise import from_archive_statistics
 from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, Trainer, TrainSettings
 from infra.errors import ConfigError, TrainingError, WeightsError
+from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
@@ -154,10 +155,12 @@ def train_job(
 ) -> TrainJob:
     """Return a job under the config that determines its checkpoints; the seed names the part."""
     parameters = {key: value for key, value in asdict(settings).items() if key != "seed"}
+    name: dict[str, Json] = {} if classifier == backbone.network else {"classifier": classifier}  # of a variant
     parts = stage_parts(
         branch.paths,
         "train",
         {
+            **name,
             "fitted": fitted,
             "head": head,
             "backbone": backbone.identity(),
