@@ -141,11 +141,11 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         if until != "ingest" and plan.ingested():
             inputs = _inputs(run, plan)
             _note_left_out(run, plan, inputs)
+            branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             evaluations: list[EvaluateJob] = []
-            for sr in config.sr:
-                branch = _branch(run, inputs, sr)
-                if config.stores_pixels(sr):
+            for branch in branches:
+                if config.stores_pixels(branch.sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
