@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def images(case: Case) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(case.device)
 
 
-def options_of(method: str, masks: int) -> dict[str, int]:
+def options_of(method: str, masks: int) -> dict[str, Any]:
     """Return the options with which a costly method is measured."""
     return {"rise": {"masks": masks}, "lime": {"samples": masks}}.get(method, {})
 
@@ -122,7 +123,8 @@ def ours(case: Case) -> Callable[[], object]:
         target = Target(model, x, tuple(range(case.labels)), activations=activations)
         entry, options = method_and_options("score_cam", {})
         return torch.no_grad()(lambda: entry.run(target, options))
-    return lambda: classifiers.explain(model, x, case.method, **options_of(case.method, case.masks))
+    options = options_of(case.method, case.masks)
+    return lambda: classifiers.explain(model, x, case.method, **options)
 
 
 def peer(case: Case) -> Callable[[], object]:

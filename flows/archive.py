@@ -155,11 +155,13 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         if until != "ingest" and plan.ingested():
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
+            branches = [
+                branch_of(config, run.weights, inputs, sr) for sr in config.sr
+            ]  # what is impossible shows before any training
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             predicted: list[Predicted] = []
-            for sr in config.sr:
-                branch = branch_of(config, run.weights, inputs, sr)
-                if config.stores_pixels(sr):
+            for branch in branches:
+                if config.stores_pixels(branch.sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
@@ -282,6 +284,7 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
         return Backbone(network, "weights", run.config.backbone_weights(classifier))
     whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
     branch = branch_of(run.config, run.weights, inputs, "none")
+    # Under the network's name: variants that ask for the same backbone have one between them.
     fitted = _fit(run, plan, branch, network, whole, Backbone(network, "random"), "backbone", None)
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
 

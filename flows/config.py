@@ -327,9 +327,10 @@ class RunConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _stretch_of_layout(cls, values: Any) -> Any:  # noqa: ANN401  # as pydantic hands it over
-        if isinstance(values, dict) and "sr_input_max_dn" not in values and isinstance(values.get("archive"), dict):
-            pictures = str(values["archive"].get("layout")).startswith("image-")
-            return {**values, "sr_input_max_dn": 255} if pictures else values
+        if isinstance(values, dict) and "sr_input_max_dn" not in values:
+            chosen = values.get("archive")
+            layout = chosen.get("layout") if isinstance(chosen, dict) else getattr(chosen, "layout", None)
+            return {**values, "sr_input_max_dn": 255} if str(layout).startswith("image-") else values
         return values
 
     def network_of(self, classifier: str) -> str:

@@ -1,6 +1,7 @@
 """Draw maps of a store's patches with the classifiers of its last run; nothing is trained, and no table changes."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def _explainer(config: RunConfig, classifier: str | None) -> _Explainer:
         if folder.keys["classifier"] != name or sr not in config.sr:
             continue
         digests = numbers.configs[folder.keys["config"]][1]["checkpoints"]
-        digest = next(iter(digests.values()))
+        assert isinstance(digests, Mapping)  # as `scored_classifier` wrote it
+        digest = str(next(iter(digests.values())))
         file = config.trained.get(name) or find_checkpoint(stores, sr, name, digest)
         branches[sr] = (branch_of(config, weights, inputs, sr), file)
     if not branches:

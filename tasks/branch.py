@@ -20,7 +20,7 @@ from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ArraySpec, ShardedStore, divisor
 from sr_models.engine import Enlarged
-from sr_models.quality import QUALITY_COLUMNS, quality_columns
+from sr_models.quality import QUALITY_COLUMNS, SSIM_WINDOW, quality_columns
 from sr_models.stretch import as_tensor, to_unit
 from tasks.patch_pixels import Resampling, groups_of, joined, picked, reduced
 
@@ -183,6 +183,7 @@ def make_branch(
         raise ConfigError(f"degrade: {inputs.degrade} does not divide patches of {inputs.format.size} pixels")
     if sr == CEILING and inputs.degrade == 1:
         raise ConfigError(f"the branch {CEILING} is the ceiling of a run with degrade; without it, take none")
+    _refuse_size(inputs, sr)
     identity: dict[str, Json] = {
         **sr_models.fingerprint(sr, weights, dtype),
         "max_dn": list(inputs.max_dn),
@@ -199,6 +200,21 @@ def make_branch(
         ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA}
     )
     return Branch(inputs, sr, weights, dtype, batch_size, compiled, identity, pixels, quality)
+
+
+def _refuse_size(inputs: Inputs, sr: str) -> None:
+    """Raise ConfigError where SR pixels could not be judged, by the truth or by Wald's protocol."""
+    scale, seen = sr_models.SR_MODELS[sr].scale, inputs.format.size // inputs.degrade
+    if scale == 1:
+        return
+    has_truth = inputs.degrade == scale
+    compared = inputs.format.size if has_truth else seen
+    if compared < SSIM_WINDOW or (seen % scale and not has_truth):
+        wanted = "" if has_truth else f", a multiple of {scale}"
+        raise ConfigError(
+            f"{sr}: patches of {compared} pixels cannot be judged, their edge needs to be at least {SSIM_WINDOW}"
+            f"{wanted}: set archive.image_size for pictures, or leave {sr} out"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +252,9 @@ class BranchReader:
             self._engine = sr_models.SrEngine(resolver, compiled=branch.compiled)
         return self._engine
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether SR pixels are stored, or are being stored."""
-        return self._stored is not None
+    def are_stored(self, shards: Iterable[int]) -> bool:
+        """Whether the SR pixels of all of some shards are stored."""
+        return self._stored is not None and self.branch.pixels.done().issuperset(shards)
 
     @property
     def shard_size(self) -> int:
@@ -273,9 +288,16 @@ class BranchReader:
                     sr, quality = self._super_resolve_and_judge(chosen, ids[part])
                     yield Batch(rows[part], to_unit(sr, self.branch.max_dn), quality)
 
-    def read(self, shard: int, first_row: int, rows: int) -> Stored:
-        """Return rows of one shard as they are stored: SR pixels where they are, else the archive's wanted bands."""
-        if self._stored is not None and self.branch.pixels.is_done(shard):
+    def read(self, shard: int, first_row: int, rows: int, *, super_resolved: bool = True) -> Stored:
+        """Return rows of one shard as they are stored.
+
+        Args:
+            shard: The shard.
+            first_row: The first row.
+            rows: Their number.
+            super_resolved: Whether SR pixels are taken where they are stored; else the archive's wanted bands.
+        """
+        if super_resolved and self._stored is not None and self.branch.pixels.is_done(shard):
             return {"sr": self._stored.read(shard, "sr", first_row, rows).astype(np.uint16, copy=False)}
         return self._read_archive(shard, first_row, rows)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from infra.bigearthnet.reference_map import label_masks
 from numpy.typing import NDArray
 
 from classifiers import checkpoint
@@ -14,6 +13,7 @@ from classifiers.cam.explain import METHODS, OptionValue, method_and_options
 from classifiers.cam.grid import on_grid
 from classifiers.cam.target import Target
 from infra.bigearthnet.bands import IMAGE_RGB, RGB
+from infra.bigearthnet.reference_map import label_masks
 from infra.errors import ConfigError, UnknownNameError
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
@@ -52,7 +52,8 @@ class PatchView:
 
     def map_of(self, method: str, label: str) -> NDArray[np.float32]:
         """Return the map (S, S) that a method makes of a label, or of the patch."""
-        return self.maps[method][self.labels.index(label) if METHODS[method].per_label else 0]
+        at = self.labels.index(label) if METHODS[method].per_label else 0
+        return np.asarray(self.maps[method][at])
 
     def prob_of(self, label: str) -> float:
         """Return the probability of a label."""
@@ -130,7 +131,7 @@ def truth_mask(branch: Branch, place: PatchPlace, label: str) -> NDArray[np.bool
     if not place.has_map:
         return None
     codes = ShardedStore(branch.paths.archive).read(place.shard, "reference_map", place.row, 1)
-    return label_masks(codes.astype(np.uint16), [label])[0]
+    return np.asarray(label_masks(codes.astype(np.uint16), [label])[0])
 
 
 def _picture(branch: Branch, x: torch.Tensor) -> NDArray[np.uint8]:

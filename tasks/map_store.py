@@ -94,7 +94,7 @@ def read_map(store: ShardedStore, index: int, label: int) -> NDArray[np.float32]
     Raises:
         StoreError: The store has no such arrays.
     """
-    scale = np.float32(store.array("scale")[index, label])
+    scale = np.asarray(store.array("scale")[index, label], np.float32)
     return np.asarray(store.array("maps")[index, label], np.float32) * scale
 
 

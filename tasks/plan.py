@@ -76,7 +76,8 @@ def make_plan(
 
     Raises:
         ArchiveError: The archive cannot be read as a whole, or holds no patch at all.
-        ConfigError: The store was made for another layout, options or shard size, or there is no archive and no store.
+        ConfigError: The store was made for another layout, options or shard size, or there is no archive and no store;
+            or the archive has changed a stored patch's split or labels.
         StoreError: The store cannot be written.
     """
     scan = None
@@ -92,7 +93,9 @@ def make_plan(
     parts = stage_parts(paths, "ingest", determines)
     shards = _planned_shards(parts)
     if scan is not None and archive is not None:
-        fresh = _without_place(scan, archive, parts)
+        quarantined = quarantined_pixels(parts)["patch_id"].combine_chunks()
+        _refuse_changes(scan, parts, quarantined)
+        fresh = _without_place(scan, archive, parts, quarantined)
         if fresh.num_rows:
             first = max(shards, default=-1) + 1
             plan = assign(fresh, shard_size, first)
@@ -183,11 +186,33 @@ def quarantined_pixels(parts: StageParts) -> pa.Table:
     return rows.filter(pa.array(current, pa.bool_()))
 
 
-def _without_place(scan: Scan, archive: Archive, parts: StageParts) -> pa.Table:
+def _refuse_changes(scan: Scan, parts: StageParts, quarantined: pa.Array) -> None:
+    """Raise ConfigError where the archive now says another split or other labels of a patch than its plan does."""
+    settled = quarantined
+    for path in reversed(_plan_files(parts)):
+        plan = pq.ParquetFile(path).read(columns=["patch_id", "split", "labels"])
+        plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
+        settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])  # earlier plans do not hold for these
+        place = pc.index_in(plan["patch_id"], value_set=scan.inputs["patch_id"].combine_chunks())
+        plan, now = plan.filter(pc.is_valid(place)), scan.inputs.take(place.drop_null())
+        for column, what in (("split", "another split"), ("labels", "other labels")):
+            before, after = (
+                table[column] if column == "split" else pc.binary_join(table[column], "\n") for table in (plan, now)
+            )
+            differ = pc.fill_null(pc.not_equal(before, after), pc.xor(pc.is_null(before), pc.is_null(after)))
+            changed = plan["patch_id"].filter(differ)
+            if len(changed):
+                raise ConfigError(
+                    f"the archive now has {what} for {len(changed)} patches that {parts.paths.root} holds already, "
+                    f"such as {changed[0]}: choose another store"
+                )
+
+
+def _without_place(scan: Scan, archive: Archive, parts: StageParts, quarantined: pa.Array) -> pa.Table:
     """Inputs that no plan holds, and those that were quarantined for their pixels and can be read now."""
     planned = last_places(parts, scan.inputs["patch_id"].combine_chunks())
     is_new = np.array([patch not in planned for patch in scan.inputs["patch_id"].to_pylist()], bool)
-    bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined_pixels(parts)["patch_id"].combine_chunks())
+    bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined)
     for i in np.flatnonzero(bad.to_numpy()).tolist():
         is_new[i] = _can_be_read(archive, scan.inputs.slice(i, 1).to_pylist()[0])
     return scan.inputs.filter(pa.array(is_new))

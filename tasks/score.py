@@ -214,6 +214,8 @@ class _ShardResult:
         scored, patches = self._network.scored, self._patches
         if scored.features is None or scored.explanations or not scored.features.is_done(self._shard):
             return False
+        if not patches.num_rows:  # an empty part does not tell how many features there would be
+            return True
         stored = scored.features.read(self._shard)
         values = stored["features"].combine_chunks().flatten().to_numpy().reshape(stored.num_rows, -1)
         for seed, trained in self._network.trained.items():

@@ -182,6 +182,8 @@ class ShardBatches:
         self._on_gpu = reader.device.type == "cuda"
         self._readers = max(1, min(_READERS, (os.cpu_count() or 1) // workers))
         self._kept: _Pixels | None = None
+        # From one source for all shards: a batch holds several, and a run that was stopped may have stored some.
+        self._is_stored = reader.are_stored(np.unique(samples.shards).tolist())
 
     @property
     def samples(self) -> int:
@@ -200,8 +202,8 @@ class ShardBatches:
             len(set(inputs.bands) & set(group.bands)) * group.size**2 * np.dtype(group.dtype).itemsize
             for group in inputs.groups
         )
-        stored = len(inputs.bands) * self._reader.branch.size**2 * 2 if self._reader.is_stored else values
-        return max(1, _GROUP_BYTES // stored)
+        # Groups decide the order, which must not depend on whether SR pixels are stored: the larger of both counts.
+        return max(1, _GROUP_BYTES // max(values, len(inputs.bands) * self._reader.branch.size**2 * 2))
 
     def patch_ids(self, epoch: int, step: int) -> list[str]:
         """Return the ids of the whole batch of a step of an epoch, by place."""
@@ -263,10 +265,10 @@ class ShardBatches:
         first, stop = np.searchsorted(self._samples.shards, [shard, shard + 1]).tolist()
         mine = np.flatnonzero(self._mine[first:stop]) + first  # one after the other, since lanes are
         if not len(mine):
-            return first, self._reader.read(shard, 0, 0)
+            return first, self._reader.read(shard, 0, 0, super_resolved=self._is_stored)
         rows = self._samples.rows[mine]
         from_row, n_rows = int(rows[0]), int(rows[-1] - rows[0]) + 1
-        pixels = self._reader.read(shard, from_row, n_rows)
+        pixels = self._reader.read(shard, from_row, n_rows, super_resolved=self._is_stored)
         if n_rows > len(rows):  # the others would take up memory
             pixels = {name: values[rows - from_row] for name, values in pixels.items()}
         return int(mine[0]), pixels

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import load_config
+from flows.config import ArchiveConfig, RunConfig, TrainConfig, load_config
 from infra.errors import ConfigError
 
 GOOD = """
@@ -119,6 +119,9 @@ def test_pictures_have_a_stretch_of_their_own(tmp_path: Path) -> None:
     pictures = GOOD.replace("bigearthnet-v2", "image-folder")
     assert load_config(written(tmp_path, pictures)).sr_input_max_dn == 255
     assert load_config(written(tmp_path, pictures + "sr_input_max_dn: 65535")).sr_input_max_dn == 65535
+    for layout, max_dn in (("image-folder", 255), ("bigearthnet-v2", 3000)):  # sections as Python has them
+        config = RunConfig(archive=ArchiveConfig(layout=layout), store=tmp_path, train=TrainConfig(backbone="random"))
+        assert config.sr_input_max_dn == max_dn
 
 
 def test_a_variant_differs_from_the_run_in_what_it_says(tmp_path: Path) -> None:

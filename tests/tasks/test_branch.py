@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from infra.bigearthnet.bands import RGB
-from infra.errors import WeightsError
+from infra.errors import ConfigError, WeightsError
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
+from sr_models.quality import QUALITY_COLUMNS
 from sr_models.stretch import to_dn
 from tasks import branch as branch_module
 from tasks.branch import Branch, BranchReader, make_branch
@@ -131,3 +133,26 @@ def test_rgb_of_a_shard_is_in_the_order_of_its_bands(store: Plan) -> None:
     rgb = BranchReader(branch_of(store), CPU).archive_rows(0)
     s2 = ShardedStore(store.paths.archive).read(0, "s2_10m")  # B02, B03, B04, B08
     np.testing.assert_array_equal(rgb, np.stack([s2[:, 2], s2[:, 1], s2[:, 0]], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("size", "degrade", "possible"),
+    [(12, 1, True), (8, 1, False), (14, 1, False), (12, 4, True), (8, 4, False), (20, 4, True)],
+)
+def test_sizes_whose_pixels_cannot_be_judged_are_refused_before_any_work(
+    store: Plan, size: int, degrade: int, possible: bool
+) -> None:
+    """Wald's protocol reduces what the model sees, by 4; SSIM has a window of 11; the truth needs no protocol."""
+    whole = branch_of(store).inputs
+    group = replace(whole.format.groups[0], size=size)
+    inputs = replace(whole, format=replace(whole.format, groups=(group,)), degrade=degrade)
+    assert make_branch(inputs, "none", None).size == size // degrade
+    if not possible:
+        with pytest.raises(ConfigError, match=f"bicubic: patches of {size} pixels cannot be judged.*image_size"):
+            make_branch(inputs, "bicubic", None)
+        return
+    branch = make_branch(inputs, "bicubic", None)
+    truth = torch.randint(0, 3000, (2, 3, size, size), dtype=torch.int32).to(torch.uint16)
+    judged = BranchReader(branch, CPU).stream([truth.numpy()])
+    columns = np.concatenate([batch.columns for batch in judged], axis=1)
+    assert np.isfinite(columns[list(QUALITY_COLUMNS).index("ssim")]).all()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.archives.layouts import open_archive
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, Patch, PatchInput, Scan
 from infra.archives.synthetic import write_synthetic_archive
 from infra.bigearthnet.classes import NAMES
@@ -20,6 +21,7 @@ from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
 from tasks.ingest import IngestCounts, publish_archive
 from tasks.plan import PLAN_SCHEMA, Plan, assign, make_plan, shard_inputs
+from tests.infra.archives.picture_files import noise, write_picture
 from tests.infra.archives.small_archive import write_tiff
 from tests.tasks.small_store import band_file, ingest, metadata, patch_ids, snapshot, v2
 
@@ -272,6 +274,46 @@ def test_an_input_that_lies_nowhere_is_not_taken_for_mended(archive_copy: Path, 
     second = ingest(v2(archive_copy), tmp_path / "store")
     assert second.shards == first.shards
     assert publish_archive(second) == expected
+
+
+@pytest.mark.parametrize(("line", "words"), [("a,validation,1,0", "another split"), ("a,train,1,1", "other labels")])
+def test_a_table_that_has_changed_since_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    """A store keeps the labels that it was made with: new ones must not be taken for them."""
+    root = tmp_path / "pictures"
+    table = ["image,split,water,trees", "a,train,1,0", "b,validation,0,0"]
+    for i, name in enumerate("abc"):
+        write_picture(root / f"{name}.png", noise((8, 8, 3), seed=i))
+    (root / "labels.csv").write_text("\n".join(table))
+    first = ingest_table(root, tmp_path / "store")
+    (root / "labels.csv").write_text("\n".join([*table, "c,train,0,1"]))  # the same, and one more
+    grown = ingest_table(root, tmp_path / "store")
+    assert sorted(grown.shards) == [*first.shards, 2]
+    before = snapshot(tmp_path / "store")
+    (root / "labels.csv").write_text("\n".join([table[0], line, table[2], "c,train,0,1", "d,train,1,1"]))
+    with pytest.raises(ConfigError, match=f"{words} for 1 patches .* such as a: choose another store"):
+        ingest_table(root, tmp_path / "store")
+    assert snapshot(tmp_path / "store") == before
+
+
+def test_a_picture_in_quarantine_may_get_other_labels(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    for i, name in enumerate("ab"):
+        write_picture(root / f"{name}.png", noise((8, 8, 3), seed=i))
+    sound = (root / "a.png").read_bytes()
+    (root / "a.png").write_bytes(sound[:-40])  # its header is whole, its pixels are not
+    (root / "labels.csv").write_text("image,split,water\na,train,1\nb,train,0")
+    ingest_table(root, tmp_path / "store")
+    (root / "labels.csv").write_text("image,split,water\na,validation,0\nb,train,0")
+    assert sorted(ingest_table(root, tmp_path / "store").shards.values()) == ["train"]  # still not readable
+    (root / "a.png").write_bytes(sound)
+    for _ in range(2):
+        plan = ingest_table(root, tmp_path / "store")
+        assert [row["patch_id"] for row in plan.parts.read(1).to_pylist()] == ["a"]
+        assert (plan.shards[1], plan.parts.read(1)["labels"].to_pylist()) == ("validation", [[]])
+
+
+def ingest_table(root: Path, store: Path) -> Plan:
+    return ingest(open_archive("image-table", root), store, layout="image-table")
 
 
 def move(root: Path, patch: str, corner: tuple[float, float]) -> None:

@@ -19,8 +19,10 @@ from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.tables import EXPLANATIONS, PATCHES, predictions_schema
 from infra.zarr_store import ShardedStore, create_store
+from tasks.backbone import Backbone
 from tasks.branch import Branch
-from tasks.explain import ExplainLabels, ExplainPlan
+from tasks.explain import QUARANTINED, ExplainLabels, ExplainPlan
+from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester
 from tasks.map_store import read_map
 from tasks.plan import Plan, make_plan
@@ -216,8 +218,9 @@ def test_what_is_done_is_left_alone_and_what_is_missing_is_written_alone(
             path: content for path, (_, content) in before.items()
         }
         touched = {path for path in after if after[path] != before[path]}
+        own = {parts.path(0), parts.side_path(QUARANTINED, 0)}
         assert parts.path(0) in touched
-        assert all(path == parts.path(0) or (written and maps in path.parents) for path in touched)
+        assert all(path in own or (written and maps in path.parents) for path in touched)
         assert not any("c/1/" in str(path) for path in touched)
         before = after
 
@@ -320,3 +323,41 @@ def test_configs_are_those_of_what_determines_the_rows(
     turned = configs({seed: checkpoints[seed] for seed in (1, 0)})
     assert turned[0] == others[1][0]  # the same predictions
     assert turned[1] != others[1][1]  # maps of another network: the first seed's
+
+
+def features_of_shards(plan: Plan, file: Path, shards: tuple[int, ...], *, augment: bool) -> StageParts:
+    backbone = Backbone("resnet18", "archive", file)
+    parts = features_parts(branch_of(plan), backbone, augment=augment)
+    worker = ShardFeatures(branch_of(plan), backbone, parts, augment=augment)
+    for shard in shards:
+        worker.run(shard)
+    return parts
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_stored_features_give_what_pixels_give(
+    plan: Plan, checkpoints: Mapping[int, Path], tmp_path: Path, augment: bool
+) -> None:
+    """Patch by patch, where rows of the shard are holes, of shards with features and of one without."""
+    of_pixels = score(plan, {0: checkpoints[0]}, (0, 2), methods=())
+    features = features_of_shards(plan, checkpoints[0], (0,), augment=augment)
+    scored = scored_classifier(branch_of(plan), "stored", {0: checkpoints[0]}, ExplainPlan(()), features)
+    worker = ShardScorer(branch_of(plan), [scored])
+    for shard in (0, 2):
+        worker.run(shard)
+        found, expected = scored.predictions.read(shard), of_pixels.predictions.read(shard)
+        assert np.ptp(probs_of(expected), axis=0).max() > 0.01  # patches differ, so a row of another would show
+        np.testing.assert_allclose(probs_of(found), probs_of(expected), atol=1e-5)
+        for column in ("patch_id", "split", "seed", "labels"):
+            assert found[column].to_pylist() == expected[column].to_pylist()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_shard_without_patches_has_no_stored_features_to_predict_from(
+    plan: Plan, checkpoints: Mapping[int, Path], augment: bool
+) -> None:
+    plan.parts.write(1, PATCHES.empty_table())
+    features = features_of_shards(plan, checkpoints[0], (1,), augment=augment)
+    scored = scored_classifier(branch_of(plan), "resnet18", checkpoints, ExplainPlan(()), features)
+    assert ShardScorer(branch_of(plan), [scored]).run(1).patches == 0
+    assert scored.predictions.read(1).equals(predictions_schema(19).empty_table())

@@ -121,17 +121,22 @@ def test_workers_share_the_batches_that_one_has(
         batches_of(store, 3, seed=1, workers=3)
 
 
-def test_stored_pixels_and_those_made_on_the_way_are_alike(store: Plan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [8, 1000])
+def test_stored_pixels_and_those_made_on_the_way_are_alike(
+    store: Plan, tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one order too, where the memory has room for all of the archive's pixels, but not for all SR pixels."""
+    monkeypatch.setattr(shard_batches, "_GROUP_BYTES", room * 3 * 120 * 120 * 2)
     plan = copied(store, tmp_path / "store")
     branch = branch_of(plan, "bicubic")
     on_the_way = list(batches_of(plan, 3, seed=0, branch=branch).batches(0))
     create_store(branch.store, branch.arrays(), plan.shard_size, max(plan.shards) + 1, {"sr": branch.sr})
-    for shard in plan.ingested("train"):
+    for shard in plan.ingested("train"):  # after the first, a batch holds shards of both kinds
         ShardSuperResolver(branch).run(shard)
-    stored = list(batches_of(plan, 3, seed=0, branch=branch).batches(0))
-    assert stored[0].x.shape[1:] == (3, 480, 480)
-    for a, b in zip(on_the_way, stored, strict=True):
-        torch.testing.assert_close(a.x, b.x, rtol=0, atol=0)
+        stored = list(batches_of(plan, 3, seed=0, branch=branch).batches(0))
+        assert stored[0].x.shape[1:] == (3, 480, 480)
+        for a, b in zip(on_the_way, stored, strict=True):
+            torch.testing.assert_close(a.x, b.x, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bands", ["s2", "s1s2"])

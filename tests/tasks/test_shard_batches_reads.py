@@ -35,8 +35,8 @@ class Watched(BranchReader):
     made: list[weakref.ref[NDArray[np.generic]]]
     most = 0
 
-    def read(self, shard: int, first_row: int, rows: int) -> Stored:
-        stored = super().read(shard, first_row, rows)
+    def read(self, shard: int, first_row: int, rows: int, *, super_resolved: bool = True) -> Stored:
+        stored = super().read(shard, first_row, rows, super_resolved=super_resolved)
         self.read_rows.update((shard, row) for row in range(first_row, first_row + rows))
         self.made += [weakref.ref(values) for values in stored.values()]
         self.most = max(self.most, sum(made() is not None for made in self.made))

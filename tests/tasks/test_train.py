@@ -395,3 +395,29 @@ def test_the_samples_of_the_flagged_patch_are_in_no_batch(store: Plan) -> None:
     stored = Counter(str(p) for shard in store.shards for p in store.parts.read(shard)["patch_id"])
     assert stored[flagged.pop()] == 1
     assert sum(pc.sum(pc.is_valid(store.parts.read(s)["labels"])).as_py() for s in store.shards) == 21
+
+
+def test_two_classifiers_of_one_network_and_settings_have_a_checkpoint_each(plan: Plan, backbone: Backbone) -> None:
+    """A part says that the checkpoint of its classifier is there."""
+    job = job_of(plan, backbone, features=features_of(plan, backbone))
+    others = [
+        train_job(
+            job.branch,
+            name,
+            job.backbone,
+            job.fitted,
+            job.head,
+            job.labels,
+            job.settings,
+            job.data,
+            features=job.features,
+        )
+        for name in ("one", "other")
+    ]
+    HeadFitter(job).run(0)
+    assert len({job.parts.config, *(other.parts.config for other in others)}) == 3
+    for other in others:
+        assert not other.parts.is_done(0)
+        HeadFitter(other).run(0)
+        assert other.checkpoint(0).read_bytes() == job.checkpoint(0).read_bytes()
+        assert set(other.parts.read(0)["classifier"].to_pylist()) == {other.classifier}
