@@ -17,6 +17,7 @@ _SETTINGS = {
         "backbone": "archive",
         "freeze_backbone": True,
     },
+    "explain": {"methods": ["grad_cam", "grad_cam_pp", "eigen_cam", "hessian_ciam"]},
     "resources": {"batch_size": 8},
 }
 
