@@ -1,17 +1,20 @@
 """What activation maps of all labels cost: time and peak memory of each method, ours and the usual libraries'.
 
     python benchmarks/explanations.py [--images 8] [--size 120] [--labels 19] [--costly-images 1] [--masks 500]
-                                      [--repeats 3] [--device cpu] [--out benchmarks/results/explanations.json]
+                                      [--repeats 7] [--device cpu] [--out benchmarks/results/explanations.json]
 
 A ResNet-50 with random weights and a linear head; random images; the last stage as target. Cheap methods see `--images`
 at once, costly ones `--costly-images`, RISE and LIME with `--masks` perturbations. Every method runs in a process of
-its own, so that its peak memory is its own: on the CPU the growth of the resident set over that of the model and the
-images at hand, on a GPU the most that was allocated. Times are the best of the repeats (costly methods and peers once).
+its own, so that its peak memory is its own: what it takes beyond the model, the images and a bare forward pass of them,
+on the CPU by the resident set, on a GPU by what was allocated. A bare forward pass is timed in turn with each method,
+so that what else the machine does weighs on both. Times are the best of the repeats (costly methods and peers once).
 
-The peers, pytorch-grad-cam and torch-cam, make one label's maps at a time: they run for one label, and for one image
-where they are costly, and are scaled to all labels and images. Two comparisons of single steps: EigenCAM's map from
-activations at hand against NumPy's full decomposition (what pytorch-grad-cam calls), and the memory of Score-CAM at 480
-x 480 with 64 channels alive (masks of dead channels are skipped; memory does not depend on how many there are).
+The peers make one label's maps at a time. pytorch-grad-cam goes through the network for each: it runs for one label and
+is scaled to all, and so is torch-cam's Score-CAM; torch-cam's others get one image, one forward pass and all its labels.
+
+Two single steps: EigenCAM's map from activations at hand against NumPy's full decomposition, which pytorch-grad-cam
+calls; and the memory of Score-CAM at 480 x 480 with 64 channels alive (dead ones are skipped, and memory does not depend
+on how many there are).
 """
 
 import argparse
@@ -24,7 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +78,20 @@ class Case:
     size: int
     labels: int
     masks: int
+    labels_run: int
+    """Labels that a peer runs for; its time is scaled to all."""
     repeats: int
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a process found."""
+
+    seconds: float
+    forward_seconds: float
+    """Of a bare forward pass of the same images, timed in turn."""
+    peak_mb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +143,7 @@ def ours(case: Case) -> Callable[[], object]:
 
 
 def peer(case: Case) -> Callable[[], object]:
-    """Return what runs a peer's method for one label."""
+    """Return what runs a peer's method: pytorch-grad-cam for one label, torch-cam for `case.labels_run` of them."""
     model, x = network(case).requires_grad_(), images(case)
     name = PEERS[case.who][case.method]
     if case.who == "pytorch-grad-cam":
@@ -140,50 +155,61 @@ def peer(case: Case) -> Callable[[], object]:
         return lambda: extractor(input_tensor=x, targets=targets)
     from torchcam import methods
 
-    more = {"fc_layer": "head"} if name == "CAM" else {}
-    extractor = getattr(methods, name)(model, "backbone.layer4", **more)
+    head = {"fc_layer": "head"} if name == "CAM" else {}
+    extractor = getattr(methods, name)(model, "backbone.layer4", **head)
+
+    through_graph = name not in {"CAM", "ScoreCAM"}
+    more = {"retain_graph": True} if through_graph else {}
 
     def run() -> object:
         scores = model(x)
-        return extractor(0, scores)
+        return [extractor(label, scores, **more) for label in range(case.labels_run)]
 
-    return torch.no_grad()(run) if name in {"CAM", "ScoreCAM"} else run
+    return run if through_graph else torch.no_grad()(run)
 
 
-def measure(case: Case) -> tuple[float, float]:
-    """Return the best time of the repeats, s, and the peak memory beside what was there, MB."""
+def measure(case: Case) -> Measured:
+    """Return the best times of the repeats, and the peak memory beside what was there."""
     warnings.simplefilter("ignore")
     work = ours(case) if case.who == "superscene" else peer(case)
+    forward = ours(replace(case, method=FORWARD))
     cuda = case.device.startswith("cuda")
+    timed(forward, cuda=cuda)  # the first call chooses algorithms
+    before = _resident(cuda=cuda)
+    times, forwards = [timed(work, cuda=cuda)], [timed(forward, cuda=cuda)]
+    peak = _resident(cuda=cuda)
+    for _ in range(case.repeats - 1):
+        times.append(timed(work, cuda=cuda))
+        forwards.append(timed(forward, cuda=cuda))
+    return Measured(min(times), min(forwards), (peak - before) / 1e6)
+
+
+def timed(work: Callable[[], object], *, cuda: bool) -> float:
+    """Return the seconds that something takes."""
+    started = time.perf_counter()
+    work()
     if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = float(torch.cuda.memory_allocated())
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    if case.repeats > 1 or cuda:
-        work()  # the first call chooses algorithms
-    times = []
-    for _ in range(case.repeats):
-        started = time.perf_counter()
-        work()
-        if cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    return min(times), (peak - before) / 1e6
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
-def in_a_process(case: Case) -> tuple[float, float]:
+def _resident(*, cuda: bool) -> float:
+    """Return the most memory so far, bytes."""
+    if cuda:
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def in_a_process(case: Case) -> Measured:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--one", json.dumps(asdict(case))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
-    return float(seconds), float(peak)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def svd_seconds(args: argparse.Namespace) -> tuple[float, float]:
     """Return the seconds an image of EigenCAM's map step and of NumPy's full decomposition, activations at hand."""
-    case = Case("eigen_cam", "superscene", args.images, args.svd_size, args.labels, 0, 1, "cpu")
+    case = Case("eigen_cam", "superscene", args.images, args.svd_size, args.labels, 0, 1, 1, "cpu")
     model, x = network(case), images(case)
     with torch.no_grad():
         target = Target(model, x, (0,))
@@ -202,36 +228,33 @@ def svd_seconds(args: argparse.Namespace) -> tuple[float, float]:
 def rows_of(args: argparse.Namespace) -> list[Row]:
     """Measure every method, ours first, then the peers' that are installed."""
     rows = []
-    forward: dict[tuple[int, int], float] = {}
 
-    def add(method: str, who: str, count: int, size: int, repeats: int, times: int = 1) -> None:
-        if (count, size) not in forward:
-            case = Case(FORWARD, "superscene", count, size, args.labels, 0, max(3, args.repeats), args.device)
-            forward[count, size] = in_a_process(case)[0]
-        case = Case(method, who, count, size, args.labels, args.masks, repeats, args.device)
-        seconds, peak = in_a_process(case)
-        seconds *= times
-        rows.append(Row(method, who, count, seconds / count, seconds / forward[count, size], peak))
-        print(f"{method:24} {who:17} {seconds / count:10.4f} s/image", file=sys.stderr)
+    def add(method: str, who: str, count: int, size: int, repeats: int, labels_run: int) -> None:
+        case = Case(method, who, count, size, args.labels, args.masks, labels_run, repeats, args.device)
+        found = in_a_process(case)
+        per_label = method not in METHODS or METHODS[method].per_label
+        scale = args.labels / labels_run if per_label else 1.0
+        seconds = found.seconds * scale / count
+        rows.append(Row(method, who, count, seconds, seconds * count / found.forward_seconds, found.peak_mb))
+        print(f"{method:24} {who:17} {seconds:10.4f} s/image", file=sys.stderr)
 
-    add(FORWARD, "superscene", args.images, args.size, max(3, args.repeats))
+    add(FORWARD, "superscene", args.images, args.size, args.repeats, args.labels)
     for method in args.methods:
         cheap = METHODS[method].forwards != "many"
         count = args.images if cheap else args.costly_images
-        add(method, "superscene", count, args.size, args.repeats if cheap else 1)
+        add(method, "superscene", count, args.size, args.repeats if cheap else 1, args.labels)
     for who, methods in PEERS.items():
         if not installed(who):
             print(f"{who} is not installed: left out", file=sys.stderr)
             continue
         for method in methods:
             if method in args.methods:
-                label_free = not METHODS[method].per_label
-                count = args.costly_images if method in COSTLY_FOR_PEERS else args.images
-                # torch-cam explains one image at a time in some methods: one image for all of it
-                count = 1 if who == "torch-cam" else count
-                add(method, who, count, args.size, 1, times=1 if label_free else args.labels)
+                costly = method in COSTLY_FOR_PEERS
+                count = args.costly_images if costly else args.images if who == "pytorch-grad-cam" else 1
+                labels_run = 1 if costly or who == "pytorch-grad-cam" else args.labels
+                add(method, who, count, args.size, 1, labels_run)
     if args.large:
-        add(LARGE, "superscene", 1, 480, 1)
+        add(LARGE, "superscene", 1, 480, 1, args.labels)
     return rows
 
 
@@ -250,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--svd-size", type=int, default=480)
     parser.add_argument("--labels", type=int, default=19)
     parser.add_argument("--masks", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="+", default=list(explain_methods()), choices=explain_methods())
     parser.add_argument("--no-large", dest="large", action="store_false", help="leave out 480 x 480")
@@ -258,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.one:
-        print(json.dumps(measure(Case(**json.loads(args.one)))))
+        print(json.dumps(asdict(measure(Case(**json.loads(args.one))))))
         return
     rows = rows_of(args)
     step, svd = svd_seconds(args)
