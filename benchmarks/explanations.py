@@ -10,10 +10,10 @@ on the CPU by the resident set, on a GPU by what was allocated. A bare forward p
 so that what else the machine does weighs on both. Times are the best of the repeats (costly methods and peers once).
 
 The peers make one label's maps at a time. pytorch-grad-cam goes through the network for each: it runs for one label and
-is scaled to all, and so is torch-cam's Score-CAM; torch-cam's others get one image, one forward pass and all its labels.
+is scaled to all, and so is torch-cam's Score-CAM; torch-cam's others get one image, one forward pass and all labels.
 
 Two single steps: EigenCAM's map from activations at hand against NumPy's full decomposition, which pytorch-grad-cam
-calls; and the memory of Score-CAM at 480 x 480 with 64 channels alive (dead ones are skipped, and memory does not depend
+calls; and the memory of Score-CAM at 480 x 480 with 64 channels alive (dead ones are skipped; memory does not depend
 on how many there are).
 """
 
