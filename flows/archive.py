@@ -35,7 +35,7 @@ from tasks.evaluate import (
     publish_calibration,
     publish_metrics,
 )
-from tasks.explain import ExplainPlan
+from tasks.explain import ExplainPlan, check_methods
 from tasks.explain_sample import stratified_sample
 from tasks.explanation_metrics import FLOOR, ExplainedBranch, publish_explanation_metrics
 from tasks.features import ShardFeatures, features_parts
@@ -191,6 +191,7 @@ def _check_classifier_files(config: RunConfig) -> None:
 
     Raises:
         WeightsError: One is damaged, or of another network or other bands.
+        ConfigError: An explanation method is not defined for its head.
     """
     bands = IMAGE_RGB if config.archive.layout.startswith("image-") else BAND_SETS[config.bands]
     here = [name for name in _trained_here(config) if config.train_of(name).backbone == "weights"]
@@ -198,7 +199,7 @@ def _check_classifier_files(config: RunConfig) -> None:
         load_network(Backbone(network, "weights", file), num_labels=1, bands=bands)
     for name in config.classifiers:
         if name in config.trained:
-            check_trained(config.trained[name], bands)
+            check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
 
 
 def _trained_here(config: RunConfig) -> list[str]:
@@ -362,7 +363,7 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
 @_stage_task
 def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[Predicted]:
     """Classify and explain every patch of one branch in one pass; return what is to be evaluated."""
-    explain = _explain_plan(run, plan)
+    explain = _explain_plan(run, plan, branch.inputs)
     scored = [
         scored_classifier(branch, name, trained.checkpoints, explain, trained.features)
         for name, trained in models.items()
@@ -391,14 +392,14 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
     ]
 
 
-def _explain_plan(run: Run, plan: Plan) -> ExplainPlan:
+def _explain_plan(run: Run, plan: Plan, inputs: Inputs) -> ExplainPlan:
     chosen = run.config.explain
     methods = chosen.methods
     if methods and plan.format.has_maps and FLOOR not in methods:
         methods = (*methods, FLOOR)  # no number of localisation says anything without it
     drawn: frozenset[str] = frozenset()
     if chosen.sample is not None:
-        columns = [plan.parts.read(shard).select(["patch_id", "split", "labels"]) for shard in plan.ingested()]
+        columns = [inputs.patches(shard).select(["patch_id", "split", "labels"]) for shard in plan.ingested()]
         drawn = stratified_sample(pa.concat_tables(columns), chosen.sample)
     return ExplainPlan(methods, chosen.labels, chosen.options, chosen.sample, drawn)
 

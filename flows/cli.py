@@ -130,25 +130,31 @@ def explain(
     patch: Annotated[str | None, typer.Option(help="Draw this patch: methods by SR models.")] = None,
     label: Annotated[str | None, typer.Option(help="Label to explain; else the likeliest true one.")] = None,
     sheet: Annotated[int | None, typer.Option(min=1, help="Draw that many patches at random, and a CSV.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the sheet's patches.")] = "validation",
+    split: Annotated[str | None, typer.Option(help="Split of the sheet's patches; else validation.")] = None,
     classifier: Annotated[str | None, typer.Option(help="Whose maps; else the first of RUN.yaml.")] = None,
-    out: Annotated[Path, typer.Option(help="The figure: .png, .webp, .pdf or .svg.")] = Path("explained.png"),
+    out: Annotated[Path | None, typer.Option(help="The figure: .png, .webp, .pdf or .svg; else explained.png.")] = None,
 ) -> None:
     """Make the maps of every patch, after what that needs; or, with --patch or --sheet, draw some and run nothing."""
+    if patch is not None and sheet is not None:
+        raise ConfigError("--patch draws one patch and --sheet many: choose one of them")
+    if patch is None and label is not None:
+        raise ConfigError("--label is for --patch: say which patch to draw")
+    if sheet is None and split is not None:
+        raise ConfigError("--split is for --sheet: say how many patches to draw")
     if patch is None and sheet is None:
+        if out is not None or classifier is not None:
+            raise ConfigError("--out and --classifier are for figures: give --patch or --sheet too")
         _run(run_yaml, overrides, "explain")
         return
     from flows.config import load_config
     from flows.explain import draw_patch, draw_sheet
 
     config = load_config(run_yaml, overrides)
-    if patch is not None and sheet is not None:
-        raise ConfigError("--patch draws one patch and --sheet many: choose one of them")
-    written = (
-        draw_patch(config, patch, out, label, classifier)
-        if patch is not None
-        else draw_sheet(config, sheet or 1, split, out, classifier)
-    )
+    figure = Path("explained.png") if out is None else out
+    if patch is not None:
+        written = draw_patch(config, patch, figure, label, classifier)
+    else:
+        written = draw_sheet(config, sheet or 1, split or "validation", figure, classifier)
     typer.echo("written: " + ", ".join(str(path) for path in written))
 
 

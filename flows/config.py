@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 import classifiers
 import sr_models
-from classifiers.cam.explain import OptionValue, method_and_options
+from classifiers.cam.explain import METHODS, OptionValue, method_and_options
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError, WeightsError
@@ -406,6 +406,11 @@ class RunConfig(_Section):
                 raise ValueError(
                     "; ".join(f"variants.{name}.train.{_fault(fault)}" for fault in error.errors())
                 ) from error
+            if chosen.head != "linear" and (needs := [m for m in self.explain.methods if METHODS[m].linear_head_only]):
+                raise ValueError(
+                    f"explain.methods: {', '.join(needs)} needs a head of one linear layer, and {name} has "
+                    f"`head: {chosen.head}`: leave it out, grad_cam is its generalisation"
+                )
             if chosen.backbone == "weights":
                 try:
                     self.backbone_weights(name)

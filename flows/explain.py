@@ -1,18 +1,27 @@
 """Draw maps of a store's patches with the classifiers of its last run; nothing is trained, and no table changes."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.archive import branch_of, inputs_of
 from flows.config import RunConfig
 from infra.archives.layouts import determining
-from infra.errors import ConfigError
+from infra.errors import ConfigError, UnknownNameError
 from infra.storage import StorePaths
-from tasks.branch import Branch
-from tasks.explain_figure import SheetRow, check_format, contact_sheet, patch_figure
-from tasks.explained_patch import PatchPlace, PatchView, find_checkpoint, find_patch, truth_mask, view_patch
+from tasks.branch import Inputs
+from tasks.explain_figure import SheetRow, check_format, check_sheet, contact_sheet, patch_figure
+from tasks.explained_patch import (
+    PatchExplainer,
+    PatchPlace,
+    PatchView,
+    checkpoint_files,
+    find_checkpoint,
+    find_patch,
+    patch_places,
+    truth_mask,
+)
 from tasks.plan import Plan, make_plan
 from tasks.report_numbers import Numbers
 
@@ -20,19 +29,13 @@ _SHEET_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Explainer:
-    """The branches of a run, and the checkpoints that made its predictions."""
+class _Explained:
+    """A run as far as figures need it."""
 
-    config: RunConfig
     plan: Plan
-    branches: dict[str, tuple[Branch, Path]]
-    """By SR model."""
-
-    def view(self, sr: str, place: PatchPlace) -> PatchView:
-        """Return one patch on one branch."""
-        branch, file = self.branches[sr]
-        chosen = self.config.explain
-        return view_patch(branch, file, place, chosen.methods, chosen.options)
+    inputs: Inputs
+    branches: Mapping[str, PatchExplainer]
+    """One classifier on each branch, by SR model."""
 
 
 def draw_patch(config: RunConfig, patch_id: str, out: Path, label: str | None, classifier: str | None) -> list[Path]:
@@ -49,15 +52,14 @@ def draw_patch(config: RunConfig, patch_id: str, out: Path, label: str | None, c
         ConfigError, UnknownNameError, StoreError: There is no such run, patch, label or classifier.
     """
     check_format(out)
-    explainer = _explainer(config, classifier)
-    branches = [branch for branch, _ in explainer.branches.values()]
-    place = find_patch(branches[0], explainer.plan.ingested(), patch_id)
-    views = [explainer.view(sr, place) for sr in explainer.branches]
-    chosen = label or likeliest(views[0], place)
-    known = views[0].labels
-    if chosen not in known:
-        raise ConfigError(f"the classifier has no label {chosen!r}: choose one of {', '.join(known)}")
-    patch_figure(out, patch_id, views, chosen, truth_mask(branches[0], place, chosen))
+    run = _explained(config, classifier)
+    known = next(iter(run.branches.values())).labels
+    if label is not None and label not in known:
+        raise UnknownNameError(f"the classifier has no label {label!r}: choose one of {', '.join(known)}")
+    place = find_patch(run.inputs, run.plan.ingested(), patch_id)
+    views = [explainer.view(place) for explainer in run.branches.values()]
+    chosen = likeliest(views[0], place) if label is None else label
+    patch_figure(out, patch_id, views, chosen, truth_mask(run.inputs, place, chosen))
     return [out]
 
 
@@ -72,22 +74,21 @@ def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier:
         classifier: Whose maps; None: the first of the run.
 
     Raises:
-        ConfigError, StoreError: There is no such run, split or classifier.
+        ConfigError, UnknownNameError, StoreError: There is no such run, split or classifier; or somebody has marked the
+            CSV that lies there.
     """
-    check_format(out)
-    explainer = _explainer(config, classifier)
-    sr = next(iter(explainer.branches))
-    branch = explainer.branches[sr][0]
-    shards = explainer.plan.ingested(split)
-    ids = [name for shard in shards for name in branch.inputs.patches(shard)["patch_id"].to_pylist()]
-    if not ids:
-        raise ConfigError(f"the store has no patch of the split {split!r}")
+    check_sheet(out)
+    run = _explained(config, classifier)
+    places = sorted(patch_places(run.inputs, run.plan.ingested(split)), key=lambda place: place.patch_id)
+    if not places:
+        there = sorted({run.plan.shards[shard] for shard in run.plan.ingested()})
+        raise ConfigError(f"the store has no patch of the split {split!r}: it has {', '.join(there)}")
+    explainer = next(iter(run.branches.values()))
     rows = []
-    for name in random.Random(_SHEET_SEED).sample(sorted(ids), min(count, len(ids))):
-        place = find_patch(branch, shards, name)
-        view = explainer.view(sr, place)
+    for place in random.Random(_SHEET_SEED).sample(places, min(count, len(places))):
+        view = explainer.view(place)
         shown = view.labels[int(view.probs.argmax())]
-        rows.append(SheetRow(name, view, shown, ";".join(place.labels or ())))
+        rows.append(SheetRow(place.patch_id, view, shown, ";".join(place.labels or ())))
     return [out, contact_sheet(out, rows)]
 
 
@@ -97,11 +98,13 @@ def likeliest(view: PatchView, place: PatchPlace) -> str:
     return max(among, key=view.prob_of)
 
 
-def _explainer(config: RunConfig, classifier: str | None) -> _Explainer:
+def _explained(config: RunConfig, classifier: str | None) -> _Explained:
+    """Return the last run's checkpoints of a classifier, loaded, branch by branch."""
     name = config.classifiers[0] if classifier is None else classifier
     if name not in config.classifiers:
-        raise ConfigError(f"the run has no classifier {name!r}: choose one of {', '.join(config.classifiers)}")
-    if not config.explain.methods:
+        raise UnknownNameError(f"the run has no classifier {name!r}: choose one of {', '.join(config.classifiers)}")
+    chosen = config.explain
+    if not chosen.methods:
         raise ConfigError("explain.methods is empty: nothing to draw")
     paths = StorePaths(config.store.resolve())
     numbers = Numbers(paths)
@@ -117,9 +120,23 @@ def _explainer(config: RunConfig, classifier: str | None) -> _Explainer:
             continue
         digests = numbers.configs[folder.keys["config"]][1]["checkpoints"]
         assert isinstance(digests, Mapping)  # as `scored_classifier` wrote it
-        digest = str(next(iter(digests.values())))
-        file = config.trained.get(name) or find_checkpoint(stores, sr, name, digest)
-        branches[sr] = (branch_of(config, weights, inputs, sr), file)
+        digest = str(digests[first_seed(config, name, list(digests))])
+        files = [config.trained[name]] if name in config.trained else checkpoint_files(stores, sr, name)
+        file = find_checkpoint(files, sr, name, digest)
+        branches[sr] = PatchExplainer(branch_of(config, weights, inputs, sr), file, chosen.methods, chosen.options)
     if not branches:
         raise ConfigError(f"{paths.root} holds no predictions of {name}: run the flow first")
-    return _Explainer(config, plan, branches)
+    return _Explained(plan, inputs, branches)
+
+
+def first_seed(config: RunConfig, classifier: str, seeds: Sequence[str]) -> str:
+    """Return the seed whose network a run explains: the first of `train.seeds` that it fitted.
+
+    Args:
+        config: The run.
+        classifier: One of its classifiers.
+        seeds: Seeds that predicted, in digits, in any order.
+    """
+    borrowed = config.models_from is not None or classifier in config.trained
+    asked = [] if borrowed else [str(seed) for seed in config.train_of(classifier).seeds]
+    return next((seed for seed in asked if seed in seeds), min(seeds, key=int))

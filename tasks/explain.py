@@ -10,19 +10,19 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from classifiers.cam.faithfulness import judge_faithfulness
-from infra.bigearthnet.reference_map import label_masks
 from numpy.typing import NDArray
 from torch import Tensor
 
 import classifiers
 from classifiers.cam.explain import METHODS, ExplainMethod, OptionValue, method_and_options
+from classifiers.cam.faithfulness import judge_faithfulness
 from classifiers.cam.grid import on_grid
 from classifiers.cam.localisation import LOCALISATION, localise
 from classifiers.cam.summary import summarise
 from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.network import Classifier
+from infra.bigearthnet.reference_map import label_masks
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
@@ -57,6 +57,13 @@ class ExplainPlan:
     sample: frozenset[str] = frozenset()
     """Names of those patches."""
 
+    @property
+    def sample_digest(self) -> str | None:
+        """What determines the sample, which is another one once more patches are stored; None without one."""
+        if self.sample_size is None:
+            return None
+        return hashlib.blake2b("\n".join(sorted(self.sample)).encode(), digest_size=8).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Explained:
@@ -78,6 +85,26 @@ class Explained:
         return METHODS[self.method]
 
 
+def check_methods(methods: Sequence[str], network: Classifier) -> None:
+    """Refuse methods that are not defined for a network's head.
+
+    Args:
+        methods: Names of methods.
+        network: The network to be explained.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        ConfigError: A method needs a head of one linear layer, and the network has another.
+    """
+    for method in methods:
+        entry, _ = method_and_options(method, {})
+        if entry.linear_head_only and not isinstance(network.head, torch.nn.Linear):
+            raise ConfigError(
+                f"{method} needs a head that is one linear layer; {network.name} has another: leave {method} out, "
+                "grad_cam is its generalisation"
+            )
+
+
 def explained(
     branch: Branch, plan: ExplainPlan, network: Classifier, seed: int, predictions: StageParts
 ) -> dict[str, Explained]:
@@ -87,20 +114,16 @@ def explained(
         UnknownNameError: There is no such method.
         ConfigError: A method does not take an option, or is not defined for the network's head.
     """
+    check_methods(plan.methods, network)
     found = {}
     for method in plan.methods:
-        entry, options = method_and_options(method, plan.options.get(method, {}))
-        if entry.linear_head_only and not isinstance(network.head, torch.nn.Linear):
-            raise ConfigError(
-                f"{method} needs a head that is one linear layer; {network.name} has another: leave {method} out, "
-                "grad_cam is its generalisation"
-            )
+        _, options = method_and_options(method, plan.options.get(method, {}))
         values: dict[str, OptionValue] = asdict(options)
         determines: dict[str, Json] = {
             "method": method,
             "options": dict(values),
             "labels": plan.labels,
-            "sample": plan.sample_size,
+            "sample": plan.sample_digest,
             "predictions": predictions.config,
             "seed": seed,
             "schema": _SCHEMA,

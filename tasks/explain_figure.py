@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ FORMATS = (".png", ".pdf", ".svg", ".webp")
 
 _CELL_INCHES = 1.9
 _SHEET_COLUMNS = 5
+_VERDICT = "verdict_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,13 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
         rows: The images, in the order of their numbers.
 
     Returns:
-        The CSV: number, patch_id, label, prob, truth, and an empty column `verdict` for each method.
+        The CSV: number, patch_id, label, prob, truth, and an empty column `verdict_<method>` for each method.
 
     Raises:
-        ConfigError: The file's ending is none of `FORMATS`, or there is nothing to show.
+        ConfigError: The file's ending is none of `FORMATS`, there is nothing to show, or somebody has marked the CSV
+            that lies there.
     """
-    check_format(path)
+    check_sheet(path)
     if not rows:
         raise ConfigError("a contact sheet needs at least one image")
     methods = list(rows[0].view.maps)
@@ -119,14 +122,36 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
     _save(figure, path)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "patch_id", "label", "prob", "truth", *(f"verdict_{method}" for method in methods)])
+    writer.writerow(["number", "patch_id", "label", "prob", "truth", *(f"{_VERDICT}{method}" for method in methods)])
     for number, row in enumerate(rows, start=1):
         writer.writerow(
             [number, row.patch_id, row.label, f"{row.view.prob_of(row.label):.4f}", row.truth, *("" for _ in methods)]
         )
-    table = path.with_suffix(".csv")
+    table = _table_of(path)
     write_text(table, text.getvalue())
     return table
+
+
+def check_sheet(path: Path) -> None:
+    """Refuse a file name that no sheet can have, or whose CSV holds a person's verdicts.
+
+    Raises:
+        ConfigError: Its ending is none of `FORMATS`, or the CSV beside it is marked.
+    """
+    check_format(path)
+    table = _table_of(path)
+    if not table.exists():
+        return
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
+        for row in csv.DictReader(file):
+            if any(str(name).startswith(_VERDICT) and value for name, value in row.items()):
+                raise ConfigError(
+                    f"{table} holds verdicts, which a new sheet would erase: move it, or choose another name"
+                )
+
+
+def _table_of(path: Path) -> Path:
+    return path.with_suffix(".csv")
 
 
 def _draw_map(
@@ -151,7 +176,9 @@ def _draw_map(
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    # No date inside, so that the same maps give the same bytes.
-    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
     kind = path.suffix.lower().removeprefix(".")
-    write_atomically(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))
+    # No date and no random names inside, so that the same maps give the same bytes.
+    dated = {"svg": "Date", "pdf": "CreationDate"}
+    metadata = {dated[kind]: None} if kind in dated else None
+    with rc_context({"svg.hashsalt": "superscene"}):
+        write_atomically(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))

@@ -1,10 +1,12 @@
 """One patch under every method and SR model: its maps, made on the spot, on one grid so that they compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -17,8 +19,8 @@ from infra.bigearthnet.reference_map import label_masks
 from infra.errors import ConfigError, UnknownNameError
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
-from tasks.branch import Branch, BranchReader, worker_device
-from tasks.explain import patch_seed
+from tasks.branch import Branch, BranchReader, Inputs, worker_device
+from tasks.explain import check_methods, patch_seed
 from tasks.pictures import to_rgb8
 from tasks.trained import load_trained
 
@@ -60,77 +62,119 @@ class PatchView:
         return float(self.probs[self.labels.index(label)])
 
 
-def find_patch(branch: Branch, shards: Sequence[int], patch_id: str) -> PatchPlace:
+def patch_places(inputs: Inputs, shards: Sequence[int], patch_id: str | None = None) -> Iterator[PatchPlace]:
+    """Yield the places of the patches that have all bands.
+
+    Args:
+        inputs: What the branches see of the archive.
+        shards: Where to look.
+        patch_id: The only patch wanted; None: all.
+    """
+    for shard in shards:
+        patches = inputs.patches(shard).select(["patch_id", "row", "labels", "has_map"])
+        if patch_id is not None:
+            patches = patches.filter(pc.equal(patches["patch_id"], patch_id))
+        for row in patches.to_pylist():
+            labels = None if row["labels"] is None else tuple(row["labels"])
+            yield PatchPlace(row["patch_id"], shard, row["row"], labels, row["has_map"])
+
+
+def find_patch(inputs: Inputs, shards: Sequence[int], patch_id: str) -> PatchPlace:
     """Return the place of a patch.
 
     Raises:
-        UnknownNameError: No shard holds it, or the branch leaves it out for want of a band.
+        UnknownNameError: No shard holds it, or it lacks a band.
     """
-    for shard in shards:
-        for row in branch.inputs.patches(shard).to_pylist():
-            if row["patch_id"] == patch_id:
-                labels = None if row["labels"] is None else tuple(row["labels"])
-                return PatchPlace(patch_id, shard, row["row"], labels, row["has_map"])
-    raise UnknownNameError(f"the store has no patch {patch_id!r}: see the column patch_id of tables/patches")
+    for place in patch_places(inputs, shards, patch_id):
+        return place
+    raise UnknownNameError(
+        f"the run has no patch {patch_id!r}, of the bands {', '.join(inputs.bands)}: see the column patch_id of "
+        "tables/predictions"
+    )
 
 
-def find_checkpoint(stores: Sequence[StorePaths], sr: str, classifier: str, digest: str) -> Path:
+def checkpoint_files(stores: Sequence[StorePaths], sr: str, classifier: str) -> list[Path]:
+    """Return the checkpoints that stores hold of a classifier on a branch."""
+    return [
+        path
+        for paths in stores
+        for path in sorted((paths.root / "checkpoints").glob(f"{sr}-{classifier}-*/seed-*.safetensors"))
+    ]
+
+
+def find_checkpoint(files: Sequence[Path], sr: str, classifier: str, digest: str) -> Path:
     """Return the file of a classifier that made predictions, told by its SHA-256.
 
     Raises:
-        ConfigError: No store has it any more.
+        ConfigError: None of the files is it any more.
     """
-    for paths in stores:
-        for path in sorted((paths.root / "checkpoints").glob(f"{sr}-{classifier}-*/seed-*.safetensors")):
-            if checkpoint.sha256(path) == digest:
-                return path
+    for path in files:
+        if path.is_file() and checkpoint.sha256(path) == digest:
+            return path
     raise ConfigError(
         f"the checkpoint of {classifier} on {sr} with the SHA-256 {digest[:8]}… is gone: run the flow again"
     )
 
 
-def view_patch(
-    branch: Branch,
-    file: Path,
-    place: PatchPlace,
-    methods: Sequence[str],
-    options: Mapping[str, Mapping[str, OptionValue]],
-) -> PatchView:
-    """Return a patch's pixels, probabilities and maps on one branch.
+class PatchExplainer:
+    """One classifier on one branch, loaded once, which explains patch after patch."""
 
-    Args:
-        branch: What the classifier sees.
-        file: The classifier's checkpoint.
-        place: The patch.
-        methods: Explanation methods.
-        options: Their options, by method.
+    def __init__(
+        self,
+        branch: Branch,
+        file: Path,
+        methods: Sequence[str],
+        options: Mapping[str, Mapping[str, OptionValue]] = MappingProxyType({}),
+    ) -> None:
+        """Load the classifier.
 
-    Raises:
-        UnknownNameError: There is no such method.
-        ConfigError: An option is wrong, or a method is not defined for the classifier's head.
-    """
-    device, size = worker_device(), branch.inputs.format.size
-    trained = load_trained(file, branch)
-    trained.network.eval().to(device)
-    reader = BranchReader(branch, device)
-    stored = {name: torch.from_numpy(v) for name, v in reader.read(place.shard, place.row, 1).items()}
-    with torch.no_grad():
-        x = reader.network_input(stored)
-        labels = tuple(range(trained.network.num_labels))
-        seeds = [patch_seed(place.patch_id)]
-        target = Target(trained.network, trained.standardiser(x), labels, None, trained.activation, seeds=seeds)
-        maps = {}
-        for method in methods:
-            entry, chosen = method_and_options(method, options.get(method, {}))
-            maps[method] = on_grid(entry.run(target, chosen), size)[0].float().cpu().numpy()
-    return PatchView(branch.sr, _picture(branch, x), trained.labels, target.probabilities[0].cpu().numpy(), maps)
+        Args:
+            branch: What it sees.
+            file: Its checkpoint.
+            methods: Explanation methods.
+            options: Their options, by method.
+
+        Raises:
+            UnknownNameError: There is no such method.
+            ConfigError: An option is wrong, a method is not defined for the classifier's head, or the checkpoint is of
+                another branch.
+            WeightsError: The checkpoint cannot be read.
+        """
+        self.branch = branch
+        self._methods = {method: method_and_options(method, options.get(method, {})) for method in methods}
+        self._trained = load_trained(file, branch)
+        check_methods(methods, self._trained.network)
+        device = worker_device()
+        self._trained.network.eval().to(device)
+        self._reader = BranchReader(branch, device)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that the classifier knows."""
+        return self._trained.labels
+
+    def view(self, place: PatchPlace) -> PatchView:
+        """Return a patch's pixels, probabilities and maps."""
+        trained, size = self._trained, self.branch.inputs.format.size
+        stored = {name: torch.from_numpy(v) for name, v in self._reader.read(place.shard, place.row, 1).items()}
+        with torch.no_grad():
+            x = self._reader.network_input(stored)
+            labels = tuple(range(trained.network.num_labels))
+            seeds = [patch_seed(place.patch_id)]
+            target = Target(trained.network, trained.standardiser(x), labels, None, trained.activation, seeds=seeds)
+            maps = {
+                method: on_grid(entry.run(target, options), size)[0].float().cpu().numpy()
+                for method, (entry, options) in self._methods.items()
+            }
+            probs = target.probabilities[0].cpu().numpy()
+        return PatchView(self.branch.sr, _picture(self.branch, x), trained.labels, probs, maps)
 
 
-def truth_mask(branch: Branch, place: PatchPlace, label: str) -> NDArray[np.bool_] | None:
+def truth_mask(inputs: Inputs, place: PatchPlace, label: str) -> NDArray[np.bool_] | None:
     """Return where the land cover is the label, (S, S); None without a reference map."""
     if not place.has_map:
         return None
-    codes = ShardedStore(branch.paths.archive).read(place.shard, "reference_map", place.row, 1)
+    codes = ShardedStore(inputs.ingest.paths.archive).read(place.shard, "reference_map", place.row, 1)
     return np.asarray(label_masks(codes.astype(np.uint16), [label])[0])
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from classifiers.metrics import Interval, bootstrap_means
 from infra.parts import StageParts, read_parts
 from infra.storage import StorePaths
-from infra.tables import EXPLANATION_METRICS, publish, read_table
+from infra.tables import EXPLANATION_METRICS, EXPLANATIONS, publish, read_table
 from tasks.comparisons import REFERENCES, is_compared
 from tasks.explain import Explained
 
@@ -100,14 +100,22 @@ def publish_explanation_metrics(paths: StorePaths, branches: Sequence[ExplainedB
         branches: All maps of a run.
     """
     patches = read_table(paths.table("patches")).select(["patch_id", "tile"])
+    of_network: dict[tuple[str, str, int], list[ExplainedBranch]] = {}
+    for branch in branches:
+        of_network.setdefault((branch.classifier, branch.item.method, branch.seed), []).append(branch)
+    for compared in of_network.values():  # all that is in memory at once
+        _publish(paths, compared, patches)
+
+
+def _publish(paths: StorePaths, branches: Sequence[ExplainedBranch], patches: pa.Table) -> None:
+    """Write the rows of one method and classifier on several branches."""
     judged = [_judged(branch, patches) for branch in branches]
     for branch, rows in zip(branches, judged, strict=True):
         table = list(_mean_rows(_names(branch, branch.item.method, None), rows))
-        uniform = _uniform(rows)
-        table += _mean_rows(_names(branch, UNIFORM, None), uniform)
+        table += _mean_rows(_names(branch, UNIFORM, None), _uniform(rows))
         complete = branch.complete
         for other, reference in zip(branches, judged, strict=True):
-            if _comparable(branch, other):
+            if other.sr in REFERENCES and is_compared(branch.sr, other.sr):
                 differences = _differences(rows, reference)
                 table += _mean_rows(_names(branch, branch.item.method, other.sr), differences, by_quartile=False)
                 complete = complete and other.complete
@@ -119,11 +127,6 @@ def publish_explanation_metrics(paths: StorePaths, branches: Sequence[ExplainedB
             complete=complete,
             file_stem=f"{branch.sr}-{branch.classifier}-{branch.item.method}-{branch.parts.config}",
         )
-
-
-def _comparable(branch: ExplainedBranch, other: ExplainedBranch) -> bool:
-    same = (branch.classifier, branch.item.method, branch.seed) == (other.classifier, other.item.method, other.seed)
-    return same and other.sr in REFERENCES and is_compared(branch.sr, other.sr)
 
 
 def _names(branch: ExplainedBranch, method: str, reference: str | None) -> dict[str, object]:
@@ -138,7 +141,10 @@ def _names(branch: ExplainedBranch, method: str, reference: str | None) -> dict[
 
 
 def _judged(branch: ExplainedBranch, patches: pa.Table) -> _Judged:
-    rows = read_parts(branch.parts, sorted(set(branch.shards) & branch.parts.done()))
+    done = sorted(set(branch.shards) & branch.parts.done())
+    rows = read_parts(branch.parts, done) if done else EXPLANATIONS.empty_table()
+    # Sums are rounded, and ties between quarters broken, alike however the patches are spread over shards.
+    rows = rows.sort_by([("patch_id", "ascending"), ("label", "ascending")])
     values = {name: _floats(rows, name) for name in MAP_METRICS}
     area = _floats(rows, "area_share")
     values[EXCESS] = values["pointing"] - area
@@ -157,18 +163,18 @@ def _floats(rows: pa.Table, name: str) -> NDArray[np.float64]:
 
 
 def _uniform(rows: _Judged) -> _Judged:
-    """Return what a uniform map scores: of its ties a random one is taken, so values are expectations."""
+    """Return what a uniform map scores: of its ties a random one is taken, so values are expectations.
+
+    It is judged by the rows that have a value, so that both means are over the same ones.
+    """
     area = rows.area
-    values: Columns = {
-        "judd_auc": np.where(np.isnan(area), np.nan, 0.5),
-        "pointing": area,
-        EXCESS: area - area,
-        "similarity": area,
-    }
+    values: Columns = {"judd_auc": np.full(len(area), 0.5), "pointing": area, EXCESS: area - area, "similarity": area}
     for percent in (95, 90, 85, 80, 75):
         share = percent / 100
         values[f"iou_{percent}"] = share * area / (share + area - share * area)
-    return _Judged(rows.keys, values, area)
+    return _Judged(
+        rows.keys, {name: np.where(np.isnan(rows.values[name]), np.nan, v) for name, v in values.items()}, area
+    )
 
 
 def _differences(ours: _Judged, theirs: _Judged) -> _Judged:
@@ -202,7 +208,7 @@ def _mean_rows(names: Mapping[str, object], rows: _Judged, *, by_quartile: bool 
 
 
 def _quartiles(area: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """Return the rows of each quarter by area, the smallest first; ties lie in the order of the rows."""
+    """Return the rows of each quarter by area, the smallest first; ties lie in the order of patches and labels."""
     known = np.flatnonzero(~np.isnan(area))
     order = known[np.argsort(area[known], kind="stable")]
     return [quarter for quarter in np.array_split(order, QUARTILES) if len(quarter)]

@@ -92,8 +92,13 @@ def read_map(store: ShardedStore, index: int, label: int) -> NDArray[np.float32]
         label: Place on the label axis.
 
     Raises:
-        StoreError: The store has no such arrays.
+        StoreError: The store is not of maps, or of an earlier layout, without scales.
     """
+    if not is_map_store(store.path):
+        raise StoreError(
+            f"{store.path} holds no maps with their scales: an earlier version wrote it, or something else; run the "
+            "flow again, and maps are made in a store of today's layout"
+        )
     scale = np.asarray(store.array("scale")[index, label], np.float32)
     return np.asarray(store.array("maps")[index, label], np.float32) * scale
 

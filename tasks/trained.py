@@ -10,16 +10,15 @@ from infra.errors import ConfigError
 from tasks.branch import Branch
 
 
-def check_trained(path: Path, bands: Sequence[str]) -> None:
-    """Refuse a file that holds no classifier of a run's bands; `load_trained` knows more, once there is a branch.
+def check_trained(path: Path, bands: Sequence[str]) -> TrainedClassifier:
+    """Return the classifier of a file for a run's bands; `load_trained` knows more, once there is a branch.
 
     Raises:
         WeightsError: The file cannot be read, holds no classifier, or is published for other bands.
     """
     if not checkpoint.is_checkpoint(path) and is_published(path):
-        load_published(path, bands, max_dn=1)
-    else:
-        checkpoint.load(path)
+        return load_published(path, bands, max_dn=1)
+    return checkpoint.load(path)
 
 
 def load_trained(path: Path, branch: Branch) -> TrainedClassifier:

@@ -139,7 +139,7 @@ def test_variants_of_a_network_share_the_backbone_trained_on_the_archive(monkeyp
         return {0: Path(f"{asked[3]}.safetensors")}
 
     monkeypatch.setattr(archive, "_fit", fit)
-    monkeypatch.setattr(archive, "_branch", lambda *_: None)
+    monkeypatch.setattr(archive, "branch_of", lambda *_: None)
     run: Any = SimpleNamespace(config=config)
     nothing: Any = None
     found = [archive.fit_backbone.fn(run, nothing, nothing, name) for name in config.classifiers]
