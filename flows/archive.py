@@ -435,7 +435,8 @@ def finish(run: Run, until: Stage) -> str:
     if until in {"evaluate", "report"}:
         chosen = run.config
         complete = run.record.complete
-        publish_paper_tables(run.paths, run.record.configs, chosen.sr, chosen.classifiers, complete=complete)
+        methods = chosen.explain.methods
+        publish_paper_tables(run.paths, run.record.configs, chosen.sr, chosen.classifiers, methods, complete=complete)
     run.record.publish()
     if until == "report":
         write_report(run.paths)

@@ -7,20 +7,32 @@ import pyarrow as pa
 from infra.storage import StorePaths, write_text
 from infra.tables import COMPARISONS, METRICS, PAPER_METRICS, PAPER_TABLE_1, PAPER_TABLE_2, publish, read_table
 from tasks.quality_summary import CONTROL
+from tasks.report_maps import maps_of_run
+from tasks.report_maps_markdown import maps_markdown
 from tasks.report_markdown import paper_tables_markdown
 from tasks.report_means import Difference, Mean, Subject, differences, n_seeds, of_configs, overall, seed_means
+from tasks.report_order import shown_split
 
 
 def publish_paper_tables(
-    paths: StorePaths, configs: Iterable[str], sr: Sequence[str], classifiers: Sequence[str], *, complete: bool = True
+    paths: StorePaths,
+    configs: Iterable[str],
+    sr: Sequence[str],
+    classifiers: Sequence[str],
+    methods: Sequence[str] = (),
+    *,
+    complete: bool = True,
 ) -> None:
     """Write tables/paper_table_1, tables/paper_table_2 and report/tables.md; those of an earlier run go.
 
+    Behind the paper's tables report/tables.md has those of the maps, where maps were judged.
+
     Args:
-        paths: The store; metrics and comparisons are published.
-        configs: Configs of the run's predictions; others do no harm.
+        paths: The store; metrics, comparisons and explanation_metrics are published.
+        configs: Configs of the run's predictions and explanations; others do no harm.
         sr: SR models in the order of RUN.yaml.
         classifiers: Classifiers in the order of RUN.yaml.
+        methods: Explanation methods in the order of RUN.yaml.
         complete: False where a shard failed.
 
     Raises:
@@ -37,10 +49,11 @@ def publish_paper_tables(
     )
     order = ["classifier", "sr", "config", "split", "label_index", "label"]
     publish(paths.table("paper_table_2"), second, PAPER_TABLE_2, order, complete=complete)
-    write_text(
-        paths.report.with_name("tables.md"),
-        paper_tables_markdown(first.to_pylist(), second.to_pylist(), sr, classifiers),
-    )
+    text = paper_tables_markdown(first.to_pylist(), second.to_pylist(), sr, classifiers)
+    maps = maps_of_run(paths, configs, sr, classifiers, methods, shown_split(first["split"].unique().to_pylist()))
+    if maps is not None:
+        text += "\n" + maps_markdown(maps)
+    write_text(paths.report.with_name("tables.md"), text)
 
 
 def paper_table_1(metrics: pa.Table, comparisons: pa.Table) -> pa.Table:

@@ -20,6 +20,8 @@ from tasks.report_answer import METRIC, Answer, answers
 from tasks.report_cells import Cell, Row, number
 from tasks.report_curves import calibration_panels, training_panels
 from tasks.report_differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
+from tasks.report_map_tables import METHOD_NAMES
+from tasks.report_maps import maps_of_run
 from tasks.report_means import CLAIMS_NEED_SEEDS
 from tasks.report_numbers import METRIC_COLUMNS, Numbers
 from tasks.report_quality import quality_notes, quality_tables
@@ -127,6 +129,15 @@ def render(numbers: Numbers) -> str:
         panels=training_panels(numbers, branches),
         calibration=calibration_panels(numbers, branches),
         gallery=make_gallery(numbers),
+        maps=maps_of_run(
+            numbers.paths,
+            run.configs,
+            run.sr,
+            run.classifiers,
+            run.settings.get("explain", {}).get("methods", ()),
+            numbers.split,
+        ),
+        method_names=METHOD_NAMES,
         gamma=GAMMA,
         stops=colour_stops(),
         configs=[(config, stage, _words(values)) for config, stage, values in numbers.run_configs],

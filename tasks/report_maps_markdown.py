@@ -1,0 +1,86 @@
+"""The report's tables of activation maps as Markdown."""
+
+from collections.abc import Sequence
+
+from tasks.quality_summary import CONTROL
+from tasks.report_cells import NULL
+from tasks.report_map_tables import (
+    AREA,
+    METHOD_NAMES,
+    AreaLine,
+    ClassifierMaps,
+    MapCell,
+    MapLine,
+    Maps,
+    MapTable,
+)
+from tasks.report_markdown import aligned, bold, named
+
+
+def maps_markdown(maps: Maps) -> str:
+    """Return all tables of a run's maps, and what a reader of them has to know."""
+    of = "All patches" if maps.split == "all" else f"The {maps.split} split"
+    lines = ["## Where the network looks", "", f"{of}; means over maps with their 95 % intervals, tiles resampled."]
+    lines += ["", *(f"- {note}" for note in (*maps.notes, maps.faults)), ""]
+    for of_one in maps.classifiers:
+        lines += [f"### Maps of {of_one.classifier}, seed {of_one.seed}", ""]
+        for table in of_one.tables:
+            title = f"{named(table.sr)}, the sample alone" if table.sampled else named(table.sr)
+            lines += [f"#### {title}", "", *_methods(table, of_one), ""]
+        if of_one.minus:
+            lines += [f"#### Maps minus {CONTROL}", "", maps.minus_note, "", *_minus(of_one), ""]
+        if of_one.areas:
+            lines += ["#### IoU at 75 % of the energy, by area of the label", "", maps.area_note, ""]
+            lines += [*_areas(of_one.areas), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _methods(table: MapTable, of_one: ClassifierMaps) -> list[str]:
+    body = [
+        [
+            line.name,
+            *(_rank(rank, line in table.floors) for rank in (line.rank, line.pointing_rank)),
+            *(cell_text(line.cells.get(column.name)) for column in of_one.columns),
+            *_counts(line),
+        ]
+        for line in (*table.lines, *table.floors)
+    ]
+    titles = [column.titled for column in of_one.columns]
+    return aligned(["method", "by AUC", "by pointing", *titles, "maps", "zero maps", "with land cover"], body, texts=1)
+
+
+def _rank(rank: int | None, is_floor: bool) -> str:  # noqa: FBT001
+    return "floor" if is_floor else NULL if rank is None else str(rank)
+
+
+def _counts(line: MapLine) -> list[str]:
+    return [NULL if count is None else str(count) for count in (line.n, line.zeros, line.n_located)]
+
+
+def _minus(of_one: ClassifierMaps) -> list[str]:
+    columns = of_one.minus_columns
+    body = [
+        [named(minus.sr), minus.line.name, *(cell_text(minus.line.cells.get(column.name)) for column in columns)]
+        for minus in of_one.minus
+    ]
+    return aligned(["SR model", "method", *(column.title for column in columns)], body, texts=2)
+
+
+def _areas(lines: Sequence[AreaLine]) -> list[str]:
+    body = [
+        [
+            named(line.sr),
+            "area share" if line.method == AREA else METHOD_NAMES[line.method],
+            *map(cell_text, line.cells),
+        ]
+        for line in lines
+    ]
+    quarters = ["smallest", "second", "third", "largest"]
+    return aligned(["SR model", "method", *quarters[: len(lines[0].cells)]], body, texts=2)
+
+
+def cell_text(cell: MapCell | None) -> str:
+    """Return a value and its interval as one text; a dash where there is none."""
+    if cell is None:
+        return NULL
+    return f"{bold(cell.cell)} ({cell.interval})" if cell.interval else bold(cell.cell)
