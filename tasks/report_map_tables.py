@@ -109,6 +109,11 @@ class MapTable:
     floors: Sequence[MapLine]
     """uniform and random, as far as they are known."""
 
+    @property
+    def n_located(self) -> int:
+        """Maps whose label the reference map has, zero maps aside, of the method that has the most."""
+        return max((line.n_located for line in self.lines or self.floors), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class MapMinus:
@@ -179,9 +184,10 @@ class Maps:
         """What a reader of the tables has to know, sentence by sentence, without any markup."""
         notes = []
         if same := list(dict.fromkeys(name for of_one in self.classifiers for name in of_one.same)):
+            heads = "linear heads" if any("CAM" in name.split(" = ") or "Smooth" in name for name in same) else "heads"
             notes.append(
-                f"{'; '.join(same)}: one and the same map but for its unit, since the heads here see pooled features "
-                "alone. Each such line is one vote, not several."
+                f"{'; '.join(same)}: one and the same map, but for its unit, on networks whose {heads} see pooled "
+                "features alone. Each such line is one vote, not several."
             )
         lines = [line for of_one in self.classifiers for table in of_one.tables for line in table.lines]
         free = [m for line in lines for m in line.methods if m in METHODS and not METHODS[m].per_label]
@@ -190,7 +196,7 @@ class Maps:
             notes.append(f"{names}: one map of a patch, the same for all of its labels.")
         if self.located:
             notes.append(
-                "uniform, a map without any contrast, and random, uniform noise, are the floors and are not ranked."
+                "Floors, never ranked: uniform, a map without any contrast, and random, noise of equal probability."
             )
             notes.append(
                 "A rank says nothing where intervals overlap widely: each is of one method alone, and of one seed."

@@ -208,7 +208,7 @@ def _line(group: tuple[str, ...], metrics: _ByMetric, text: Callable[[float | No
 def _cell(row: _Row, column: Column, text: Callable[[float | None, int], str]) -> MapCell:
     value, low, high = row["value"], row["low"], row["high"]
     interval = ""
-    if low is not None and high is not None:
+    if low is not None and high is not None and low < high:  # what a uniform map scores may be the same everywhere
         interval = f"{text(low, column.decimals)} to {text(high, column.decimals)}"
     return MapCell(Cell(value, text(value, column.decimals), low=low, high=high), interval, row["n"])
 

@@ -20,7 +20,8 @@ from tasks.report_markdown import aligned, bold, named
 def maps_markdown(maps: Maps) -> str:
     """Return all tables of a run's maps, and what a reader of them has to know."""
     of = "All patches" if maps.split == "all" else f"The {maps.split} split"
-    lines = ["## Where the network looks", "", f"{of}; means over maps with their 95 % intervals, tiles resampled."]
+    how = "means over maps with their 95 % intervals, tiles resampled, or patches where there are none."
+    lines = ["## Where the network looks", "", f"{of}; {how}"]
     lines += ["", *(f"- {note}" for note in (*maps.notes, maps.faults)), ""]
     for of_one in maps.classifiers:
         lines += [f"### Maps of {of_one.classifier}, seed {of_one.seed}", ""]

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
@@ -10,11 +11,14 @@ import pytest
 import xarray as xr
 import yaml
 
+from classifiers import explain_methods
+from classifiers.cam.explain import METHODS
 from flows.config import RunConfig
 from infra.query import query
 from tests.flows.stores import PROJECT, Inputs, shared_inputs
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+RUN_YAML = (PROJECT / "docs" / "run-yaml.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -32,11 +36,15 @@ def test_the_page_of_tables_is_made_from_the_schemas() -> None:
     assert (PROJECT / "docs" / "tables.md").read_text(encoding="utf-8") == made, "run python docs/make_tables.py"
 
 
-def test_the_reference_of_run_yaml_is_complete_and_true() -> None:
-    text, example = blocks((PROJECT / "docs" / "run-yaml.md").read_text(encoding="utf-8"), "yaml")
-    assert set(yaml.safe_load(example)) <= set(RunConfig.model_fields)
+def test_the_reference_of_run_yaml_is_complete_and_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet50-s2-v0.2.0.safetensors").touch()  # which an example names
+    text, *examples = blocks(RUN_YAML, "yaml")
     told = yaml.safe_load(text)
-    config = RunConfig.model_validate({**told, "train": {**told["train"], "backbone": "random"}})
+    here = {**told, "train": {**told["train"], "backbone": "random"}}
+    for example in examples:
+        RunConfig.model_validate({**here, **yaml.safe_load(example)})
+    config = RunConfig.model_validate(here)
     defaults = RunConfig.model_validate(
         {
             "archive": {"layout": "bigearthnet-v2", "root": "/data/BigEarthNet"},
@@ -48,6 +56,17 @@ def test_the_reference_of_run_yaml_is_complete_and_true() -> None:
     assert set(told) == set(RunConfig.model_fields)
     for section in ("archive", "train", "train_sr", "explain", "resources"):
         assert set(told[section]) == set(type(getattr(config, section)).model_fields)
+
+
+def test_every_explanation_method_is_told_with_its_options() -> None:
+    rows = [line.split("|")[1:4] for line in RUN_YAML.split("## Maps")[1].splitlines() if line.startswith("| `")]
+    told = {method: (options, cost) for names, options, cost in rows for method in re.findall(r"`(\w+)`", names)}
+    assert set(told) == set(explain_methods())
+    for method, entry in METHODS.items():
+        options, cost = told[method]
+        defaults = re.findall(r"`(\w+): ([\w.]+)`", options)
+        assert {name: yaml.safe_load(value) for name, value in defaults} == asdict(entry.options())
+        assert ("costly" in cost) == (entry.forwards == "many")
 
 
 @pytest.mark.parametrize("statement", blocks(README, "sql"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,12 @@ from infra.tables import (
     CALIBRATION,
     CLASSES,
     COMPARISONS,
+    EXPLANATION_METRICS,
     EXPLANATIONS,
     METRICS,
     PATCHES,
     QUARANTINE,
+    QUARANTINED_MAPS,
     RUNS,
     SR_QUALITY,
     TRAINING,
@@ -61,6 +63,43 @@ ACC = {"none": 0.41, "bicubic": 0.4438, "srresnet": 0.4451, "hr": 0.5}
 F2 = {"none": 0.25, "bicubic": 0.75, "srresnet": 0.5, "hr": 0.875}
 WIDTH = {"resnet18": 0.03, "resnet50": 0.06}
 """Half of a difference's interval."""
+MAP_METHODS = (
+    "grad_cam",
+    "hires_cam",
+    "eigen_cam",
+    "layer_cam",
+    "grad_cam_pp",
+    "smooth_grad_cam_pp",
+    "score_cam",
+    "random",
+)
+"""Methods of a store of judged maps, in the order of RUN.yaml."""
+JUDD = {
+    "grad_cam": 0.75,
+    "hires_cam": 0.7504,
+    "eigen_cam": 0.625,
+    "layer_cam": 0.8125,
+    "grad_cam_pp": 0.6875,
+    "smooth_grad_cam_pp": 0.5625,
+    "score_cam": 0.875,
+    "random": 0.4375,
+}
+"""Mean Judd AUC on none; each branch behind it has 1/32 more. HiResCAM is Grad-CAM but for rounding."""
+POINTING = {
+    "grad_cam": 0.25,
+    "hires_cam": 0.25,
+    "eigen_cam": 0.375,
+    "layer_cam": 0.125,
+    "grad_cam_pp": 0.0625,
+    "smooth_grad_cam_pp": -0.125,
+    "score_cam": 0.5,
+    "random": 0.0,
+}
+"""Mean pointing less area."""
+MAP_WIDTH = 0.015625
+"""Half of an interval."""
+QUARTER_AREAS = (0.0625, 0.125, 0.25, 0.5)
+"""Mean area of the labels of each quarter."""
 LABELS: tuple[list[str], ...] = (["Urban fabric", "Pastures"], ["Urban fabric"], ["Inland waters", "Marine waters"], [])
 """True labels of the patches."""
 PICTURE_LABELS = ("airplane", "beach", "court", "dock", "field")
@@ -90,6 +129,8 @@ class Wanted:
     pictures: bool = False
     """Whether the archive is of pictures: 64 x 64 pixels of R, G, B, other labels, no tiles, no CRS; the ceiling, where
     it is among the branches, has them, and the others see a quarter of that."""
+    judged: Literal["not", "located", "coverage"] = "not"
+    """Whether maps of several methods were judged: against land cover too, or their coverage alone."""
 
     @property
     def degrade(self) -> int | None:
@@ -148,6 +189,8 @@ def make_store(root: Path, wanted: Wanted = Wanted()) -> Made:
             configs += [parts.config, maps.config]
             _predictions(paths, sr, classifier, parts.config, wanted)
             _explanations(paths, sr, classifier, maps.config, wanted)
+            if wanted.judged != "not":
+                configs += _judged_maps(paths, sr, classifier, parts.config, wanted)
             if wanted.labelled:
                 _metrics(paths, sr, classifier, parts.config, wanted)
             if wanted.study:
@@ -231,6 +274,74 @@ def _explanations(paths: StorePaths, sr: str, classifier: str, config: str, want
     ]
     folder = hive_folder(paths.table("explanations"), sr=sr, classifier=classifier, method="grad_cam", config=config)
     publish(folder, pa.Table.from_pylist(rows, EXPLANATIONS), EXPLANATIONS, ["patch_id", "label"])
+
+
+def _judged_maps(paths: StorePaths, sr: str, classifier: str, predictions: str, wanted: Wanted) -> list[str]:
+    """Numbers of every method, and rows beside them that no table of the report shows; return the configs.
+
+    Score-CAM was run on a sample of half of the patches; two maps of LayerCAM on srresnet are quarantined.
+    """
+    configs = []
+    for method in MAP_METHODS:
+        determines = {"predictions": predictions, "method": method, "sample": 2}
+        config = stage_parts(paths, "explanations", determines).config
+        configs.append(config)
+        of = {"sr": sr, "classifier": classifier, "method": method, "config": config, "seed": wanted.seeds[0]}
+        rows = [*_map_rows(of, wanted), *_area_rows(of, wanted), *_map_minus_rows(of, wanted)]
+        rows += [{**row, "split": "train", "value": 0.999} for row in rows]
+        table = pa.Table.from_pylist(rows, EXPLANATION_METRICS)
+        stem = f"{sr}-{classifier}-{method}-{config}"
+        publish(paths.table("explanation_metrics"), table, EXPLANATION_METRICS, ["method", "metric"], file_stem=stem)
+        for of_run in (config, "a0000000"):
+            n = 2 * (sr == "srresnet" and method == "layer_cam")
+            fault = {"patch_id": "p0", "label": wanted.labels[0], "seed": 7, "reason": "not finite", "detail": "NaN"}
+            keys = {"sr": sr, "classifier": classifier, "method": method, "config": of_run}
+            folder = hive_folder(paths.table("quarantined_maps"), **keys)
+            publish(folder, pa.Table.from_pylist([fault] * n, QUARANTINED_MAPS), QUARANTINED_MAPS, [])
+    return configs
+
+
+def _map_rows(of: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+    method, shift = of["method"], wanted.sr.index(of["sr"]) / 32
+    n = 20 if method == "score_cam" else 40
+    values = {"coverage": 0.5 + shift, "entropy": 0.9, "zero_share": 0.25 if method == "eigen_cam" else 0.0}
+    uniform = {}
+    if wanted.judged == "located":
+        values |= {"judd_auc": JUDD[method] + shift, "pointing_minus_area": POINTING[method], "iou_75": 0.375}
+        values |= {"correlation": JUDD[method] - 0.5}
+        uniform = {"judd_auc": 0.5, "pointing_minus_area": 0.0, "iou_75": 0.25 if n == 40 else 0.125}
+    if method == "layer_cam":
+        values |= {"average_drop": 12.5, "average_increase": 25.0, "deletion_auc": 0.125, "insertion_auc": 0.375}
+    of_test = {**of, "split": "test"}
+    rows = [_map_row(of_test, name, value, n if name == "zero_share" else n // 2) for name, value in values.items()]
+    rows += [_map_row(of_test, name, value, n // 2) | {"method": "uniform"} for name, value in uniform.items()]
+    return rows + [row | {"label": wanted.labels[0], "value": 0.999} for row in rows]
+
+
+def _area_rows(of: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+    if wanted.judged != "located":
+        return []
+    rows = []
+    for quarter, area in enumerate(QUARTER_AREAS, start=1):
+        of_quarter = {**of, "split": "test", "area_quartile": quarter}
+        rows.append(_map_row(of_quarter, "iou_75", area + (0.125 if of["method"] == "grad_cam" else 0.0625), 5))
+        rows.append(_map_row(of_quarter, "iou_75", area, 5) | {"method": "uniform"})
+        rows.append(_map_row(of_quarter, "similarity", area / 2, 5) | {"method": "uniform"})
+    return rows
+
+
+def _map_minus_rows(of: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+    """Differences: to bicubic 1/32 of Judd AUC and of coverage; to none something else."""
+    rows = []
+    for reference in {"none", "bicubic"} & set(wanted.sr) - {of["sr"]} if of["sr"] != "none" else ():
+        compared = {**of, "split": "test", "reference": reference}
+        values = {"coverage": 0.03125} | ({"judd_auc": 0.03125} if wanted.judged == "located" else {})
+        rows += [_map_row(compared, name, v if reference == "bicubic" else 0.777, 18) for name, v in values.items()]
+    return rows
+
+
+def _map_row(of: Mapping[str, Any], metric: str, value: float, n: int) -> dict[str, Any]:
+    return {**of, "metric": metric, "value": value, "low": value - MAP_WIDTH, "high": value + MAP_WIDTH, "n": n}
 
 
 def _offsets(wanted: Wanted) -> dict[int, float]:
@@ -434,7 +545,7 @@ def _run(paths: StorePaths, configs: list[str], wanted: Wanted) -> None:
                 "degrade": wanted.degrade,
                 "sr_input_max_dn": 3000,
                 "classifiers": CLASSIFIERS,
-                "explain": {"methods": ["grad_cam"]},
+                "explain": {"methods": ["grad_cam"] if wanted.judged == "not" else MAP_METHODS},
             }
         ),
         "versions": json.dumps({"superscene": "0.1.0", "python": "3.12.1"}),
