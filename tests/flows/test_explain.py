@@ -92,9 +92,10 @@ def test_a_sheet_shows_patches_of_the_split_and_its_table_says_which(
     predictions = pd.read_parquet(inputs.reference / "tables" / "predictions")
     probs = predictions[predictions.sr == "none"].set_index("patch_id").probs
     labels = pd.read_parquet(inputs.reference / "tables" / "classes").sort_values("label_index").label.tolist()
+    labels_of = {str(name): list(row["labels"]) for name, row in patches.iterrows()}
     for row in rows:
         assert patches.loc[row["patch_id"], "split"] == "test"
-        assert row["truth"].split(";") == list(patches.loc[row["patch_id"], "labels"])
+        assert row["truth"].split(";") == labels_of[row["patch_id"]]
         assert row["label"] == labels[probs[row["patch_id"]].argmax()]
         assert float(row["prob"]) == pytest.approx(probs[row["patch_id"]].max(), abs=1e-4)
         assert [row[f"verdict_{method}"] for method in METHODS] == ["", "", ""]
@@ -111,9 +112,10 @@ def test_what_is_not_there_is_named(inputs: Inputs, config: RunConfig, patches: 
         draw_patch(config, "nobody", out, None, None)
     with pytest.raises(UnknownNameError, match="no label 'Lava': choose one of Urban fabric"):
         draw_patch(config, patch, out, "Lava", None)
-    for draw in (lambda c: draw_patch(c, patch, out, None, "vgg"), lambda c: draw_sheet(c, 1, "test", out, "vgg")):
-        with pytest.raises(UnknownNameError, match="no classifier 'vgg': choose one of resnet18"):
-            draw(config)
+    with pytest.raises(UnknownNameError, match="no classifier 'vgg': choose one of resnet18"):
+        draw_patch(config, patch, out, None, "vgg")
+    with pytest.raises(UnknownNameError, match="no classifier 'vgg': choose one of resnet18"):
+        draw_sheet(config, 1, "test", out, "vgg")
     with pytest.raises(ConfigError, match=r"out\.jpg: figures end in"):
         draw_patch(config, patch, tmp_path / "out.jpg", None, None)
     with pytest.raises(ConfigError, match="no patch of the split 'nowhere': it has test, train, validation"):

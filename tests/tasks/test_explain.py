@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import classifiers
 from classifiers import checkpoint
+from classifiers.cam.explain import METHODS
 from classifiers.cam.faithfulness import judge_faithfulness
 from classifiers.cam.target import Target
 from infra.bigearthnet.classes import CLASSES, NAMES
@@ -72,7 +73,8 @@ def explained(
 
 
 def patches_of(plan: Plan, shard: int) -> list[Row]:
-    return plan.parts.read(shard).sort_by("row").to_pylist()
+    rows: list[Row] = plan.parts.read(shard).sort_by("row").to_pylist()
+    return rows
 
 
 def input_of(plan: Plan, shard: int, file: Path) -> dict[str, torch.Tensor]:
@@ -325,7 +327,7 @@ def test_a_map_that_is_not_finite_is_quarantined_and_the_others_stay(
 ) -> None:
     ids = [row["patch_id"] for row in patches_of(store, 0) if row["labels"]]
     bad, labels = ids[2], next(row["labels"] for row in patches_of(store, 0) if row["patch_id"] == ids[2])
-    entry = explain.METHODS["grad_cam"]
+    entry = METHODS["grad_cam"]
 
     def poisoned(target: Target, options: Any) -> torch.Tensor:
         maps = entry.run(target, options).clone()
@@ -334,7 +336,7 @@ def test_a_map_that_is_not_finite_is_quarantined_and_the_others_stay(
         return maps
 
     sound = explained(copied(store, tmp_path / "sound"), network_file, ExplainPlan(("grad_cam",), "true"))["grad_cam"]
-    monkeypatch.setattr(explain, "METHODS", {**explain.METHODS, "grad_cam": replace(entry, run=poisoned)})
+    monkeypatch.setattr(explain, "METHODS", {**METHODS, "grad_cam": replace(entry, run=poisoned)})
     item = explained(plan, network_file, ExplainPlan(("grad_cam",), "true"))["grad_cam"]
     faults = item.parts.read_side(QUARANTINED, 0)
     assert faults.schema.equals(QUARANTINED_MAPS)
@@ -355,7 +357,7 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
 ) -> None:
     """Of a method without labels, and of a map of infinite values."""
     bad = next(row for row in patches_of(store, 0) if len(row["labels"] or ()) > 1)
-    entry = explain.METHODS["eigen_cam"]
+    entry = METHODS["eigen_cam"]
 
     def poisoned(target: Target, options: Any) -> torch.Tensor:
         maps = entry.run(target, options).clone()
@@ -363,7 +365,7 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
             maps[list(target.seeds).index(patch_seed(bad["patch_id"])), 0, 0, 0] = torch.inf
         return maps
 
-    monkeypatch.setattr(explain, "METHODS", {**explain.METHODS, "eigen_cam": replace(entry, run=poisoned)})
+    monkeypatch.setattr(explain, "METHODS", {**METHODS, "eigen_cam": replace(entry, run=poisoned)})
     item = explained(plan, network_file, ExplainPlan(("eigen_cam",), "true"))["eigen_cam"]
     faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
     assert [(row["patch_id"], row["label"]) for row in faults] == [
@@ -462,7 +464,8 @@ def test_maps_of_a_head_with_hidden_units_are_those_of_explain(
     store: Plan, plan: Plan, mlp_file: Path, method: str
 ) -> None:
     """Inside the stage's pass, which needs no gradients, as outside."""
-    options, sample = {}, frozenset()
+    options: dict[str, Any] = {}
+    sample: frozenset[str] = frozenset()
     wanted = ExplainPlan((method,), "true")
     if method == "smooth_grad_cam_pp":  # the only one that needs passes of its own here
         options, sample = {"samples": 1}, frozenset([patches_of(store, 3)[1]["patch_id"]])

@@ -77,7 +77,7 @@ def test_the_line_bounds_the_land_cover_where_it_is() -> None:
     assert (axis.get_xlim(), axis.get_ylim()) == ((0, 1), (1, 0))
     (image,) = axis.images
     picture = np.asarray(image.get_array(), float)
-    assert image.get_extent() == [0, 1, 1, 0]
+    assert tuple(image.get_extent()) == (0, 1, 1, 0)
     assert np.ptp(picture[:50].mean(axis=(1, 2))) < 1  # viridis' yellow above, its violet below
     assert picture[:50, :, 1].mean() > picture[70:, :, 1].mean() + 50
 

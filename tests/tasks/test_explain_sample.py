@@ -37,13 +37,14 @@ def by_turns(patches: Sequence[Patch], size: int) -> set[str]:
 
     of_label: dict[str | None, list[str]] = {}
     for name, _, labels in sorted(patches, key=rank):
-        for label in labels or [None]:
+        keys: Sequence[str | None] = labels or [None]
+        for label in keys:
             of_label.setdefault(label, []).append(name)
     turns = sorted(sorted(of_label, key=str), key=lambda label: len(of_label[label]))
     drawn: list[str] = []
     while len(drawn) < min(size, len(patches)):
-        for label in turns:
-            left = [name for name in of_label[label] if name not in drawn]
+        for turn in turns:
+            left = [name for name in of_label[turn] if name not in drawn]
             if left and len(drawn) < size:
                 drawn.append(left[0])
     return set(drawn)

@@ -1,5 +1,7 @@
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from tests.tasks.test_branch import files_of
 from tests.tasks.test_explain import patches_of, truth_of
 
 BANDS = ("B04", "B03", "B02")
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"lime": {"samples": 4, "cells": 2}}
 
 
 def dn_of(plan: Plan, shard: int, patch_id: str) -> np.ndarray:
@@ -41,7 +44,7 @@ def test_a_view_has_the_pixels_probabilities_and_maps_of_the_patch(store: Plan, 
     file = untrained(branch, tmp_path / "0.safetensors")
     (*_, last) = patches_of(store, 0)
     place = find_patch(branch.inputs, store.ingested(), last["patch_id"])
-    methods, options = ("grad_cam", "random", "lime"), {"lime": {"samples": 4, "cells": 2}}
+    methods, options = ("grad_cam", "random", "lime"), OPTIONS
     view = PatchExplainer(branch, file, methods, options).view(place)
 
     dn = np.minimum(dn_of(store, 0, last["patch_id"]), 3000)

@@ -84,7 +84,8 @@ def patches(paths: StorePaths, tiles: Sequence[str | None]) -> None:
 def published(paths: StorePaths) -> pd.DataFrame:
     table = read_table(paths.table("explanation_metrics"))
     assert table.schema.remove_metadata().equals(EXPLANATION_METRICS.remove_metadata())
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def value_of(found: pd.DataFrame, **wanted: object) -> pd.Series:
@@ -152,7 +153,7 @@ def test_patches_without_tiles_are_resampled_themselves(paths: StorePaths) -> No
     publish_explanation_metrics(paths, [branch_of(paths, rows)])
     frame = with_derived(rows)
     chosen = frame[frame.split == "train"]
-    by_patch = {name: group["entropy"].dropna().to_numpy() for name, group in chosen.groupby("patch_id")}
+    by_patch = {str(name): group["entropy"].dropna().to_numpy() for name, group in chosen.groupby("patch_id")}
     names, rng, draws = sorted(by_patch), np.random.default_rng(0), []
     for _ in range(1000):
         drawn = rng.integers(len(names), size=len(names))
