@@ -168,7 +168,7 @@ def assert_same_tables(store: Path, reference: Path, tolerance: float = 1e-5) ->
     assert decided[0] == decided[1]
     for name, table in ours.items():
         left, right = table, theirs[name]
-        if name in {"explanations", "metrics", "comparisons"} and doubtful.any():
+        if name in {"explanations", "explanation_metrics", "metrics", "comparisons"} and doubtful.any():
             continue  # their rows follow from decisions that may differ
         if name == "predictions":
             left, right = (t.drop(columns=["probs", "predicted", "config"]) for t in (left, right))
