@@ -10,8 +10,8 @@ import pyarrow as pa
 def stratified_sample(patches: pa.Table, size: int) -> frozenset[str]:
     """Return patches of every split, drawn so that rare labels are as well represented as they can be.
 
-    In each split the labels take turns, the rarest first: each adds its next patch that is not drawn yet, in the order
-    of a hash of the names. Patches without a label take a turn of their own.
+    In each split the labels take turns, the rarest first, ties by name: each adds its next patch that is not drawn yet,
+    in the order of a hash of the names. Patches without a label take a turn of their own.
 
     Args:
         patches: patch_id, split, labels.
@@ -32,9 +32,9 @@ def _of_split(ids: Sequence[str], labels: Sequence[Sequence[str] | None], size: 
     for index in reversed(order):  # the end of a list is cheap to take from
         for label in labels[index] or (None,):
             queues.setdefault(label, []).append(ids[index])
-    turns = sorted(queues.values(), key=len)
+    turns = sorted(queues, key=lambda label: (len(queues[label]), label or ""))
     drawn: set[str] = set()
-    for queue in cycle(turns):
+    for queue in cycle([queues[label] for label in turns]):
         while queue and queue[-1] in drawn:
             queue.pop()
         if queue:

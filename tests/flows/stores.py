@@ -119,6 +119,8 @@ _TABLES = (
     "classes",
     "predictions",
     "explanations",
+    "explanation_metrics",
+    "quarantined_maps",
     "metrics",
     "comparisons",
     "sr_quality",
@@ -128,12 +130,14 @@ _KEYS = (
     "sr",
     "reference",
     "classifier",
+    "method",
     "seed",
     "split",
     "country",
     "season",
     "metric",
     "label",
+    "area_quartile",
     "epoch",
     "patch_id",
     "path",
@@ -164,7 +168,7 @@ def assert_same_tables(store: Path, reference: Path, tolerance: float = 1e-5) ->
     assert decided[0] == decided[1]
     for name, table in ours.items():
         left, right = table, theirs[name]
-        if name in {"explanations", "metrics", "comparisons"} and doubtful.any():
+        if name in {"explanations", "explanation_metrics", "metrics", "comparisons"} and doubtful.any():
             continue  # their rows follow from decisions that may differ
         if name == "predictions":
             left, right = (t.drop(columns=["probs", "predicted", "config"]) for t in (left, right))

@@ -1,0 +1,101 @@
+import hashlib
+import random
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pytest
+
+from tasks.explain_sample import stratified_sample
+
+type Patch = tuple[str, str, list[str] | None]
+"""patch_id, split, labels."""
+
+
+def table(patches: Sequence[Patch]) -> pa.Table:
+    ids, splits, labels = zip(*patches, strict=True)
+    return pa.table({"patch_id": ids, "split": splits, "labels": pa.array(labels, pa.list_(pa.string()))})
+
+
+def archive(n: int, seed: int, splits: Sequence[str] = ("train", "validation", "test")) -> list[Patch]:
+    """Patches with labels of very different frequency; one in ten has none, unlabelled or with an empty list."""
+    draw = random.Random(seed)
+    shares = {"common": 0.9, "usual": 0.4, "rare": 0.1, "rarest": 0.02}
+    patches: list[Patch] = []
+    for number in range(n):
+        labels: list[str] | None = [label for label, share in shares.items() if draw.random() < share]
+        if draw.random() < 0.1:
+            labels = draw.choice([None, []])
+        patches.append((f"patch-{number}", draw.choice(splits), labels))
+    return patches
+
+
+def by_turns(patches: Sequence[Patch], size: int) -> set[str]:
+    """The rule, word by word, for one split: labels from the rarest on each add their next patch."""
+
+    def rank(patch: Patch) -> bytes:
+        return hashlib.blake2b(patch[0].encode(), digest_size=8).digest()
+
+    of_label: dict[str | None, list[str]] = {}
+    for name, _, labels in sorted(patches, key=rank):
+        keys: Sequence[str | None] = labels or [None]
+        for label in keys:
+            of_label.setdefault(label, []).append(name)
+    turns = sorted(sorted(of_label, key=str), key=lambda label: len(of_label[label]))
+    drawn: list[str] = []
+    while len(drawn) < min(size, len(patches)):
+        for turn in turns:
+            left = [name for name in of_label[turn] if name not in drawn]
+            if left and len(drawn) < size:
+                drawn.append(left[0])
+    return set(drawn)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 50, 150])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_labels_take_turns_in_every_split(size: int, seed: int) -> None:
+    patches = archive(400, seed)
+    expected = set().union(
+        *(by_turns([p for p in patches if p[1] == split], size) for split in ("train", "validation", "test"))
+    )
+    assert stratified_sample(table(patches), size) == expected
+
+
+def test_rare_labels_are_all_there_where_turns_reach_them() -> None:
+    """Four labels and a turn without one: of 50 patches each has ten turns at least."""
+    patches = archive(400, 1, ["train"])
+    found = stratified_sample(table(patches), 50)
+    of_rarest = {name for name, _, labels in patches if "rarest" in (labels or [])}
+    assert 0 < len(of_rarest) <= 10
+    assert of_rarest <= found
+    assert len(found) == 50
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    patches = archive(200, 0)
+    found = stratified_sample(table(patches), 20)
+    random.Random(7).shuffle(patches)
+    assert stratified_sample(table(patches), 20) == found
+    shards = [table(patches[start : start + 30]) for start in range(0, 200, 30)]
+    assert stratified_sample(pa.concat_tables(reversed(shards)), 20) == found
+
+
+def test_labels_of_one_frequency_take_their_turns_in_one_order() -> None:
+    patches: list[Patch] = [(f"p{i}", "train", ["a" if i % 2 else "b"]) for i in range(20)]
+    found = [stratified_sample(table(order), 7) for order in (patches, patches[::-1])]
+    assert found[0] == found[1]
+    assert abs(2 * sum(int(name[1:]) % 2 for name in found[0]) - 7) == 1
+
+
+def test_fewer_patches_than_asked_are_all_taken() -> None:
+    patches = archive(30, 0)
+    assert stratified_sample(table(patches), 1000) == {name for name, _, _ in patches}
+
+
+def test_without_labels_the_hash_decides() -> None:
+    patches: list[Patch] = [(f"p{i}", "all", None) for i in range(50)]
+    ranked = sorted((p[0] for p in patches), key=lambda n: hashlib.blake2b(n.encode(), digest_size=8).digest())
+    assert stratified_sample(table(patches), 8) == set(ranked[:8])
+
+
+def test_of_no_patches_there_is_no_sample() -> None:
+    assert stratified_sample(table([("p", "train", None)]).slice(0, 0), 5) == frozenset()
