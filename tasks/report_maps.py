@@ -165,7 +165,7 @@ def _ordered(of_branch: Collection[str], methods: Sequence[str]) -> list[str]:
 
 
 def _count(metrics: Mapping[str, _Row]) -> int:
-    return max(row["n"] for row in metrics.values())
+    return max(int(row["n"]) for row in metrics.values())
 
 
 def _config(metrics: Mapping[str, _Row]) -> str:
