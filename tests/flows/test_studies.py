@@ -140,7 +140,7 @@ def test_variants_of_a_network_share_the_backbone_trained_on_the_archive(monkeyp
 
     monkeypatch.setattr(archive, "_fit", fit)
     monkeypatch.setattr(archive, "branch_of", lambda *_: None)
-    run: Any = SimpleNamespace(config=config)
+    run: Any = SimpleNamespace(config=config, weights={})
     nothing: Any = None
     found = [archive.fit_backbone.fn(run, nothing, nothing, name) for name in config.classifiers]
     assert found == [Backbone("resnet18", "archive", Path("resnet18.safetensors"))] * 2
