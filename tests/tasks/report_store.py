@@ -15,6 +15,7 @@ import pyarrow as pa
 from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.bands import S2_10M
 from infra.bigearthnet.classes import NAMES
+from infra.fingerprint import Json
 from infra.parts import stage_parts
 from infra.storage import StorePaths
 from infra.tables import (
@@ -283,7 +284,7 @@ def _judged_maps(paths: StorePaths, sr: str, classifier: str, predictions: str, 
     """
     configs = []
     for method in MAP_METHODS:
-        determines = {"predictions": predictions, "method": method, "sample": 2}
+        determines: dict[str, Json] = {"predictions": predictions, "method": method, "sample": 2}
         config = stage_parts(paths, "explanations", determines).config
         configs.append(config)
         of = {"sr": sr, "classifier": classifier, "method": method, "config": config, "seed": wanted.seeds[0]}
