@@ -132,6 +132,19 @@ def test_methods_on_the_sample_are_ranked_by_themselves(page: Page) -> None:
     assert "were run on the sample of patches alone" in section(page)
 
 
+def test_a_costly_method_alone_is_told_to_have_seen_the_sample(made: Made, tmp_path: Path) -> None:
+    paths = StorePaths(tmp_path / "store")
+    shutil.copytree(made.paths.root, paths.root)
+    for file in paths.table("explanation_metrics").glob("*.parquet"):
+        if "-score_cam-" not in file.name:
+            file.unlink()
+    (first, *_) = maps_of(paths).classifiers
+    assert [(table.sr, table.sampled) for table in first.tables] == [(sr, True) for sr in SR]
+    assert [[line.methods for line in (*t.lines, *t.floors)] for t in first.tables] == [
+        [("score_cam",), ("uniform",)]
+    ] * 3
+
+
 def test_faithfulness_is_shown_where_it_is_known(page: Page) -> None:
     rows = by_title(page, "maps-resnet18-none")
     assert rows["LayerCAM"]["Drop, %"].text == "12.5 12.5 to 12.5"  # an interval of 0.015625
