@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
+from classifiers.cam.grid import min_max, on_grid
 from classifiers.cam.target import Target, images_at_once
 
 
@@ -46,9 +46,8 @@ def channel_mask_probabilities(target: Target, activations: Tensor, patches: Ten
     parts = [x.new_zeros(0, len(target.labels), dtype=dtype)]
     for chunk in chunks(len(patches), x):
         patch = patches[chunk]
-        enlarged = _enlarge(activations[patch, channels[chunk]], x)
-        low, high = enlarged.amin(dim=(1, 2), keepdim=True), enlarged.amax(dim=(1, 2), keepdim=True)
-        masks = ((enlarged - low) / (high - low)).to(x.dtype)
+        enlarged = on_grid(activations[patch, channels[chunk]], (x.shape[2], x.shape[3]))
+        masks = min_max(enlarged).to(x.dtype)
         parts.append(target.probabilities_of(x[patch] * masks[:, None]).to(dtype))
     return torch.cat(parts)
 
@@ -70,11 +69,6 @@ def has_mask(activations: Tensor, x: Tensor) -> Tensor:
     patches, channels = varies.nonzero(as_tuple=True)
     parts = [varies.new_zeros(0)]
     for chunk in chunks(len(patches), x):
-        enlarged = _enlarge(activations[patches[chunk], channels[chunk]], x)
+        enlarged = on_grid(activations[patches[chunk], channels[chunk]], (x.shape[2], x.shape[3]))
         parts.append(enlarged.amax(dim=(1, 2)) > enlarged.amin(dim=(1, 2)))
     return varies.index_put((patches, channels), torch.cat(parts))
-
-
-def _enlarge(maps: Tensor, x: Tensor) -> Tensor:
-    """Return maps (M, h, w) on the grid of x, (M, H, W), bilinearly, with pixel centres kept in place."""
-    return F.interpolate(maps[:, None], size=x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
