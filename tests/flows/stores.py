@@ -143,7 +143,7 @@ _KEYS = (
     "path",
     "fitted",
 )
-_ORDERED = {"judd_auc", "pointing", "pointing_minus_area", "coverage", *(f"iou_{n}" for n in (95, 90, 85, 80, 75))}
+_ORDERED = {"judd_auc", "pointing", "pointing_minus_area", *(f"iou_{n}" for n in (95, 90, 85, 80, 75))}
 _ORDER_TOLERANCE = 1e-3
 """Rounding swaps pixels of nearly equal value, each of which moves such a number by a step of its own."""
 _PLACEMENT = ("shard", "row", "map_index", "seconds", "wait_share")
