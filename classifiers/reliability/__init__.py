@@ -1,0 +1,36 @@
+"""Reliability scores from clusters of activation maps, and the confidences that they are compared with."""
+
+from classifiers.reliability.clusters import ClusterSettings, MapClusters, choose_landmarks, fit_clusters
+from classifiers.reliability.model import (
+    OUTCOMES,
+    FittingReliability,
+    Reliability,
+    check_outcomes,
+    fit_reliability,
+    from_bytes,
+    outcomes,
+    to_bytes,
+)
+from classifiers.reliability.selective import RiskCoverage, confidence, resampled_areas, risk_coverage
+from classifiers.reliability.temperature import fit_temperatures, scale_by_temperature
+
+__all__ = [
+    "OUTCOMES",
+    "ClusterSettings",
+    "FittingReliability",
+    "MapClusters",
+    "Reliability",
+    "RiskCoverage",
+    "check_outcomes",
+    "choose_landmarks",
+    "confidence",
+    "fit_clusters",
+    "fit_reliability",
+    "fit_temperatures",
+    "from_bytes",
+    "outcomes",
+    "resampled_areas",
+    "risk_coverage",
+    "scale_by_temperature",
+    "to_bytes",
+]

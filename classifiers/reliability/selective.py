@@ -1,0 +1,110 @@
+"""Selective prediction: how right a classifier is on what is kept when the least confident decisions are withheld."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import digamma
+
+from classifiers.metrics.bootstrap import Clusters, cluster_counts, cluster_index
+from infra.errors import ConfigError, ShapeError
+
+type Floats = NDArray[np.float64]
+
+_LEVELS = 512
+"""Groups of equal confidence in resamples, at most; finer ones change the ends of intervals by less than they vary."""
+
+
+@dataclass(frozen=True, slots=True)
+class RiskCoverage:
+    """The error rate of the k most confident decisions, for every k."""
+
+    risk: Floats
+    """Expected share of wrong ones among the first k, (N,): decisions of equal confidence come in random order."""
+
+    @property
+    def area(self) -> float:
+        """Area under the curve (AURC), the mean risk over all k; the lower, the better the order."""
+        return float(self.risk.mean())
+
+    def at(self, coverage: float) -> float:
+        """Return the risk when a share of the decisions, 0 to 1, is kept, and at least one of them."""
+        return float(self.risk[max(1, round(coverage * len(self.risk))) - 1])
+
+
+def confidence(probs: ArrayLike, decisions: ArrayLike) -> Floats:
+    """Return the probability of what was decided: p where the label was predicted, 1 - p where not; same shape."""
+    p = np.asarray(probs, np.float64)
+    return np.where(np.asarray(decisions, np.bool_), p, 1 - p)
+
+
+def risk_coverage(confidence: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
+    """Return the risk-coverage curve.
+
+    Args:
+        confidence: The higher, the sooner a decision is kept, (N,), N >= 1; no NaN.
+        wrong: Whether each decision is wrong, (N,).
+
+    Raises:
+        ShapeError: The two are not of one shape (N,), or empty.
+        ConfigError: A confidence is NaN.
+
+    Source: Geifman and El-Yaniv 2017, arXiv:1705.08500, section 2; for the area Geifman et al. 2019, arXiv:1805.08206.
+    """
+    sure, errors = _checked(confidence, wrong)
+    levels, sizes = np.unique(-sure, return_inverse=True, return_counts=True)[1:]
+    expected = np.repeat(np.bincount(levels, errors) / sizes, sizes)  # error of each place in the order
+    return RiskCoverage(np.cumsum(expected) / np.arange(1, len(sure) + 1))
+
+
+def resampled_areas(
+    confidence: ArrayLike, wrong: ArrayLike, clusters: Clusters, n_resamples: int = 1000, seed: int = 0
+) -> Floats:
+    """Return the area under the risk-coverage curve of every resample of clusters, (R,); paired for equal seeds.
+
+    Args:
+        confidence: As `risk_coverage` has it; here it is told apart in at most 512 steps of equal size.
+        wrong: As `risk_coverage` has it.
+        clusters: Cluster of each decision (its patch's MGRS tile), (N,); None makes every decision its own.
+        n_resamples: R, at least 1.
+        seed: Of the draws, which depend on nothing but it and the number of clusters.
+
+    Returns:
+        (R,); R = 0 with one cluster, where there is nothing to resample.
+
+    Raises:
+        ShapeError, ConfigError: As `risk_coverage`; or the clusters are not (N,).
+    """
+    sure, errors = _checked(confidence, wrong)
+    index, n_clusters = cluster_index(clusters, len(sure))
+    levels, sizes = np.unique(-sure, return_inverse=True, return_counts=True)[1:]
+    step = ((np.cumsum(sizes) - sizes) * _LEVELS // len(sure))[levels]
+    n_steps = int(step.max()) + 1
+    n, wrong_ones = (
+        np.bincount(index * n_steps + step, weights, minlength=n_clusters * n_steps).reshape(n_clusters, n_steps)
+        for weights in (np.ones(len(sure)), errors)
+    )
+    found = [_areas(counts @ n, counts @ wrong_ones) for counts in cluster_counts(n_clusters, n_resamples, seed)]
+    return np.concatenate([np.empty(0), *found])
+
+
+def _areas(n: Floats, wrong: Floats) -> Floats:
+    """Return the areas of curves whose decisions come in steps of equal confidence, (R, steps) to (R,).
+
+    The risk after j of the s decisions of a step, K decisions and E errors before it, is (E + j e) / (K + j), with e
+    the step's own error rate; its sum over j is e s + (E - e K) (H(K + s) - H(K)), H the harmonic numbers.
+    """
+    rate = np.divide(wrong, n, out=np.zeros_like(n), where=n > 0)
+    before, wrong_before = np.cumsum(n, axis=1) - n, np.cumsum(wrong, axis=1) - wrong
+    harmonic = digamma(before + n + 1) - digamma(before + 1)
+    sums: Floats = (wrong + (wrong_before - rate * before) * harmonic).sum(axis=1)
+    return sums / n.sum(axis=1)
+
+
+def _checked(confidence: ArrayLike, wrong: ArrayLike) -> tuple[Floats, Floats]:
+    sure, errors = np.asarray(confidence, np.float64), np.asarray(wrong, np.float64)
+    if sure.ndim != 1 or sure.shape != errors.shape or not len(sure):
+        raise ShapeError(f"risk and coverage need confidence and errors (N,), got {sure.shape} and {errors.shape}")
+    if np.isnan(sure).any():
+        raise ConfigError(f"{np.isnan(sure).sum()} of {len(sure)} decisions have no confidence: leave them out")
+    return sure, errors
