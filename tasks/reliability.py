@@ -1,0 +1,173 @@
+"""Reliability: clusters of a classifier's maps fitted on validation, and the error rate of the one each map lies in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+import classifiers
+from classifiers import checkpoint
+from classifiers.cam.explain import METHODS
+from classifiers.reliability import ClusterSettings, Reliability, check_enough, from_bytes
+from infra.errors import ConfigError
+from infra.fingerprint import Json
+from infra.parts import StageParts, stage_parts
+from tasks.branch import Branch, Inputs
+from tasks.explain import Explained
+from tasks.labels import is_clean
+from tasks.score import ScoredClassifier
+
+POOLED = ""
+"""What stands for the label where all labels have one fit between them."""
+
+FITS = pa.schema(
+    [
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("fitted", pa.bool_(), nullable=False),
+        pa.field("why_not", pa.string()),
+        pa.field("n", pa.int64(), nullable=False),
+    ]
+)
+"""Rows of a fit's part: which labels have clusters."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityPlan:
+    """How a run fits reliability."""
+
+    method: str
+    """Whose maps."""
+    settings: ClusterSettings
+    threshold: float
+    """Error rate above which decisions are flipped."""
+    pooled: bool
+    """Whether all labels share their clusters."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityJob:
+    """One classifier on one branch. Cheap to pickle."""
+
+    inputs: Inputs
+    sr: str
+    classifier: str
+    known: tuple[str, ...]
+    """Labels that the classifier knows, in the order of its maps."""
+    seed: int
+    """Of the network whose maps these are."""
+    maps: Explained
+    predictions: StageParts
+    maps_of: Mapping[str, Json]
+    """What determines the maps, whatever the archive: method, options, layer and network."""
+    plan: ReliabilityPlan
+    validation: tuple[int, ...]
+    """Shards to fit on."""
+    fit: StageParts
+    """One part, 0: rows of `FITS`."""
+
+    @property
+    def map_store(self) -> Path:
+        """The maps."""
+        return self.predictions.paths.maps(self.maps.method, self.maps.parts.config)
+
+    @property
+    def file(self) -> Path:
+        """The fitted model."""
+        return self.predictions.paths.reliability(self.sr, self.classifier, self.fit.config)
+
+    def fitted(self) -> dict[str, Reliability]:
+        """Return the fits by label.
+
+        Raises:
+            WeightsError: The file is damaged.
+        """
+        return from_bytes(self.file.read_bytes())
+
+    def why_not(self) -> dict[str, str]:
+        """Return the labels that could not be fitted, and why."""
+        rows = self.fit.read(0).to_pylist()
+        return {row["label"]: row["why_not"] for row in rows if not row["fitted"]}
+
+    def assignment(self) -> StageParts:
+        """Return the parts of every patch's clusters, under the config that the fitted model determines."""
+        model = checkpoint.sha256(self.file)
+        determines: dict[str, Json] = {"maps": self.maps.parts.config, "model": model, "schema": 1}
+        return stage_parts(self.fit.paths, "reliability", determines)
+
+
+def check_samples(inputs: Inputs, validation: Sequence[int], plan: ReliabilityPlan) -> None:
+    """Refuse what cannot be fitted for want of validation patches, before anything is trained.
+
+    Raises:
+        ConfigError: There are fewer than 20 samples a cluster.
+    """
+    clean = [rows.filter(is_clean(rows)) for rows in map(inputs.patches, validation)]
+    labelled = sum(rows.num_rows - rows["labels"].null_count for rows in clean)
+    n = labelled * (len(inputs.format.labels) if plan.pooled else 1)
+    check_enough(n_pixels=1 << 30, n_samples=n, settings=plan.settings)
+
+
+def check_pixels(branch: Branch, network: str, plan: ReliabilityPlan, options: Mapping[str, object]) -> None:
+    """Refuse maps too small to be clustered, before anything is trained.
+
+    Raises:
+        ConfigError: The method's maps on a branch have fewer than 16 pixels.
+    """
+    resolution = METHODS[plan.method].resolution
+    if resolution == "layer":
+        with torch.device("meta"):
+            meta = classifiers.build(network, 1, len(branch.bands)).eval()
+            pixels = meta.features(torch.empty(1, len(branch.bands), branch.size, branch.size))[0, 0].numel()
+    else:
+        pixels = branch.size**2 if resolution == "input" else int(str(options["cells"])) ** 2
+    try:
+        check_enough(pixels, n_samples=1 << 60, settings=plan.settings)
+    except ConfigError as error:
+        raise ConfigError(f"{plan.method} of {network} on {branch.sr}: {error}") from error
+
+
+def reliability_job(
+    branch: Branch, scored: ScoredClassifier, plan: ReliabilityPlan, validation: Sequence[int]
+) -> ReliabilityJob:
+    """Return the job of a classifier whose predictions and maps are made.
+
+    Args:
+        branch: What it sees.
+        scored: Its predictions and maps.
+        plan: How reliability is fitted.
+        validation: Shards of the validation split whose patches are stored.
+    """
+    item = scored.explanations[plan.method]
+    seed, file = next(iter(scored.checkpoints.items()))
+    done = item.parts.done() & scored.predictions.done()
+    shards = tuple(shard for shard in validation if shard in done)
+    maps_of: dict[str, Json] = {
+        "method": plan.method,
+        "options": dict(item.options),
+        "layer": "last stage" if item.entry.resolution == "layer" else "input",
+        "network": checkpoint.sha256(file),
+    }
+    determines: dict[str, Json] = {
+        "maps": item.parts.config,
+        "settings": asdict(plan.settings),
+        "threshold": plan.threshold,
+        "pooled": plan.pooled,
+        "shards": list(shards),
+        "schema": 1,
+    }
+    fit = stage_parts(branch.paths, "reliability_fit", determines)
+    return ReliabilityJob(
+        branch.inputs,
+        branch.sr,
+        scored.classifier,
+        scored.labels,
+        seed,
+        item,
+        scored.predictions,
+        maps_of,
+        plan,
+        shards,
+        fit,
+    )

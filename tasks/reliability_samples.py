@@ -1,0 +1,79 @@
+"""The samples of reliability: every label of every patch that has maps, shard by shard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from infra.zarr_store import ShardedStore
+from tasks.labels import is_clean, multi_hot
+from tasks.reliability import ReliabilityJob
+
+_BYTES_AT_ONCE = 1 << 27  # of maps that are read at once: a shard of a network's maps, a part of one of finer ones
+
+
+@dataclass(frozen=True)
+class ShardSamples:
+    """The samples of one shard: N patches that have maps, by the L labels that the classifier knows."""
+
+    rows: NDArray[np.int64]
+    """Rows of the patches in the shard, (N,), rising."""
+    predicted: pa.Table
+    """Their rows of tables/predictions."""
+    decisions: NDArray[np.bool_]
+    """(N, L)."""
+    truth: NDArray[np.bool_]
+    """(N, L); False where nobody knows."""
+    is_scored: NDArray[np.bool_]
+    """Whether the truth is known and the patch is without snow and cloud, (N,)."""
+    is_finite: NDArray[np.bool_]
+    """Whether the map is, (N, L)."""
+
+
+class SampleReader:
+    """Reads the samples of one job, and their maps."""
+
+    def __init__(self, job: ReliabilityJob) -> None:
+        self._job = job
+        self._store = ShardedStore(job.map_store)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of a map."""
+        height, width = self._store.array("maps").shape[2:]
+        return height, width
+
+    def samples(self, shard: int) -> ShardSamples:
+        """Return a shard's samples."""
+        job, n_labels = self._job, len(self._job.known)
+        patches = job.inputs.patches(shard)
+        has_maps = self._store.read(shard, "valid").astype(np.bool_)
+        chosen = np.flatnonzero(has_maps[patches["row"].to_numpy()])
+        patches = patches.take(pa.array(chosen))
+        predicted = job.predictions.read(shard)
+        predicted = predicted.filter(pc.equal(predicted["seed"], job.seed)).take(pa.array(chosen))
+        rows = patches["row"].to_numpy().astype(np.int64)
+        finite = np.isfinite(self._store.read(shard, "scale")[rows])
+        return ShardSamples(
+            rows,
+            predicted,
+            multi_hot(predicted["predicted"].to_pylist(), job.known),
+            multi_hot(predicted["labels"].to_pylist(), job.known),
+            pc.and_(pc.is_valid(patches["labels"]), is_clean(patches)).to_numpy(),
+            np.broadcast_to(finite, (len(rows), n_labels)),  # a method without labels has one map for all
+        )
+
+    def maps(self, shard: int, samples: ShardSamples) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield raw maps, each up to a factor, of some of a shard's samples at a time: which, and (n, L, h, w)."""
+        array, n_labels = self._store.array("maps"), len(self._job.known)
+        block, size = self._store.block("maps"), self._store.shard_size
+        step = max(1, _BYTES_AT_ONCE // (4 * int(np.prod(array.shape[1:])) * block)) * block
+        for first in range(0, size, step):
+            start, stop = np.searchsorted(samples.rows, [first, first + step]).tolist()
+            if start < stop:
+                values = self._store.read(shard, "maps", first, min(step, size - first))
+                chosen = values[samples.rows[start:stop] - first].astype(np.float32)
+                yield slice(start, stop), np.broadcast_to(chosen, (len(chosen), n_labels, *chosen.shape[2:]))

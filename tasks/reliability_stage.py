@@ -1,0 +1,226 @@
+"""The two stages of reliability: fit on the validation split, then give every map its cluster."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from classifiers.reliability import (
+    FittingReliability,
+    Reliability,
+    check_outcomes,
+    choose_landmarks,
+    fit_clusters,
+    outcomes,
+    to_bytes,
+)
+from infra.errors import ConfigError
+from infra.parts import StageParts
+from infra.storage import write_atomically
+from infra.tables import RELIABILITY
+from tasks.reliability import FITS, POOLED, ReliabilityJob
+from tasks.reliability_samples import SampleReader, ShardSamples
+from tasks.stage import ShardCount
+
+_BYTES_AT_ONCE = 1 << 30  # of landmarks' maps that wait for their fit
+
+
+class ReliabilityFits:
+    """All fits of a run as one list of work: an item is a place in it."""
+
+    def __init__(self, jobs: Sequence[ReliabilityJob]) -> None:
+        self.jobs = list(jobs)
+
+    def done(self) -> set[int]:
+        """Items whose part exists."""
+        return {i for i, job in enumerate(self.jobs) if job.fit.is_done(0)}
+
+    def write_failure(self, shard: int, attempts: int, error: str) -> None:
+        """Leave the reason why an item failed."""
+        self.jobs[shard].fit.write_failure(0, attempts, error)
+
+
+class ReliabilityFitter:
+    """Fits one item of all fits after the other; it needs no GPU."""
+
+    def __init__(self, fits: ReliabilityFits) -> None:
+        self._jobs = fits.jobs
+
+    def run(self, item: int) -> ShardCount:
+        """Fit one classifier on one branch: the model's file first, the part last."""
+        job = self._jobs[item]
+        fit = _Fit(job)
+        fitted, why_not = fit.run()
+        content = to_bytes(fitted)
+        write_atomically(job.file, lambda path: _write(path, content))
+        names = [POOLED] if job.plan.pooled else list(job.known)
+        rows = {
+            "label": names,
+            "fitted": [name in fitted for name in names],
+            "why_not": [why_not.get(name) for name in names],
+            "n": [int(fitted[name].n.sum()) if name in fitted else 0 for name in names],
+        }
+        job.fit.write(0, pa.table(rows, schema=FITS))
+        return ShardCount(len(fit.patches))
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One fit: the label, or all of them, its samples' outcomes, and which of them are landmarks."""
+
+    name: str
+    labels: NDArray[np.intp]
+    """Columns of the maps."""
+    patch: NDArray[np.intp]
+    """Place among the patches of each landmark, (M,)."""
+    column: NDArray[np.intp]
+    """Column of the maps of each landmark, (M,)."""
+
+
+class _Fit:
+    """The validation samples of one job, and their fits.
+
+    Patches are put in the order of their names, whatever shards they lie in: the same archive has the same landmarks.
+    """
+
+    def __init__(self, job: ReliabilityJob) -> None:
+        self._job = job
+        self._reader = SampleReader(job)
+        self._samples = {shard: self._reader.samples(shard) for shard in job.validation}
+        found = [
+            (name, shard, place)
+            for shard, samples in self._samples.items()
+            for place, name in enumerate(samples.predicted["patch_id"].to_pylist())
+            if samples.is_scored[place]
+        ]
+        self.patches = sorted(found)
+        """Name, shard, and place among the shard's samples."""
+        self._outcome = {s: outcomes(samples.decisions, samples.truth) for s, samples in self._samples.items()}
+
+    def run(self) -> tuple[dict[str, Reliability], dict[str, str]]:
+        """Return the fits by label, and why others have none."""
+        job = self._job
+        everything = np.arange(len(job.known))
+        of_units = {POOLED: everything} if job.plan.pooled else {n: everything[[i]] for i, n in enumerate(job.known)}
+        units, why_not = [], {}
+        for name, labels in of_units.items():
+            try:
+                units.append(self._unit(name, labels))
+            except ConfigError as error:
+                why_not[name] = str(error)
+        height, width = self._reader.map_size
+        at_once = max(1, _BYTES_AT_ONCE // (4 * height * width * job.plan.settings.landmarks))
+        fitting: dict[str, FittingReliability] = {}
+        for first in range(0, len(units), at_once):
+            group = units[first : first + at_once]
+            for unit, maps in zip(group, self._landmarks(group), strict=True):
+                try:
+                    clusters = fit_clusters(maps, job.plan.settings)
+                except ConfigError as error:
+                    why_not[unit.name] = str(error)
+                    continue
+                fitting[unit.name] = FittingReliability(clusters, job.plan.settings, job.plan.threshold, job.maps_of)
+        self._count([(fitting[unit.name], unit.labels) for unit in units if unit.name in fitting])
+        return {name: item.result() for name, item in fitting.items()}, why_not
+
+    def _unit(self, name: str, labels: NDArray[np.intp]) -> _Unit:
+        """Choose the landmarks of a label, or of all pooled.
+
+        Raises:
+            ConfigError: Its samples have nothing to teach.
+        """
+        settings = self._job.plan.settings
+        outcome, finite = (
+            np.array([of_shard[shard][place][labels] for _, shard, place in self.patches]).reshape(-1, len(labels))
+            for of_shard in (self._outcome, {shard: samples.is_finite for shard, samples in self._samples.items()})
+        )
+        patch, column = np.nonzero(finite.astype(np.bool_))
+        turned_out = outcome[patch, column].astype(np.int8)
+        check_outcomes(turned_out)
+        chosen = choose_landmarks(turned_out * len(labels) + column, settings.landmarks, settings.seed)
+        return _Unit(name, labels, patch[chosen], labels[column[chosen]])
+
+    def _landmarks(self, units: Sequence[_Unit]) -> list[NDArray[np.float32]]:
+        """Return the maps of the landmarks of units, (M, h, w) each; every shard is read once."""
+        found = [np.empty((len(unit.patch), *self._reader.map_size), np.float32) for unit in units]
+        shards, places = (np.array([patch[i] for patch in self.patches], np.int64) for i in (1, 2))
+        for shard, samples in self._samples.items():
+            for rows, maps in self._reader.maps(shard, samples):
+                for unit, values in zip(units, found, strict=True):
+                    at = places[unit.patch]
+                    here = (shards[unit.patch] == shard) & (at >= rows.start) & (at < rows.stop)
+                    values[here] = maps[at[here] - rows.start, unit.column[here]]
+        return found
+
+    def _count(self, fitting: Sequence[tuple[FittingReliability, NDArray[np.intp]]]) -> None:
+        """Let every fit see the maps of all its samples."""
+        for shard, samples in self._samples.items():
+            for rows, maps in self._reader.maps(shard, samples):
+                counted = samples.is_scored[rows, None] & samples.is_finite[rows]
+                for item, labels in fitting:
+                    chosen = counted[:, labels]
+                    item.add(maps[:, labels][chosen], self._outcome[shard][rows][:, labels][chosen])
+
+
+class ReliabilityAssigner:
+    """Gives the maps of one job their clusters, shard by shard; it needs no GPU."""
+
+    def __init__(self, job: ReliabilityJob, parts: StageParts) -> None:
+        self._job, self._parts = job, parts
+        self._reader = SampleReader(job)
+        self._fitted = job.fitted()
+
+    def run(self, shard: int) -> ShardCount:
+        """Write the rows of one shard."""
+        samples = self._reader.samples(shard)
+        shape = samples.decisions.shape
+        cluster = np.full(shape, -1, np.int32)
+        for rows, maps in self._reader.maps(shard, samples):
+            for i, label in enumerate(self._job.known):
+                if (item := self._of(label)) is not None:
+                    cluster[rows, i] = item.assign(maps[:, i], self._job.maps_of)
+        self._parts.write(shard, self._rows(samples, cluster))
+        return ShardCount(len(samples.rows))
+
+    def _of(self, label: str) -> Reliability | None:
+        return self._fitted.get(POOLED if self._job.plan.pooled else label)
+
+    def _rows(self, samples: ShardSamples, cluster: NDArray[np.int32]) -> pa.Table:
+        names = self._job.known
+        rate = np.full(cluster.shape, np.nan)
+        adjusted = samples.decisions.copy()
+        for i, label in enumerate(names):
+            if (item := self._of(label)) is not None:
+                rate[:, i] = item.error_rates(cluster[:, i])
+                adjusted[:, i] = item.adjusted(samples.decisions[:, i], cluster[:, i])
+        patch, label_index = (values.ravel() for values in np.indices(cluster.shape))
+        is_known = samples.predicted["labels"].is_valid().to_numpy()
+        probs = samples.predicted["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        of_archive = [self._job.inputs.format.labels.index(name) for name in names]
+        flat = cluster.ravel()
+        return (
+            pa.table(
+                {
+                    "patch_id": samples.predicted["patch_id"].take(pa.array(patch)),
+                    "split": samples.predicted["split"].take(pa.array(patch)),
+                    "label": pa.array(names, pa.string()).take(pa.array(label_index)),
+                    "seed": samples.predicted["seed"].take(pa.array(patch)),
+                    "prob": probs.reshape(len(cluster), -1)[:, of_archive].ravel(),
+                    "predicted": samples.decisions.ravel(),
+                    "truth": pa.array(samples.truth.ravel(), mask=~is_known[patch]),
+                    "cluster": pa.array(flat, pa.int32(), mask=flat < 0),
+                    "cluster_error_rate": pa.array(rate.ravel(), from_pandas=True),
+                    "reliability": pa.array(1 - rate.ravel(), from_pandas=True),
+                    "adjusted": adjusted.ravel(),
+                }
+            )
+            .select(RELIABILITY.names)
+            .cast(RELIABILITY)
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
