@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 import sr_models
+from classifiers.cam.explain import method_and_options
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import stage_progress, summary_artifact
@@ -45,16 +46,25 @@ from tasks.paper_tables import publish_paper_tables
 from tasks.patch_pixels import band_set
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
+from tasks.reliability import (
+    ReliabilityJob,
+    ReliabilityPlan,
+    check_pixels,
+    check_samples,
+    reliability_job,
+)
+from tasks.reliability_judge import ReliabilityJudge, judged, publish_reliability
+from tasks.reliability_stage import ReliabilityAssigner, ReliabilityFitter
 from tasks.report import write_report
 from tasks.run_record import RunRecord, published_configs
-from tasks.score import ShardScorer, create_map_stores, scored_classifier
-from tasks.stage import Outputs, ShardCount, run_fits, run_stage
+from tasks.score import ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
+from tasks.stage import Outputs, PartsOfItems, ShardCount, run_fits, run_stage
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained
 
-Stage = Literal["ingest", "train", "predict", "explain", "evaluate", "report"]
+Stage = Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"]
 """What a run may end with."""
 
 Checkpoints = Mapping[int, Path]
@@ -77,6 +87,8 @@ class Predicted:
     evaluation: EvaluateJob
     maps: list[ExplainedBranch]
     """By method."""
+    reliability: ReliabilityJob | None
+    """What its reliability is fitted on, where the run asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +170,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             branches = [
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
+            _check_reliability(run, plan, branches)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             predicted: list[Predicted] = []
             for branch in branches:
@@ -166,9 +179,12 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
                 if until != "train":
                     predicted += predict(run, plan, branch, models)
+            jobs = [item.reliability for item in predicted if item.reliability is not None]
+            if until in {"reliability", "evaluate", "report"} and jobs:
+                score_reliability(run, plan, jobs)
             if until in {"evaluate", "report"}:
                 evaluate(run, [item.evaluation for item in predicted])
-            if until in {"explain", "evaluate", "report"}:
+            if until in {"explain", "reliability", "evaluate", "report"}:
                 judge_maps(run, [maps for item in predicted for maps in item.maps])
         return finish(run, until)
 
@@ -387,6 +403,7 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
                 ExplainedBranch(branch.sr, item.classifier, next(iter(item.checkpoints)), method, shards)
                 for method in item.explanations.values()
             ],
+            _reliability_job(run, plan, branch, item),
         )
         for item in scored
     ]
@@ -402,6 +419,66 @@ def _explain_plan(run: Run, plan: Plan, inputs: Inputs) -> ExplainPlan:
         columns = [inputs.patches(shard).select(["patch_id", "split", "labels"]) for shard in plan.ingested()]
         drawn = stratified_sample(pa.concat_tables(columns), chosen.sample)
     return ExplainPlan(methods, chosen.labels, chosen.options, chosen.sample, drawn)
+
+
+def _reliability_plan(config: RunConfig) -> ReliabilityPlan | None:
+    chosen = config.reliability
+    if chosen is None:
+        return None
+    return ReliabilityPlan(chosen.method, chosen.settings, chosen.threshold, chosen.pooled)
+
+
+def _check_reliability(run: Run, plan: Plan, branches: Sequence[Branch]) -> None:
+    """Refuse what cannot be fitted, before anything is trained.
+
+    Raises:
+        ConfigError: Too few validation patches, or maps too small.
+    """
+    config = run.config
+    chosen = _reliability_plan(config)
+    if chosen is None or config.models_from is not None:
+        return
+    check_samples(branches[0].inputs, plan.ingested("validation"), chosen)
+    _, options = method_and_options(chosen.method, config.explain.options.get(chosen.method, {}))
+    for network in {config.network_of(name) for name in _trained_here(config)}:
+        for branch in branches:
+            check_pixels(branch, network, chosen, asdict(options))
+
+
+def _reliability_job(run: Run, plan: Plan, branch: Branch, item: ScoredClassifier) -> ReliabilityJob | None:
+    chosen, source = _reliability_plan(run.config), run.config.models_from
+    if chosen is None:
+        return None
+    other = None if source is None else StorePaths(source.resolve())
+    return reliability_job(branch, item, chosen, plan.ingested("validation"), other)
+
+
+@_stage_task
+def score_reliability(run: Run, plan: Plan, jobs: list[ReliabilityJob]) -> None:
+    """Cluster the maps, score every prediction by its map's cluster, and judge the scores."""
+    resources = run.resources.without_gpu()
+    fits = {job.fit: job for job in jobs if job.fit is not None}
+
+    def stage_of_jobs(
+        title: str, build: Callable[..., Worker[ShardCount]], of_jobs: Mapping[StageParts, ReliabilityJob]
+    ) -> None:
+        work = PartsOfItems([(parts, 0) for parts in of_jobs])
+        items, filled = list(range(len(of_jobs))), {parts: [0] for parts in of_jobs}
+        run.stage_of(title, partial(build, list(of_jobs.values())), [work], items, filled, resources)
+
+    if fits:
+        stage_of_jobs("fit reliability", ReliabilityFitter, fits)
+    fitted = [job for job in jobs if job.file.is_file()]
+    for job in fitted:
+        for label, why_not in job.why_not().items():
+            run.record.note(f"no reliability of {label or job.classifier} on {job.sr}: {why_not}")
+        scored = job.maps.parts.done() & job.predictions.done()
+        shards = [shard for shard in plan.ingested() if shard in scored]
+        title = f"reliability {job.sr} {job.classifier}"
+        run.stage(title, partial(ReliabilityAssigner, job), [job.assignment()], shards, resources)
+    stage_of_jobs("judge reliability", ReliabilityJudge, {judged(job): job for job in fitted})
+    for job in fitted:
+        publish_reliability(job, sorted(plan.shards))
 
 
 @_stage_task

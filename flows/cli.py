@@ -72,7 +72,7 @@ def _say(text: str) -> None:
 def _run(
     run_yaml: Path,
     overrides: list[str] | None,
-    until: Literal["ingest", "train", "predict", "explain", "evaluate", "report"],
+    until: Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"],
 ) -> None:
     from flows.config import load_config
 
@@ -156,6 +156,12 @@ def explain(
     else:
         written = draw_sheet(config, sheet or 1, split or "validation", figure, classifier)
     typer.echo("written: " + ", ".join(str(path) for path in written))
+
+
+@app.command()
+def reliability(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+    """Score how far each prediction can be trusted, by the cluster of its map, after what that needs."""
+    _run(run_yaml, overrides, "reliability")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 import classifiers
 import sr_models
 from classifiers.cam.explain import METHODS, OptionValue, method_and_options
+from classifiers.reliability import ClusterSettings
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError, WeightsError
@@ -176,6 +177,40 @@ class ExplainConfig(_Section):
         return self
 
 
+class ReliabilityConfig(_Section):
+    """How clusters of maps tell how reliable predictions are; the defaults are the paper's."""
+
+    method: str = "grad_cam"
+    """Whose maps: one of `explain.methods`."""
+    pooled: bool = False
+    """Whether all labels share their clusters; false: each label has its own."""
+    clusters: int = 8
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Error rate on validation above which the decisions of a cluster are flipped."""
+    components: int = 50
+    """Principal components of the maps, at most."""
+    neighbours: int = 5
+    """Landmarks that vote on a map's cluster."""
+    kernel_scale: float = 0.2
+    """Sigma of the Gaussian similarity, in units of the median distance of maps."""
+    landmarks: int = 5000
+    """Validation samples that are clustered, at most; all others go to their nearest landmarks."""
+    seed: int = 0
+
+    @property
+    def settings(self) -> ClusterSettings:
+        """How maps are clustered."""
+        return ClusterSettings(**{field.name: getattr(self, field.name) for field in fields(ClusterSettings)})
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ReliabilityConfig":
+        try:
+            _ = self.settings
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
 class SrSourceConfig(_Section):
     """Images beside the archive's patches: a scene, or a folder of pictures."""
 
@@ -306,6 +341,8 @@ class RunConfig(_Section):
     train: TrainConfig = TrainConfig()
     train_sr: TrainSrConfig = TrainSrConfig()
     explain: ExplainConfig = ExplainConfig()
+    reliability: ReliabilityConfig | None = None
+    """null: no score is made."""
     keep_sr: Literal["auto", "always", "never"] = "auto"
     resources: ResourceConfig = ResourceConfig()
 
@@ -419,6 +456,15 @@ class RunConfig(_Section):
                         f"{error} Or say `train: {{backbone: archive}}` (train one on this archive) or `train: "
                         "{backbone: random}`"
                     ) from error
+        return self
+
+    @model_validator(mode="after")
+    def _reliability_has_maps(self) -> "RunConfig":
+        if self.reliability is not None and self.reliability.method not in self.explain.methods:
+            raise ValueError(
+                f"reliability.method: {self.reliability.method} is not among explain.methods, "
+                f"{', '.join(self.explain.methods) or 'which is empty'}: add it there, or choose one of them"
+            )
         return self
 
     @model_validator(mode="after")

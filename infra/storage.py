@@ -67,6 +67,15 @@ class StorePaths:
         """Weights of a super-resolution network that was fitted here."""
         return self.root / "checkpoints" / f"sr-{model}-{config}" / "weights.safetensors"
 
+    def reliability(self, sr: str, classifier: str, config: str) -> Path:
+        """Clusters of a classifier's maps, fitted on its validation split."""
+        return self.root / "checkpoints" / f"reliability-{sr}-{classifier}-{config}" / "clusters.safetensors"
+
+    def reliabilities(self) -> list[Path]:
+        """All such files of the store, the newest first."""
+        found = self.root.glob("checkpoints/reliability-*/clusters.safetensors")
+        return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path))
+
     def table(self, name: str) -> Path:
         """One table's folder."""
         return self.tables / name

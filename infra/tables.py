@@ -167,6 +167,92 @@ EXPLANATION_METRICS = pa.schema(
     ]
 )
 
+RELIABILITY = pa.schema(
+    [
+        _required("patch_id", pa.string(), "Name of the patch"),
+        _required("split", pa.string(), "Split of the patch"),
+        _required("label", pa.string(), "Label that was decided on"),
+        _required("seed", pa.int32(), "Training seed of the network"),
+        _required("prob", pa.float32(), "Probability of the label"),
+        _required("predicted", pa.bool_(), "Whether the label was predicted"),
+        _field("truth", pa.bool_(), "Whether the label is there; null where nobody knows"),
+        _field("cluster", pa.int32(), "Cluster of the map; null where the label has none, or the map is not finite"),
+        _field(
+            "cluster_error_rate",
+            pa.float64(),
+            "Share of wrong decisions among the cluster's validation samples; the higher, the less reliable",
+        ),
+        _field("reliability", pa.float64(), "1 - cluster_error_rate"),
+        _required("adjusted", pa.bool_(), "The decision, flipped in clusters above the threshold"),
+    ]
+)
+"""Hive columns: sr, classifier, config."""
+
+_OF_CLUSTERS = [
+    _required("sr", pa.string(), "SR model"),
+    _required("classifier", pa.string(), "Network"),
+    _required("config", pa.string(), "Config of tables/reliability"),
+    _required("method", pa.string(), "Method of the maps"),
+    _required("seed", pa.int32(), "Training seed of the network"),
+    _required("split", pa.string(), "Split counted; clusters are fitted on validation"),
+]
+
+RELIABILITY_CLUSTERS = pa.schema(
+    [
+        *_OF_CLUSTERS,
+        _field("label", pa.string(), "Label of the fit; null where all labels are pooled"),
+        _required("cluster", pa.int32(), "Cluster, from 0, by falling number of landmarks"),
+        _required("n", pa.int64(), "Samples: labelled patches without snow and cloud, by label"),
+        *(
+            _required(name, pa.int64(), f"{words} among them")
+            for name, words in (
+                ("tp", "True positives"),
+                ("tn", "True negatives"),
+                ("fp", "False positives"),
+                ("fn", "False negatives"),
+            )
+        ),
+        _field("error_rate", pa.float64(), "(fp + fn) / n; null for an empty cluster"),
+        _required("flipped", pa.bool_(), "Whether its decisions are flipped, for its error rate on validation"),
+        _required("height", pa.int32(), "Rows of the prototype"),
+        _required("width", pa.int32(), "Columns of the prototype"),
+        _field(
+            "prototype",
+            pa.list_(pa.float32()),
+            "Mean of its validation maps, each scaled to 0 to 1, row by row; null for an empty one",
+        ),
+    ]
+)
+
+RELIABILITY_METRICS = pa.schema(
+    [
+        *_OF_CLUSTERS,
+        _field("label", pa.string(), "Label, null for all decisions"),
+        _required("metric", pa.string(), "accuracy, class_accuracy or aurc, see docs/metrics.md"),
+        _required(
+            "score",
+            pa.string(),
+            "Decisions measured: predicted or adjusted; or, for aurc, what orders them: reliability, probability or "
+            "temperature",
+        ),
+        _field("reference", pa.string(), "Score that it is compared with; null for the value itself"),
+        _field("value", pa.float64(), "Value, or difference to the reference's; null where undefined"),
+        _field("low", pa.float64(), "Lower end of the 95 % interval: tiles resampled"),
+        _field("high", pa.float64(), "Upper end of the 95 % interval"),
+        _required("n", pa.int64(), "Decisions"),
+    ]
+)
+
+RISK_COVERAGE = pa.schema(
+    [
+        *_OF_CLUSTERS,
+        _required("score", pa.string(), "What orders the decisions: reliability, probability or temperature"),
+        _required("coverage", pa.float64(), "Share of the decisions that are kept, the surest ones"),
+        _required("risk", pa.float64(), "Share of wrong ones among them"),
+        _required("n", pa.int64(), "Decisions, before any is withheld"),
+    ]
+)
+
 METRICS = pa.schema(
     [
         _required("sr", pa.string(), "SR model"),
@@ -369,6 +455,10 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "explanations": EXPLANATIONS,
     "explanation_metrics": EXPLANATION_METRICS,
     "quarantined_maps": QUARANTINED_MAPS,
+    "reliability": RELIABILITY,
+    "reliability_clusters": RELIABILITY_CLUSTERS,
+    "reliability_metrics": RELIABILITY_METRICS,
+    "risk_coverage": RISK_COVERAGE,
     "metrics": METRICS,
     "comparisons": COMPARISONS,
     "calibration": CALIBRATION,

@@ -18,7 +18,7 @@ from infra.tables import CALIBRATION, METRICS, hive_folder, predictions_schema, 
 from tasks.branch import Branch
 from tasks.metric_rows import Bootstrap, MetricRow, calibrations, metric_rows, scored_patches
 from tasks.score import ScoredClassifier
-from tasks.stage import ShardCount
+from tasks.stage import PartsOfItems, ShardCount
 
 RESAMPLES = pa.schema(
     [
@@ -113,20 +113,12 @@ class SeedEvaluator:
         return ShardCount(scored.num_rows)
 
 
-class Evaluations:
+class Evaluations(PartsOfItems):
     """All evaluations of a run as one list of work: an item is a place in it, one seed of one job."""
 
     def __init__(self, jobs: Sequence[EvaluateJob]) -> None:
         self.work = [(job, seed) for job in jobs for seed in job.seeds]
-
-    def done(self) -> set[int]:
-        """Items whose part exists."""
-        return {i for i, (job, seed) in enumerate(self.work) if job.parts.is_done(seed)}
-
-    def write_failure(self, shard: int, attempts: int, error: str) -> None:
-        """Leave the reason why an item failed."""
-        job, seed = self.work[shard]
-        job.parts.write_failure(seed, attempts, error)
+        super().__init__([(job.parts, seed) for job, seed in self.work])
 
 
 class Evaluator:

@@ -10,10 +10,12 @@ import torch
 import classifiers
 from classifiers import checkpoint
 from classifiers.cam.explain import METHODS
+from classifiers.checkpoint import Activation
 from classifiers.reliability import ClusterSettings, Reliability, check_enough, from_bytes
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
+from infra.storage import StorePaths
 from tasks.branch import Branch, Inputs
 from tasks.explain import Explained
 from tasks.labels import is_clean
@@ -55,6 +57,8 @@ class ReliabilityJob:
     classifier: str
     known: tuple[str, ...]
     """Labels that the classifier knows, in the order of its maps."""
+    activation: Activation
+    """What makes probabilities of its logits."""
     seed: int
     """Of the network whose maps these are."""
     maps: Explained
@@ -64,18 +68,15 @@ class ReliabilityJob:
     plan: ReliabilityPlan
     validation: tuple[int, ...]
     """Shards to fit on."""
-    fit: StageParts
-    """One part, 0: rows of `FITS`."""
+    fit: StageParts | None
+    """One part, 0: rows of `FITS`; None: the fit is another store's."""
+    file: Path
+    """The fitted model."""
 
     @property
     def map_store(self) -> Path:
         """The maps."""
         return self.predictions.paths.maps(self.maps.method, self.maps.parts.config)
-
-    @property
-    def file(self) -> Path:
-        """The fitted model."""
-        return self.predictions.paths.reliability(self.sr, self.classifier, self.fit.config)
 
     def fitted(self) -> dict[str, Reliability]:
         """Return the fits by label.
@@ -86,15 +87,15 @@ class ReliabilityJob:
         return from_bytes(self.file.read_bytes())
 
     def why_not(self) -> dict[str, str]:
-        """Return the labels that could not be fitted, and why."""
-        rows = self.fit.read(0).to_pylist()
+        """Return the labels that could not be fitted here, and why."""
+        rows = [] if self.fit is None else self.fit.read(0).to_pylist()
         return {row["label"]: row["why_not"] for row in rows if not row["fitted"]}
 
     def assignment(self) -> StageParts:
         """Return the parts of every patch's clusters, under the config that the fitted model determines."""
         model = checkpoint.sha256(self.file)
         determines: dict[str, Json] = {"maps": self.maps.parts.config, "model": model, "schema": 1}
-        return stage_parts(self.fit.paths, "reliability", determines)
+        return stage_parts(self.predictions.paths, "reliability", determines)
 
 
 def check_samples(inputs: Inputs, validation: Sequence[int], plan: ReliabilityPlan) -> None:
@@ -129,7 +130,11 @@ def check_pixels(branch: Branch, network: str, plan: ReliabilityPlan, options: M
 
 
 def reliability_job(
-    branch: Branch, scored: ScoredClassifier, plan: ReliabilityPlan, validation: Sequence[int]
+    branch: Branch,
+    scored: ScoredClassifier,
+    plan: ReliabilityPlan,
+    validation: Sequence[int],
+    source: StorePaths | None = None,
 ) -> ReliabilityJob:
     """Return the job of a classifier whose predictions and maps are made.
 
@@ -138,6 +143,10 @@ def reliability_job(
         scored: Its predictions and maps.
         plan: How reliability is fitted.
         validation: Shards of the validation split whose patches are stored.
+        source: Another store, which the classifier comes from and whose fit is used; None: it is fitted here.
+
+    Raises:
+        ConfigError: The other store has no such fit.
     """
     item = scored.explanations[plan.method]
     seed, file = next(iter(scored.checkpoints.items()))
@@ -157,12 +166,18 @@ def reliability_job(
         "shards": list(shards),
         "schema": 1,
     }
-    fit = stage_parts(branch.paths, "reliability_fit", determines)
+    fit: StageParts | None = None
+    if source is None:
+        parts = stage_parts(branch.paths, "reliability_fit", determines)
+        fit, fitted = parts, branch.paths.reliability(branch.sr, scored.classifier, parts.config)
+    else:
+        fitted = _borrowed(source, maps_of, plan)
     return ReliabilityJob(
         branch.inputs,
         branch.sr,
         scored.classifier,
         scored.labels,
+        scored.activation,
         seed,
         item,
         scored.predictions,
@@ -170,4 +185,24 @@ def reliability_job(
         plan,
         shards,
         fit,
+        fitted,
+    )
+
+
+def _borrowed(source: StorePaths, maps_of: Mapping[str, Json], plan: ReliabilityPlan) -> Path:
+    """Return the file of another store that was fitted as planned on maps of the same network.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for path in source.reliabilities():
+        fitted = from_bytes(path.read_bytes())
+        if (POOLED in fitted) == plan.pooled and all(
+            dict(item.maps_of) == dict(maps_of) and item.settings == plan.settings and item.threshold == plan.threshold
+            for item in fitted.values()
+        ):
+            return path
+    raise ConfigError(
+        f"models_from: {source.root} has no reliability of these settings for {plan.method} maps of this network: run "
+        "it there first, with the same section `reliability`, or leave the section out"
     )

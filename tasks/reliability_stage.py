@@ -18,7 +18,6 @@ from classifiers.reliability import (
     to_bytes,
 )
 from infra.errors import ConfigError
-from infra.parts import StageParts
 from infra.storage import write_atomically
 from infra.tables import RELIABILITY
 from tasks.reliability import FITS, POOLED, ReliabilityJob
@@ -28,26 +27,11 @@ from tasks.stage import ShardCount
 _BYTES_AT_ONCE = 1 << 30  # of landmarks' maps that wait for their fit
 
 
-class ReliabilityFits:
-    """All fits of a run as one list of work: an item is a place in it."""
+class ReliabilityFitter:
+    """Fits one of several jobs after the other; it needs no GPU."""
 
     def __init__(self, jobs: Sequence[ReliabilityJob]) -> None:
-        self.jobs = list(jobs)
-
-    def done(self) -> set[int]:
-        """Items whose part exists."""
-        return {i for i, job in enumerate(self.jobs) if job.fit.is_done(0)}
-
-    def write_failure(self, shard: int, attempts: int, error: str) -> None:
-        """Leave the reason why an item failed."""
-        self.jobs[shard].fit.write_failure(0, attempts, error)
-
-
-class ReliabilityFitter:
-    """Fits one item of all fits after the other; it needs no GPU."""
-
-    def __init__(self, fits: ReliabilityFits) -> None:
-        self._jobs = fits.jobs
+        self._jobs = jobs
 
     def run(self, item: int) -> ShardCount:
         """Fit one classifier on one branch: the model's file first, the part last."""
@@ -63,6 +47,7 @@ class ReliabilityFitter:
             "why_not": [why_not.get(name) for name in names],
             "n": [int(fitted[name].n.sum()) if name in fitted else 0 for name in names],
         }
+        assert job.fit is not None  # a borrowed fit is no work
         job.fit.write(0, pa.table(rows, schema=FITS))
         return ShardCount(len(fit.patches))
 
@@ -99,6 +84,11 @@ class _Fit:
         self.patches = sorted(found)
         """Name, shard, and place among the shard's samples."""
         self._outcome = {s: outcomes(samples.decisions, samples.truth) for s, samples in self._samples.items()}
+        shape = (len(self.patches), len(job.known))
+        self._outcome_of_patches, self._is_finite = np.empty(shape, np.int8), np.empty(shape, np.bool_)
+        for i, (_, shard, place) in enumerate(self.patches):
+            self._outcome_of_patches[i] = self._outcome[shard][place]
+            self._is_finite[i] = self._samples[shard].is_finite[place]
 
     def run(self) -> tuple[dict[str, Reliability], dict[str, str]]:
         """Return the fits by label, and why others have none."""
@@ -133,12 +123,9 @@ class _Fit:
             ConfigError: Its samples have nothing to teach.
         """
         settings = self._job.plan.settings
-        outcome, finite = (
-            np.array([of_shard[shard][place][labels] for _, shard, place in self.patches]).reshape(-1, len(labels))
-            for of_shard in (self._outcome, {shard: samples.is_finite for shard, samples in self._samples.items()})
-        )
-        patch, column = np.nonzero(finite.astype(np.bool_))
-        turned_out = outcome[patch, column].astype(np.int8)
+        outcome = self._outcome_of_patches[:, labels]
+        patch, column = np.nonzero(self._is_finite[:, labels])
+        turned_out = outcome[patch, column]
         check_outcomes(turned_out)
         chosen = choose_landmarks(turned_out * len(labels) + column, settings.landmarks, settings.seed)
         return _Unit(name, labels, patch[chosen], labels[column[chosen]])
@@ -168,8 +155,8 @@ class _Fit:
 class ReliabilityAssigner:
     """Gives the maps of one job their clusters, shard by shard; it needs no GPU."""
 
-    def __init__(self, job: ReliabilityJob, parts: StageParts) -> None:
-        self._job, self._parts = job, parts
+    def __init__(self, job: ReliabilityJob) -> None:
+        self._job, self._parts = job, job.assignment()
         self._reader = SampleReader(job)
         self._fitted = job.fitted()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from classifiers import checkpoint
 from classifiers.cam.target import Target
-from classifiers.checkpoint import TrainedClassifier
+from classifiers.checkpoint import Activation, TrainedClassifier
 from classifiers.network import pool
 from classifiers.training.standardise_features import input_layer
 from infra.errors import ConfigError
@@ -44,6 +44,8 @@ class ScoredClassifier:
     """Its network."""
     labels: tuple[str, ...]
     """Labels that it knows, in the archive's order."""
+    activation: Activation
+    """What makes probabilities of its logits."""
     checkpoints: Mapping[int, Path]
     """Checkpoint file by seed; maps are made of the first."""
     predictions: StageParts
@@ -101,7 +103,15 @@ def scored_classifier(
         raise ConfigError(f"{classifier} has no checkpoint on the branch {branch.sr}")
     explanations = explained(branch, explain, first.network, next(iter(checkpoints)), predictions)
     return ScoredClassifier(
-        classifier, first.name, first.labels, checkpoints, predictions, explanations, explain.sample, features
+        classifier,
+        first.name,
+        first.labels,
+        first.activation,
+        checkpoints,
+        predictions,
+        explanations,
+        explain.sample,
+        features,
     )
 
 

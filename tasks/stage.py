@@ -72,6 +72,23 @@ class Outputs(Protocol):
         ...
 
 
+class PartsOfItems:
+    """The parts of a list of work whose items lie in several folders: an item is a place in the list."""
+
+    def __init__(self, places: Sequence[tuple[StageParts, int]]) -> None:
+        """Say in which parts, and under which number, each item writes."""
+        self._places = list(places)
+
+    def done(self) -> set[int]:
+        """Items whose part exists."""
+        return {i for i, (parts, number) in enumerate(self._places) if parts.is_done(number)}
+
+    def write_failure(self, shard: int, attempts: int, error: str) -> None:
+        """Leave the reason why an item failed."""
+        parts, number = self._places[shard]
+        parts.write_failure(number, attempts, error)
+
+
 def silent(stage: str, done: int, total: int, patches: int) -> None:
     """Tell nobody."""
 

@@ -1,6 +1,7 @@
 """Reliability scores from clusters of activation maps, and the confidences that they are compared with."""
 
-from classifiers.reliability.clusters import ClusterSettings, MapClusters, choose_landmarks, fit_clusters
+from classifiers.reliability.adjustment import Accuracies, Adjustment, adjustment
+from classifiers.reliability.clusters import ClusterSettings, MapClusters, check_enough, choose_landmarks, fit_clusters
 from classifiers.reliability.model import (
     OUTCOMES,
     FittingReliability,
@@ -16,11 +17,15 @@ from classifiers.reliability.temperature import fit_temperatures, scale_by_tempe
 
 __all__ = [
     "OUTCOMES",
+    "Accuracies",
+    "Adjustment",
     "ClusterSettings",
     "FittingReliability",
     "MapClusters",
     "Reliability",
     "RiskCoverage",
+    "adjustment",
+    "check_enough",
     "check_outcomes",
     "choose_landmarks",
     "confidence",

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
+from classifiers.cam.target import Activation
 from infra.errors import ShapeError
 
 type Floats = NDArray[np.float64]
-
-Activation = Literal["sigmoid", "softmax"]
 
 _LOG_RANGE = (-4.0, 4.0)
 """Natural logarithms of the temperatures that are tried: 0.02 to 55."""

@@ -118,5 +118,5 @@ def publish_case(
     publish(folder, table, predictions_schema(COUNT), ["patch_id", "seed"])
     checkpoints = dict.fromkeys(case.probs, paths.root / "none")
     known = tuple(name for name, there in zip(NAMES, case.known, strict=True) if there)
-    scored = ScoredClassifier("resnet18", "resnet18", known, checkpoints, predictions, {})
+    scored = ScoredClassifier("resnet18", "resnet18", known, "sigmoid", checkpoints, predictions, {})
     return evaluate_job(branch, scored, Bootstrap(resamples))

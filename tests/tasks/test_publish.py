@@ -68,7 +68,7 @@ def test_scores_are_published_sorted_and_marked_while_a_shard_is_missing(plan: P
     predictions = StageParts(plan.paths, "predictions", "a1b2c3d4")
     parts = StageParts(plan.paths, "explanations", "12345678")  # digits, which Hive would parse
     explanations = {"grad_cam": Explained("grad_cam", {}, "true", sampled=False, parts=parts)}
-    scored = ScoredClassifier("resnet18", "resnet18", NAMES, {}, predictions, explanations)
+    scored = ScoredClassifier("resnet18", "resnet18", NAMES, "sigmoid", {}, predictions, explanations)
     folder = plan.paths.table("predictions") / "sr=bicubic" / "classifier=resnet18" / "config=a1b2c3d4"
     maps = plan.paths.table("explanations").joinpath(
         "sr=bicubic", "classifier=resnet18", "method=grad_cam", "config=12345678"
