@@ -1,28 +1,26 @@
 """The archive flow: from an archive's files to tables and a report. Every stage resumes where it stopped."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import pyarrow as pa
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 import sr_models
-from classifiers.cam.explain import method_and_options
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
-from flows.progress import stage_progress, summary_artifact
+from flows.progress import summary_artifact
+from flows.reliability import check_reliability, job_of_reliability, score_reliability
+from flows.run import Run, stage_task
 from infra.archives.layouts import determining, open_archive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
-from infra.ray_pool import Resources, Worker, cluster
+from infra.ray_pool import Resources, cluster
 from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
@@ -46,19 +44,10 @@ from tasks.paper_tables import publish_paper_tables
 from tasks.patch_pixels import band_set
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
-from tasks.reliability import (
-    ReliabilityJob,
-    ReliabilityPlan,
-    check_pixels,
-    check_samples,
-    reliability_job,
-)
-from tasks.reliability_judge import ReliabilityJudge, judged, publish_reliability
-from tasks.reliability_stage import ReliabilityAssigner, ReliabilityFitter
+from tasks.reliability import ReliabilityJob
 from tasks.report import write_report
 from tasks.run_record import RunRecord, published_configs
-from tasks.score import ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
-from tasks.stage import Outputs, PartsOfItems, ShardCount, run_fits, run_stage
+from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
@@ -91,63 +80,6 @@ class Predicted:
     """What its reliability is fitted on, where the run asks for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What every stage of one run needs."""
-
-    config: RunConfig
-    paths: StorePaths
-    record: RunRecord
-    resources: Resources
-    weights: Mapping[str, Path | None]
-    """Weight file of each SR model, settled once, so that all workers and all stages use the same."""
-
-    def stage(
-        self,
-        title: str,
-        build: Callable[[], Worker[ShardCount]],
-        outputs: list[StageParts],
-        shards: list[int],
-        resources: Resources | None = None,
-    ) -> None:
-        """Run one stage's missing shards."""
-        self.stage_of(title, build, outputs, shards, dict.fromkeys(outputs, shards), resources)
-
-    def stage_of(
-        self,
-        title: str,
-        build: Callable[[], Worker[ShardCount]],
-        outputs: Sequence[Outputs],
-        items: list[int],
-        filled: Mapping[StageParts, list[int]],
-        resources: Resources | None = None,
-    ) -> None:
-        """Run the missing items of a stage, which fill parts."""
-        self._begin(title, filled)
-        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress()))
-
-    def stage_of_fits(
-        self, title: str, fit: Callable[..., ShardCount], parts: StageParts, seeds: Sequence[int], epochs: int
-    ) -> None:
-        """Fit each missing seed, one after the other, each with all workers."""
-        self._begin(title, {parts: list(seeds)})
-        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress()))
-
-    def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
-        if not self.record.stages:
-            self.record.startup_seconds = time.time() - psutil.Process().create_time()
-        self.record.outputs += [
-            {"title": title, "stage": parts.stage, "config": parts.config, "shards": shards}
-            for parts, shards in filled.items()
-        ]
-        self.record.save("running")
-        self.record.configs += [parts.config for parts in filled]
-
-
-_stage_task = task(cache_policy=NO_CACHE, persist_result=False)
-"""A Prefect task that is never cached: the parts say what is done."""
-
-
 @flow(name="archive", validate_parameters=True)
 def archive(config: RunConfig, until: Stage = "report") -> str:
     """Run the archive flow and return its summary, Markdown; every stage resumes where it stopped.
@@ -170,8 +102,8 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             branches = [
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
-            _check_reliability(run, plan, branches)
-            backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
+            check_reliability(run, plan, branches)
+            backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
             for branch in branches:
                 if config.stores_pixels(branch.sr):
@@ -210,17 +142,12 @@ def _check_classifier_files(config: RunConfig) -> None:
         ConfigError: An explanation method is not defined for its head.
     """
     bands = IMAGE_RGB if config.archive.layout.startswith("image-") else BAND_SETS[config.bands]
-    here = [name for name in _trained_here(config) if config.train_of(name).backbone == "weights"]
+    here = [name for name in config.trained_here() if config.train_of(name).backbone == "weights"]
     for network, file in {(config.network_of(name), config.backbone_weights(name)) for name in here}:
         load_network(Backbone(network, "weights", file), num_labels=1, bands=bands)
     for name in config.classifiers:
         if name in config.trained:
             check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
-
-
-def _trained_here(config: RunConfig) -> list[str]:
-    """Return the classifiers that this run trains itself."""
-    return [] if config.models_from else [name for name in config.classifiers if name not in config.trained]
 
 
 def inputs_of(config: RunConfig, plan: Plan) -> Inputs:
@@ -264,7 +191,7 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
     )
 
 
-@_stage_task
+@stage_task
 def ingest(run: Run) -> Plan:
     """Read the archive's files into archive.zarr, tables/patches and tables/quarantine."""
     chosen = run.config.archive
@@ -280,7 +207,7 @@ def ingest(run: Run) -> Plan:
     return plan
 
 
-@_stage_task
+@stage_task
 def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
     """Store one SR model's pixels of every shard."""
     create_store(branch.store, branch.arrays(), plan.shard_size, max(plan.shards) + 1, {"sr": branch.sr})
@@ -288,7 +215,7 @@ def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
     run.stage(f"super-resolve {branch.sr}", build, [*branch.quality_outputs, branch.pixels], plan.ingested())
 
 
-@_stage_task
+@stage_task
 def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backbone | None:
     """Return where a classifier's backbone starts; one from this archive is trained on the patches as they are.
 
@@ -306,7 +233,7 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
 
 
-@_stage_task
+@stage_task
 def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backbone | None) -> Models:
     """Train one classifier on one branch, every seed, or borrow it from another store."""
     config = run.config
@@ -376,7 +303,7 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
     return TrainSettings(**{name: getattr(chosen, name) for name in of_the_loop}, augment=chosen.augments)
 
 
-@_stage_task
+@stage_task
 def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[Predicted]:
     """Classify and explain every patch of one branch in one pass; return what is to be evaluated."""
     explain = _explain_plan(run, plan, branch.inputs)
@@ -403,7 +330,7 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
                 ExplainedBranch(branch.sr, item.classifier, next(iter(item.checkpoints)), method, shards)
                 for method in item.explanations.values()
             ],
-            _reliability_job(run, plan, branch, item),
+            job_of_reliability(run, plan, branch, item),
         )
         for item in scored
     ]
@@ -421,73 +348,13 @@ def _explain_plan(run: Run, plan: Plan, inputs: Inputs) -> ExplainPlan:
     return ExplainPlan(methods, chosen.labels, chosen.options, chosen.sample, drawn)
 
 
-def _reliability_plan(config: RunConfig) -> ReliabilityPlan | None:
-    chosen = config.reliability
-    if chosen is None:
-        return None
-    return ReliabilityPlan(chosen.method, chosen.settings, chosen.threshold, chosen.pooled)
-
-
-def _check_reliability(run: Run, plan: Plan, branches: Sequence[Branch]) -> None:
-    """Refuse what cannot be fitted, before anything is trained.
-
-    Raises:
-        ConfigError: Too few validation patches, or maps too small.
-    """
-    config = run.config
-    chosen = _reliability_plan(config)
-    if chosen is None or config.models_from is not None:
-        return
-    check_samples(branches[0].inputs, plan.ingested("validation"), chosen)
-    _, options = method_and_options(chosen.method, config.explain.options.get(chosen.method, {}))
-    for network in {config.network_of(name) for name in _trained_here(config)}:
-        for branch in branches:
-            check_pixels(branch, network, chosen, asdict(options))
-
-
-def _reliability_job(run: Run, plan: Plan, branch: Branch, item: ScoredClassifier) -> ReliabilityJob | None:
-    chosen, source = _reliability_plan(run.config), run.config.models_from
-    if chosen is None:
-        return None
-    other = None if source is None else StorePaths(source.resolve())
-    return reliability_job(branch, item, chosen, plan.ingested("validation"), other)
-
-
-@_stage_task
-def score_reliability(run: Run, plan: Plan, jobs: list[ReliabilityJob]) -> None:
-    """Cluster the maps, score every prediction by its map's cluster, and judge the scores."""
-    resources = run.resources.without_gpu()
-    fits = {job.fit: job for job in jobs if job.fit is not None}
-
-    def stage_of_jobs(
-        title: str, build: Callable[..., Worker[ShardCount]], of_jobs: Mapping[StageParts, ReliabilityJob]
-    ) -> None:
-        work = PartsOfItems([(parts, 0) for parts in of_jobs])
-        items, filled = list(range(len(of_jobs))), {parts: [0] for parts in of_jobs}
-        run.stage_of(title, partial(build, list(of_jobs.values())), [work], items, filled, resources)
-
-    if fits:
-        stage_of_jobs("fit reliability", ReliabilityFitter, fits)
-    fitted = [job for job in jobs if job.file.is_file()]
-    for job in fitted:
-        for label, why_not in job.why_not().items():
-            run.record.note(f"no reliability of {label or job.classifier} on {job.sr}: {why_not}")
-        scored = job.maps.parts.done() & job.predictions.done()
-        shards = [shard for shard in plan.ingested() if shard in scored]
-        title = f"reliability {job.sr} {job.classifier}"
-        run.stage(title, partial(ReliabilityAssigner, job), [job.assignment()], shards, resources)
-    stage_of_jobs("judge reliability", ReliabilityJudge, {judged(job): job for job in fitted})
-    for job in fitted:
-        publish_reliability(job, sorted(plan.shards))
-
-
-@_stage_task
+@stage_task
 def judge_maps(run: Run, branches: list[ExplainedBranch]) -> None:
     """Score how well the maps point, and compare the branches."""
     publish_explanation_metrics(run.paths, branches)
 
 
-@_stage_task
+@stage_task
 def evaluate(run: Run, jobs: list[EvaluateJob]) -> None:
     """Score the predictions of every classifier, branch and seed, and compare the branches."""
     work = Evaluations(jobs)
@@ -505,7 +372,7 @@ def evaluate(run: Run, jobs: list[EvaluateJob]) -> None:
     publish_comparisons(jobs)
 
 
-@_stage_task
+@stage_task
 def finish(run: Run, until: Stage) -> str:
     """Publish the run's record, write the report, and return the summary."""
     publish_configs(run.paths)

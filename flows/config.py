@@ -370,6 +370,10 @@ class RunConfig(_Section):
             return {**values, "sr_input_max_dn": 255} if str(layout).startswith("image-") else values
         return values
 
+    def trained_here(self) -> list[str]:
+        """Return the classifiers that the run trains itself."""
+        return [] if self.models_from else [name for name in self.classifiers if name not in self.trained]
+
     def network_of(self, classifier: str) -> str:
         """Return the network of a classifier that is trained."""
         return self.variants[classifier].network if classifier in self.variants else classifier
