@@ -45,6 +45,22 @@ class Reliability:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterBar:
+    """What the decisions in one cluster turned out to be."""
+
+    cluster: int
+    tp: int
+    tn: int
+    fp: int
+    fn: int
+
+    @property
+    def n(self) -> int:
+        """Decisions."""
+        return self.tp + self.tn + self.fp + self.fn
+
+
+@dataclass(frozen=True, slots=True)
 class _Axes:
     """A rectangle of the drawing, and the range of numbers that it shows; y grows upwards."""
 
@@ -187,6 +203,44 @@ def reliability_chart(name: str, curves: Sequence[Reliability]) -> Markup:
                 curve.colour, counts.path(outline), f"{curve.title}: decisions in each bin"
             )
         )
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def outcome_bars(name: str, clusters: Sequence[ClusterBar]) -> Markup:
+    """Return the decisions of each cluster as bars of true and false, positives and negatives, as SVG.
+
+    Args:
+        name: What the chart shows, for those who cannot see it.
+        clusters: At least one.
+    """
+    most = max(1, *(bar.n for bar in clusters))
+    y_ticks = ticks(0, most, 4)
+    axes = _Axes(_LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM, (-0.5, len(clusters) - 0.5), (0.0, y_ticks[-1]))
+    parts = [
+        _opening(name, _HEIGHT),
+        *axes.y_ticks([(tick, f"{tick:g}" if tick < 1000 else f"{tick / 1000:g}k") for tick in y_ticks]),
+        *axes.x_ticks([(i, str(bar.cluster + 1)) for i, bar in enumerate(clusters)]),
+        axes.x_title("cluster"),
+    ]
+    for i, bar in enumerate(clusters):
+        left, right = axes.place(i - 0.36, 0)[0], axes.place(i + 0.36, 0)[0]
+        below = 0
+        for kind, words, n in (
+            ("tp", "true positives", bar.tp),
+            ("tn", "true negatives", bar.tn),
+            ("fp", "false positives", bar.fp),
+            ("fn", "false negatives", bar.fn),
+        ):
+            bottom, top = axes.place(i, below)[1], axes.place(i, below + n)[1]
+            below += n
+            if n:
+                title = f"cluster {bar.cluster + 1}: {n} {words} of {bar.n}"
+                parts.append(
+                    Markup(
+                        '<rect class="outcome {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+                        "<title>{}</title></rect>"
+                    ).format(kind, left, top, right - left, bottom - top, title)
+                )
     return Markup("").join([*parts, Markup("</svg>")])
 
 

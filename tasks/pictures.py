@@ -98,5 +98,13 @@ def encode(rgb: NDArray[np.uint8], alt: str, *, lossless: bool = False) -> Pictu
     return Picture(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", image.width, alt)
 
 
+def map_uri(cam: NDArray[np.float32]) -> str:
+    """Return a map as an image for the page, PNG, a pixel a place; (h, w), from 0 to 1, in the maps' colours."""
+    colour = np.rint(255 * colormaps[COLOURS](np.clip(cam, 0, 1))[..., :3]).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(colour).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def _css(colour: Sequence[float]) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])

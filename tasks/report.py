@@ -25,6 +25,7 @@ from tasks.report_maps import maps_of_run
 from tasks.report_means import CLAIMS_NEED_SEEDS
 from tasks.report_numbers import METRIC_COLUMNS, Numbers
 from tasks.report_quality import quality_notes, quality_tables
+from tasks.report_reliability import reliability_of_run
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -137,6 +138,7 @@ def render(numbers: Numbers) -> str:
             run.settings.get("explain", {}).get("methods", ()),
             numbers.split,
         ),
+        reliability=reliability_of_run(numbers),
         method_names=METHOD_NAMES,
         gamma=GAMMA,
         stops=colour_stops(),
