@@ -6,6 +6,7 @@ from infra.tables import SCHEMA_VERSION, SCHEMAS
 
 _HIVE = {
     "predictions": "`sr=…/classifier=…/config=…/`",
+    "reliability": "`sr=…/classifier=…/config=…/`",
     "explanations": "`sr=…/classifier=…/method=…/config=…/`",
     "quarantined_maps": "`sr=…/classifier=…/method=…/config=…/`",
 }
