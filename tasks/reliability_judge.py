@@ -144,11 +144,11 @@ class _Decisions:
         return self.predicted ^ self.truth
 
     def orders(self, temperatures: NDArray[np.float64] | None, job: ReliabilityJob) -> dict[str, NDArray[np.float64]]:
-        """Return each score of every decision; the higher, the surer."""
-        found = {"reliability": self.reliability, "probability": confidence(self.probs, self.predicted)}
+        """Return each score of every decision; the higher, the surer; probabilities to the digits of float32."""
+        found = {"reliability": self.reliability, "probability": confidence(self.probs, self.predicted).round(7)}
         if temperatures is not None:
             scaled = scale_by_temperature(self.probs, temperatures, job.activation)
-            found["temperature"] = confidence(scaled, self.predicted)
+            found["temperature"] = confidence(scaled, self.predicted).round(7)
         return found
 
 
