@@ -30,9 +30,9 @@ def through(store: PlantedStore, job: ReliabilityJob) -> None:
 
 
 def rows_of(store: PlantedStore, table: str) -> list[dict[str, Any]]:
-    folder = store.branch.paths.table(table)
-    files = sorted(folder.rglob("*.parquet"))
-    return pa.concat_tables([read_table(path) for path in sorted({file.parent for file in files})]).to_pylist()
+    folders = sorted({file.parent for file in store.branch.paths.table(table).rglob("*.parquet")})
+    rows: list[dict[str, Any]] = pa.concat_tables(map(read_table, folders)).to_pylist()
+    return rows
 
 
 def metric(rows: list[dict[str, Any]], name: str, score: str, **more: Any) -> dict[str, Any]:
