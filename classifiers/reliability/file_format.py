@@ -1,5 +1,6 @@
-"""The file of fitted reliability scores: arrays and JSON, in the safetensors format."""
+"""The file of fitted reliability scores: arrays and JSON in the safetensors format, with a hash of both."""
 
+import hashlib
 import json
 import operator
 from collections.abc import Mapping
@@ -43,9 +44,9 @@ def to_bytes(fitted: Mapping[str, Reliability]) -> bytes:
                 "maps_of": dict(item.maps_of),
             }
         )
+    about = {"format": FORMAT, "fitted": entries, "sha256": _digest(entries, tensors)}
     # One metadata key only: the format leaves the order of several to chance.
-    text = json.dumps({"format": FORMAT, "fitted": entries}, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return bytes(safetensors.numpy.save(tensors, {_METADATA_KEY: text}))
+    return bytes(safetensors.numpy.save(tensors, {_METADATA_KEY: _json(about)}))
 
 
 def from_bytes(content: bytes) -> dict[str, Reliability]:
@@ -55,8 +56,8 @@ def from_bytes(content: bytes) -> dict[str, Reliability]:
         WeightsError: The content is damaged, something else, or of another format.
     """
     try:
-        entries = _entries(content)  # before the arrays: those of a newer format may be of kinds unknown here
-        return _restored(entries, safetensors.numpy.load(content))
+        about = _about(content)  # before the arrays: those of a newer format may be of kinds unknown here
+        return _restored(about, safetensors.numpy.load(content))
     except WeightsError:
         raise
     except (
@@ -71,17 +72,30 @@ def from_bytes(content: bytes) -> dict[str, Reliability]:
         raise WeightsError(f"this file holds no reliability: it is damaged, or something else ({error!r})") from error
 
 
-def _entries(content: bytes) -> list[dict[str, Any]]:
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def _digest(entries: object, tensors: Mapping[str, NDArray[Any]]) -> str:
+    found = hashlib.sha256(_json(entries).encode())
+    for name in sorted(tensors):
+        found.update(np.ascontiguousarray(tensors[name]).data)
+    return found.hexdigest()
+
+
+def _about(content: bytes) -> dict[str, Any]:
     length = int.from_bytes(content[:8], "little")
-    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA_KEY])
+    about: dict[str, Any] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA_KEY])
     if about["format"] != FORMAT:
         raise WeightsError(f"a reliability file of format {about['format']}, this version reads {FORMAT}: fit it anew")
-    entries: list[dict[str, Any]] = about["fitted"]
-    return entries
+    return about
 
 
-def _restored(entries: list[dict[str, Any]], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Reliability]:
+def _restored(about: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Reliability]:
     """Return what a file's JSON and arrays say; any built-in error where they are not what `to_bytes` writes."""
+    entries: list[dict[str, Any]] = about["fitted"]
+    if about["sha256"] != _digest(entries, tensors):
+        raise ValueError("its hash is another")
     expected = {f"{i}.{name}" for i in range(len(entries)) for name in _ARRAYS}
     if tensors.keys() != expected:
         raise KeyError(f"arrays {sorted(tensors.keys() ^ expected)} are missing, or too many")

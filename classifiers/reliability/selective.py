@@ -40,7 +40,7 @@ def confidence(probs: ArrayLike, decisions: ArrayLike) -> Floats:
 
 
 def risk_coverage(confidence: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
-    """Return the risk-coverage curve.
+    """Return the risk-coverage curve: how often the most confident decisions are wrong, whatever their number.
 
     Args:
         confidence: The higher, the sooner a decision is kept, (N,), N >= 1; no NaN.
