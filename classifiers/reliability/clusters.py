@@ -7,20 +7,25 @@ some thousand of them, the landmarks; every other map takes the cluster of the m
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist, pdist, squareform
-from sklearn.cluster import SpectralClustering
+from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackError, eigsh
+from scipy.spatial.distance import pdist, squareform
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_random_state
 
 from infra.errors import ConfigError, ShapeError
 
 type Floats = NDArray[np.float32]
+type Doubles = NDArray[np.float64]
 
 MIN_PIXELS = 16
 """Pixels that a map must have at least."""
@@ -33,6 +38,9 @@ _VALUES_AT_ONCE = 1 << 23
 
 _ROUNDING = 1e-6
 """Root mean square difference, in units of a map's range, up to which two maps count as equal."""
+
+_SMALL_MATRIX = 500
+"""Rows up to which all eigenvectors take no longer than some."""
 
 _LEAST_DEGREE = 1e-20
 """Share of all similarities that a landmark needs, so that eigenvectors say something of it in double precision."""
@@ -247,34 +255,50 @@ def _projected(vectors: Floats, mean: Floats, components: Floats) -> Floats:
     return np.asarray((vectors - mean) @ components.T)
 
 
-def _spectral(points: NDArray[np.float64], alike: float, settings: ClusterSettings) -> NDArray[np.int32]:
-    """Return the cluster of each point, (M, P) to (M,); points no further apart than `alike` share one."""
-    apart = pdist(points)
-    group = np.unique((squareform(apart) <= alike).argmax(axis=1), return_inverse=True)[1]  # of equal points
-    if not group.any():
+def _spectral(points: Doubles, alike: float, settings: ClusterSettings) -> NDArray[np.int32]:
+    """Return the cluster of each point, (M, P) to (M,); points no further apart than `alike` share one.
+
+    The matrix has one row for all equal points together, which leaves the eigenvectors what they are, and takes out the
+    many that tell equal points apart and on which iterations founder.
+    """
+    apart = squareform(pdist(points))
+    first, group, size = np.unique((apart <= alike).argmax(axis=1), return_inverse=True, return_counts=True)
+    if len(first) < 2:
         raise _all_alike(len(points))
-    similar = squareform(np.exp(-((apart / np.median(apart[apart > alike])) ** 2) / (2 * settings.kernel_scale**2)))
-    # The eigenvectors are divided by the roots of the degrees: those of lonely points would be noise, however large.
-    degree = similar.sum(axis=1)
-    lonely = degree <= _LEAST_DEGREE * degree.sum()
-    different = len(np.unique(group[~lonely]))
-    if different < 2 or 2 * lonely.sum() > len(points):
+    unit = np.median(apart[apart > alike])
+    apart = apart[np.ix_(first, first)]  # (G, G) from here on
+    root = np.sqrt(size)
+    similar = np.exp(-((apart / unit) ** 2) / (2 * settings.kernel_scale**2)) * (root[:, None] * root)
+    similar[np.diag_indices(len(first))] = size - 1.0  # a point is not similar to itself
+    degree = similar @ root / root
+    # Eigenvectors are divided by the roots of degrees: at lonely points they would be noise, however large.
+    lonely = degree <= _LEAST_DEGREE * (degree @ size)
+    if 2 * lonely.sum() > len(points) or lonely.sum() > len(first) - 2:
         raise ConfigError(
-            f"at kernel_scale {settings.kernel_scale}, {lonely.sum()} of {len(points)} maps are like no other one, and "
-            f"{different} different ones remain: raise it"
+            f"at kernel_scale {settings.kernel_scale}, {lonely.sum()} of {len(points)} maps are like no other one: "
+            "raise it"
         )
-    # Rounding to 0 would cut the graph, of which scikit-learn warns; the smallest number changes no digit.
-    joined = np.maximum(similar[np.ix_(~lonely, ~lonely)] if lonely.any() else similar, np.finfo(np.float64).tiny)
-    del similar, apart
-    q = min(settings.clusters, different)
-    with warnings.catch_warnings():  # k-means warns of clusters without members, which are left out
+    labels = np.empty(len(first), np.int32)
+    if lonely.any():
+        similar, root, degree = similar[np.ix_(~lonely, ~lonely)], root[~lonely], degree[~lonely]
+    similar /= np.sqrt(degree[:, None] * degree)
+    random = check_random_state(settings.seed)
+    q = min(settings.clusters, len(similar))
+    embedded = _leading(similar, q, random.uniform(-1, 1, len(similar))) / (root * np.sqrt(degree))[:, None]
+    with warnings.catch_warnings():  # of clusters without members, where maps differ by next to nothing
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = SpectralClustering(q, affinity="precomputed", random_state=settings.seed).fit_predict(joined)
-    votes = np.zeros((len(points), q), np.int64)  # of each group
-    np.add.at(votes, (group[~lonely], found), 1)
-    labels = votes.argmax(axis=1)[group]
-    labels[lonely] = labels[~lonely][cdist(points[lonely], points[~lonely]).argmin(axis=1)]
-    return labels.astype(np.int32)
+        labels[~lonely] = KMeans(q, n_init=10, random_state=random).fit_predict(embedded, sample_weight=root**2)
+    labels[lonely] = labels[~lonely][apart[np.ix_(lonely, ~lonely)].argmin(axis=1)]
+    return labels[group]
+
+
+def _leading(matrix: Doubles, count: int, start: Doubles) -> Doubles:
+    """Return the eigenvectors of the largest eigenvalues of a symmetric matrix, (G, G) to (G, count)."""
+    n = len(matrix)
+    if n > _SMALL_MATRIX:
+        with suppress(ArpackError):  # of eigenvalues that are nearly equal; then all at once, which takes longer
+            return np.asarray(eigsh(matrix, count, which="LA", v0=start)[1])
+    return np.asarray(eigh(matrix, subset_by_index=[n - count, n - 1])[1])
 
 
 def _all_alike(n: int) -> ConfigError:

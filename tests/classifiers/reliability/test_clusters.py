@@ -127,6 +127,35 @@ def test_of_few_different_maps_each_is_a_cluster(different: int, rounding: float
     assert len(set(found.tolist())) == min(different, 8)
 
 
+@pytest.mark.parametrize("seed", [98, 192, 276, 300, 876, *range(5)])
+def test_maps_that_are_nearly_equal_upset_nothing(seed: int) -> None:
+    """Scikit-learn's spectral clustering does not converge on some of these, its k-means finds too few on others."""
+    rng = np.random.default_rng(seed)
+    kinds, alike, difference = rng.integers(1, 5), rng.integers(1, 5), 10 ** rng.uniform(-5.7, -2)
+    one_each = np.repeat(rng.random((kinds, 6, 6)), alike, axis=0)
+    one_each = one_each + difference * rng.random(one_each.shape)
+    sizes = rng.choice([1, 1, 2, 20, 200], len(one_each))
+    sizes[0] += max(0, 160 - sizes.sum())
+    found = fit_clusters(np.repeat(one_each, sizes, axis=0)).of_landmarks
+    of_each = np.split(found, np.cumsum(sizes)[:-1])
+    assert all(len(set(part.tolist())) == 1 for part in of_each)
+    of_kinds = [{part[0] for part in of_each[i * alike : (i + 1) * alike]} for i in range(kinds)]
+    assert len(set.union(*of_kinds)) == sum(len(names) for names in of_kinds)  # no two kinds share one
+
+
+def test_many_landmarks_have_the_clusters_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterations find the eigenvectors that a full decomposition finds, five equal eigenvalues of 1 among them."""
+    rng = np.random.default_rng(10)
+    places = [(1, 1), (1, 6), (6, 1), (6, 6), (3, 3)]
+    apart = np.concatenate([spots(150, y, x, rng, noise=0.01) for y, x in places])
+    for maps, q in ((apart, 5), (varied(700, rng), 8)):
+        monkeypatch.setattr("classifiers.reliability.clusters._SMALL_MATRIX", 500)
+        by_iteration = fit_clusters(maps, ClusterSettings(q)).of_landmarks
+        monkeypatch.setattr("classifiers.reliability.clusters._SMALL_MATRIX", 10_000)
+        assert np.array_equal(by_iteration, fit_clusters(maps, ClusterSettings(q)).of_landmarks)
+    assert fit_clusters(apart, ClusterSettings(5)).of_landmarks.tolist() == np.repeat(range(5), 150).tolist()
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.1, 0.2])
 def test_maps_far_from_all_others_join_the_nearest_and_leave_the_rest_alone(noise: float) -> None:
     """Their eigenvectors would be rounding over next to nothing: a cluster of one map, and one of all the rest."""
