@@ -27,7 +27,9 @@ def scaled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def by_scikit_learn(maps: NDArray[np.float32], new: NDArray[np.float32], how: ClusterSettings) -> tuple[list[int], ...]:
+def by_scikit_learn(
+    maps: NDArray[np.float32], new: NDArray[np.float32], how: ClusterSettings
+) -> tuple[list[int], list[int], list[bool]]:
     """Clusters of maps and of new ones, and whether the vote on each new one is a tie, step by step."""
     pca = PCA(min(how.components, maps[0].size, len(maps) - 1), random_state=how.seed).fit(scaled(maps))
     points = pca.transform(scaled(maps))

@@ -131,7 +131,10 @@ def test_samples_without_a_cluster_have_no_rate_and_are_left_alone() -> None:
 
 def test_maps_of_another_method_are_refused_by_name() -> None:
     fitted, maps = by_hand([[1, 0, 0, 0], [1, 0, 0, 0]]), np.eye(16).reshape(16, 4, 4)
-    same = {**dict(reversed(GRAD_CAM.items())), "options": {"sizes": (3, 5)}}  # JSON knows no tuples and no order
+    same = {
+        **{name: GRAD_CAM[name] for name in sorted(GRAD_CAM)},
+        "options": {"sizes": (3, 5)},
+    }  # JSON knows no tuples and no order
     assert fitted.assign(maps, same).tolist() == fitted.clusters.assign(maps).tolist()
     with pytest.raises(ConfigError, match=r'\(layer "layer4", not "layer3"; method "grad_cam", not "lime"\)'):
         fitted.assign(maps, {**GRAD_CAM, "method": "lime", "layer": "layer3"})
@@ -204,11 +207,11 @@ def test_maps_that_are_not_finite_are_left_out_of_the_fit() -> None:
     broken[8, 1:] = 0.5  # one pixel is enough
     rest = np.isfinite(broken).all(axis=(1, 2))
     assert rest.sum() == 400
-    more = [np.insert(values, [0, 7, 399], values=True) for values in (decisions, truth)]
+    decided, there = (np.insert(values, [0, 7, 399], values=True) for values in (decisions, truth))
     assert np.array_equal(broken[rest], maps)
     settings = ClusterSettings(landmarks=200)
     expected = fit_reliability(maps, decisions, truth, GRAD_CAM, settings)
-    found = fit_reliability(broken, *more, GRAD_CAM, settings)
+    found = fit_reliability(broken, decided, there, GRAD_CAM, settings)
     assert to_bytes({"": found}) == to_bytes({"": expected})
 
 

@@ -20,8 +20,8 @@ def test_equal_confidences_come_in_any_order(rows: list[tuple[float, bool]]) -> 
     curves = []
     for order in permutations(rows):
         if all(first[0] >= second[0] for first, second in pairwise(order)):
-            wrong = [row[1] for row in order]
-            curves.append([sum(wrong[:k]) / k for k in range(1, len(wrong) + 1)])
+            errs = [row[1] for row in order]
+            curves.append([sum(errs[:k]) / k for k in range(1, len(errs) + 1)])
     sure, wrong = zip(*rows, strict=True)
     found = risk_coverage(sure, wrong)
     np.testing.assert_allclose(found.risk, np.mean(curves, axis=0), rtol=0, atol=1e-12)

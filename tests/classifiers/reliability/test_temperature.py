@@ -41,7 +41,7 @@ def by_lbfgs(logits: Floats, truth: NDArray[np.bool_], *, softmax: bool) -> floa
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     return float(log_t.detach().exp())
 
 
