@@ -5,27 +5,19 @@ some thousand of them, the landmarks; every other map takes the cluster of the m
 """
 
 import math
-import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh
-from scipy.sparse.linalg import ArpackError, eigsh
-from scipy.spatial.distance import pdist, squareform
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import check_random_state
 
+from classifiers.reliability.spectral import spectral_clusters
 from infra.errors import ConfigError, ShapeError
 
 type Floats = NDArray[np.float32]
-type Doubles = NDArray[np.float64]
 
 MIN_PIXELS = 16
 """Pixels that a map must have at least."""
@@ -38,12 +30,6 @@ _VALUES_AT_ONCE = 1 << 23
 
 _ROUNDING = 1e-6
 """Root mean square difference, in units of a map's range, up to which two maps count as equal."""
-
-_SMALL_MATRIX = 500
-"""Rows up to which all eigenvectors take no longer than some."""
-
-_LEAST_DEGREE = 1e-20
-"""Share of all similarities that a landmark needs, so that eigenvectors say something of it in double precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,70 +225,21 @@ def fit_clusters(maps: ArrayLike, settings: ClusterSettings = DEFAULTS) -> MapCl
         raise ConfigError("clusters are of finite maps: leave out those that are not")
     mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     vectors -= mean  # before the components, which would otherwise lose digits to it
-    alike = _ROUNDING * math.sqrt(pixels)
-    if np.linalg.norm(vectors, axis=1).max() <= alike:
-        raise _all_alike(n)
-    pca = PCA(min(settings.components, pixels, n - 1), random_state=settings.seed).fit(vectors)
+    with np.errstate(invalid="ignore"):  # shares of no variance, where all maps are alike
+        pca = PCA(min(settings.components, pixels, n - 1), random_state=settings.seed).fit(vectors)
     components = pca.components_.astype(np.float32)
     landmarks = vectors @ components.T
-    of_landmarks = _largest_first(_spectral(landmarks.astype(np.float64), alike, settings))
+    alike = _ROUNDING * math.sqrt(pixels)
+    found = spectral_clusters(
+        landmarks.astype(np.float64), settings.clusters, settings.kernel_scale, alike, settings.seed
+    )
     size = (values.shape[1], values.shape[2])
-    return MapClusters(size, mean, components, landmarks, of_landmarks, settings.neighbours)
+    return MapClusters(size, mean, components, landmarks, _largest_first(found), settings.neighbours)
 
 
 def _projected(vectors: Floats, mean: Floats, components: Floats) -> Floats:
     """Return maps in the space of principal components, (N, h * w) to (N, P)."""
     return np.asarray((vectors - mean) @ components.T)
-
-
-def _spectral(points: Doubles, alike: float, settings: ClusterSettings) -> NDArray[np.int32]:
-    """Return the cluster of each point, (M, P) to (M,); points no further apart than `alike` share one.
-
-    The matrix has one row for all equal points together, which leaves the eigenvectors what they are, and takes out the
-    many that tell equal points apart and on which iterations founder.
-    """
-    apart = squareform(pdist(points))
-    first, group, size = np.unique((apart <= alike).argmax(axis=1), return_inverse=True, return_counts=True)
-    if len(first) < 2:
-        raise _all_alike(len(points))
-    unit = np.median(apart[apart > alike])
-    apart = apart[np.ix_(first, first)]  # (G, G) from here on
-    root = np.sqrt(size)
-    similar = np.exp(-((apart / unit) ** 2) / (2 * settings.kernel_scale**2)) * (root[:, None] * root)
-    similar[np.diag_indices(len(first))] = size - 1.0  # a point is not similar to itself
-    degree = similar @ root / root
-    # Eigenvectors are divided by the roots of degrees: at lonely points they would be noise, however large.
-    lonely = degree <= _LEAST_DEGREE * (degree @ size)
-    if 2 * lonely.sum() > len(points) or lonely.sum() > len(first) - 2:
-        raise ConfigError(
-            f"at kernel_scale {settings.kernel_scale}, {lonely.sum()} of {len(points)} maps are like no other one: "
-            "raise it"
-        )
-    labels = np.empty(len(first), np.int32)
-    if lonely.any():
-        similar, root, degree = similar[np.ix_(~lonely, ~lonely)], root[~lonely], degree[~lonely]
-    similar /= np.sqrt(degree[:, None] * degree)
-    random = check_random_state(settings.seed)
-    q = min(settings.clusters, len(similar))
-    embedded = _leading(similar, q, random.uniform(-1, 1, len(similar))) / (root * np.sqrt(degree))[:, None]
-    with warnings.catch_warnings():  # of clusters without members, where maps differ by next to nothing
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels[~lonely] = KMeans(q, n_init=10, random_state=random).fit_predict(embedded, sample_weight=root**2)
-    labels[lonely] = labels[~lonely][apart[np.ix_(lonely, ~lonely)].argmin(axis=1)]
-    return labels[group]
-
-
-def _leading(matrix: Doubles, count: int, start: Doubles) -> Doubles:
-    """Return the eigenvectors of the largest eigenvalues of a symmetric matrix, (G, G) to (G, count)."""
-    n = len(matrix)
-    if n > _SMALL_MATRIX:
-        with suppress(ArpackError):  # of eigenvalues that are nearly equal; then all at once, which takes longer
-            return np.asarray(eigsh(matrix, count, which="LA", v0=start)[1])
-    return np.asarray(eigh(matrix, subset_by_index=[n - count, n - 1])[1])
-
-
-def _all_alike(n: int) -> ConfigError:
-    return ConfigError(f"all {n} maps are alike, there is nothing to cluster: choose another method")
 
 
 def _largest_first(labels: NDArray[np.int32]) -> NDArray[np.int32]:

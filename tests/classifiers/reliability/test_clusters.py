@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import SpectralClustering
 from sklearn.decomposition import PCA
+from sklearn.manifold import spectral_embedding
 from sklearn.metrics import adjusted_rand_score, pairwise_distances
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -27,15 +28,19 @@ def scaled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.array(rows)
 
 
+def similarities_of(points: NDArray[np.float64], how: ClusterSettings) -> NDArray[np.float64]:
+    distances = pairwise_distances(points)
+    distances /= np.median(distances[distances > 1e-5])  # but for the maps' own, and those of equal maps
+    return np.asarray(np.exp(-(distances**2) / (2 * how.kernel_scale**2)))
+
+
 def by_scikit_learn(
     maps: NDArray[np.float32], new: NDArray[np.float32], how: ClusterSettings
 ) -> tuple[list[int], list[int], list[bool]]:
     """Clusters of maps and of new ones, and whether the vote on each new one is a tie, step by step."""
     pca = PCA(min(how.components, maps[0].size, len(maps) - 1), random_state=how.seed).fit(scaled(maps))
     points = pca.transform(scaled(maps))
-    distances = pairwise_distances(points)
-    distances /= np.median(distances[np.triu_indices(len(points), 1)])
-    similarities = np.exp(-(distances**2) / (2 * how.kernel_scale**2))
+    similarities = similarities_of(points, how)
     spectral = SpectralClustering(how.clusters, affinity="precomputed", random_state=how.seed)
     found = spectral.fit_predict(similarities)
     classifier = KNeighborsClassifier(how.neighbours).fit(points, found)
@@ -59,6 +64,27 @@ def test_equal_scikit_learn_step_by_step(q: int, components: int, seed: int) -> 
     same = np.array([name[i] for i in expected_new]) == found_new
     assert same[~np.array(tied)].all()
     assert same.mean() > 0.9  # of equal votes, scikit-learn takes the lowest number, we the nearest landmark
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_scikit_learn_where_maps_are_repeated(seed: int) -> None:
+    """Which has a row for each of them; here equal ones are one row with a weight.
+
+    K-means starts and may end elsewhere: in scikit-learn's eigenvectors, our clusters are as tight as its own.
+    """
+    rng = np.random.default_rng(seed)
+    maps = np.repeat(varied(150, rng), rng.choice([1, 1, 2, 5, 12], 150), axis=0)
+    how = ClusterSettings(6, seed=seed)
+    similarities = similarities_of(PCA(50, random_state=seed).fit_transform(scaled(maps)), how)
+    embedded = spectral_embedding(similarities, n_components=6, drop_first=False)
+
+    def spread(labels: ArrayLike) -> float:
+        groups = [embedded[np.asarray(labels) == i] for i in range(6)]
+        return sum(float(((group - group.mean(axis=0)) ** 2).sum()) for group in groups)
+
+    expected, found = by_scikit_learn(maps, maps[:1], how)[0], fit_clusters(maps, how).of_landmarks
+    assert adjusted_rand_score(expected, found) > 0.95
+    assert spread(found) == pytest.approx(spread(expected), rel=1e-3)
 
 
 @given(st.integers(0, 1 << 16), st.integers(1, 7), st.integers(2, 5))
@@ -151,9 +177,9 @@ def test_many_landmarks_have_the_clusters_of_few(monkeypatch: pytest.MonkeyPatch
     places = [(1, 1), (1, 6), (6, 1), (6, 6), (3, 3)]
     apart = np.concatenate([spots(150, y, x, rng, noise=0.01) for y, x in places])
     for maps, q in ((apart, 5), (varied(700, rng), 8)):
-        monkeypatch.setattr("classifiers.reliability.clusters._SMALL_MATRIX", 500)
+        monkeypatch.setattr("classifiers.reliability.spectral._SMALL_MATRIX", 500)
         by_iteration = fit_clusters(maps, ClusterSettings(q)).of_landmarks
-        monkeypatch.setattr("classifiers.reliability.clusters._SMALL_MATRIX", 10_000)
+        monkeypatch.setattr("classifiers.reliability.spectral._SMALL_MATRIX", 10_000)
         assert np.array_equal(by_iteration, fit_clusters(maps, ClusterSettings(q)).of_landmarks)
     assert fit_clusters(apart, ClusterSettings(5)).of_landmarks.tolist() == np.repeat(range(5), 150).tolist()
 
@@ -275,6 +301,8 @@ def test_refusals_tell_the_numbers() -> None:
         fit_clusters(rng.random((39, 4, 4)))
     with pytest.raises(ConfigError, match="all 160 maps are alike"):
         fit_clusters(np.full((160, 4, 4), 3.0))
+    with pytest.raises(ConfigError, match="all 200 maps are alike"):
+        fit_clusters(np.tile(rng.random((1, 40, 40)), (200, 1, 1)))
     with pytest.raises(ConfigError, match="all 160 maps are alike"):
         fit_clusters(rng.random((4, 4)) * (1 + 1e-7 * rng.standard_normal((160, 4, 4))))
     with pytest.raises(ConfigError, match="finite maps"):
