@@ -2,15 +2,14 @@
 
 from classifiers.reliability.adjustment import Accuracies, Adjustment, adjustment
 from classifiers.reliability.clusters import ClusterSettings, MapClusters, check_enough, choose_landmarks, fit_clusters
+from classifiers.reliability.file_format import from_bytes, to_bytes
 from classifiers.reliability.model import (
     OUTCOMES,
     FittingReliability,
     Reliability,
     check_outcomes,
     fit_reliability,
-    from_bytes,
     outcomes,
-    to_bytes,
 )
 from classifiers.reliability.selective import RiskCoverage, confidence, resampled_areas, risk_coverage
 from classifiers.reliability.temperature import fit_temperatures, scale_by_temperature

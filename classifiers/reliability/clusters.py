@@ -4,16 +4,17 @@ A map is scaled to [0, 1] and seen as a vector. Spectral clustering costs the sq
 some thousand of them, the landmarks; every other map takes the cluster of the majority of its nearest landmarks.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.cluster import SpectralClustering
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
+from classifiers.reliability.spectral import spectral_clusters
 from infra.errors import ConfigError, ShapeError
 
 type Floats = NDArray[np.float32]
@@ -24,7 +25,11 @@ MIN_PIXELS = 16
 SAMPLES_PER_CLUSTER = 20
 """Validation samples for each cluster, at least; and samples that a cluster needs for a say of its own."""
 
-_MAPS_AT_ONCE = 1 << 15
+_VALUES_AT_ONCE = 1 << 23
+"""Bounds the memory of vectors: maps at once times pixels."""
+
+_ROUNDING = 1e-6
+"""Root mean square difference, in units of a map's range, up to which two maps count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,15 @@ class ClusterSettings:
                 f"{self.clusters} clusters need at least {SAMPLES_PER_CLUSTER * self.clusters} landmarks, "
                 f"got {self.landmarks}"
             )
-        if self.seed < 0:
-            raise ConfigError(f"seed is 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f"seed is from 0 to {(1 << 32) - 1}, got {self.seed}")
 
 
 DEFAULTS = ClusterSettings()
 """The paper's own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MapClusters:
     """Landmarks in the space of principal components, and the cluster of each."""
 
@@ -94,22 +99,36 @@ class MapClusters:
             ShapeError: The maps are not (N, h, w) of the size that was fitted.
         """
         values = np.asarray(maps)
-        if values.ndim != 3 or values.shape[1:] != self.size:
-            raise ShapeError(f"the clusters are of maps (N, {self.size[0]}, {self.size[1]}), got {values.shape}")
-        found = np.full(len(values), -1, np.int32)
-        for start in range(0, len(values), _MAPS_AT_ONCE):
-            rows = slice(start, start + _MAPS_AT_ONCE)
-            vectors = vectors_of(values[rows])
-            finite = np.isfinite(vectors).all(axis=1)
-            if finite.any():
-                found[rows][finite] = self._vote(vectors[finite])
+        self.check_size(values)
+        found = np.empty(len(values), np.int32)
+        for rows in blocks(values):
+            found[rows] = self.assign_vectors(vectors_of(values[rows]))
         return found
 
-    def _vote(self, vectors: Floats) -> NDArray[np.int32]:
-        nearest = self._index.kneighbors((vectors - self.mean) @ self.components.T, return_distance=False)
-        votes = self.of_landmarks[nearest]  # (N, k), the nearest first
-        agreeing = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
-        return np.take_along_axis(votes, agreeing.argmax(axis=1)[:, None], axis=1)[:, 0]
+    def check_size(self, maps: NDArray[np.generic]) -> None:
+        """Refuse maps of another size.
+
+        Raises:
+            ShapeError: The maps are not (N, h, w) of the size that was fitted.
+        """
+        if maps.ndim != 3 or maps.shape[1:] != self.size:
+            raise ShapeError(f"the clusters are of maps (N, {self.size[0]}, {self.size[1]}), got {maps.shape}")
+
+    def assign_vectors(self, vectors: Floats) -> NDArray[np.int32]:
+        """Return the cluster of each map as `assign` does, of their `vectors_of`, (N, h * w) to (N,)."""
+        found = np.full(len(vectors), -1, np.int32)
+        finite = np.isfinite(vectors).all(axis=1)
+        if finite.any():
+            known = vectors if finite.all() else vectors[finite]
+            found[finite] = self._vote(_projected(known, self.mean, self.components))
+        return found
+
+    def _vote(self, points: Floats) -> NDArray[np.int32]:
+        votes = self.of_landmarks[self._index.kneighbors(points, return_distance=False)]  # (N, k), the nearest first
+        n, q = len(votes), int(self.of_landmarks.max()) + 1
+        first = np.arange(n)[:, None]
+        count = np.bincount((votes + q * first).ravel(), minlength=n * q).reshape(n, q)
+        return np.asarray(votes[first[:, 0], count[first, votes].argmax(axis=1)])
 
     @cached_property
     def _index(self) -> NearestNeighbors:
@@ -117,18 +136,26 @@ class MapClusters:
         return NearestNeighbors(n_neighbors=n, algorithm="brute").fit(self.landmarks)
 
 
+def blocks(maps: NDArray[np.generic]) -> Iterator[slice]:
+    """Yield the rows of maps, (N, h, w), so many at a time that their vectors take some tens of megabytes."""
+    step = max(1, _VALUES_AT_ONCE // max(1, math.prod(maps.shape[1:])))
+    yield from (slice(start, start + step) for start in range(0, len(maps), step))
+
+
 def vectors_of(maps: ArrayLike) -> Floats:
     """Return maps shifted and scaled to [0, 1] as vectors, (N, h, w) to (N, h * w).
 
-    A constant map, in which the network finds nothing, becomes 0; one that is not finite stays so.
+    A constant map, in which the network finds nothing, becomes 0; one that is not finite becomes NaN, in part at least.
     """
-    values = np.asarray(maps, np.float32)
-    flat = values.reshape(len(values), -1)
-    low, high = flat.min(axis=1, keepdims=True), flat.max(axis=1, keepdims=True)
-    span = high - low
-    span[span == 0] = 1
+    values = np.asarray(maps)
+    flat = values.reshape(len(values), math.prod(values.shape[1:])).astype(np.result_type(values, np.float32))
+    flat *= 0.5  # so that the range of the largest numbers does not overflow
     with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as it should be
-        return (flat - low) / span
+        flat -= flat.min(axis=1, keepdims=True)
+        span = flat.max(axis=1, keepdims=True)
+        span[span == 0] = 1
+        flat /= span
+    return flat.astype(np.float32, copy=False)
 
 
 def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings) -> None:
@@ -144,10 +171,11 @@ def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings) -> No
         )
     needed = SAMPLES_PER_CLUSTER * settings.clusters
     if n_samples < needed:
+        possible = n_samples // SAMPLES_PER_CLUSTER
+        advice = f"ask for at most {possible} clusters, or pool" if possible > 1 else "pool"
         raise ConfigError(
             f"reliability needs {SAMPLES_PER_CLUSTER} validation samples for each of {settings.clusters} clusters, "
-            f"{needed} in all, found {n_samples}: ask for at most {n_samples // SAMPLES_PER_CLUSTER} clusters, or pool "
-            "the labels"
+            f"{needed} in all, found {n_samples}: {advice} the labels"
         )
 
 
@@ -173,45 +201,45 @@ def fit_clusters(maps: ArrayLike, settings: ClusterSettings = DEFAULTS) -> MapCl
     """Cluster landmarks.
 
     Principal components, at most `settings.components` of them; similarities exp(-d^2 / (2 sigma^2)) of distances in
-    units of their median, equal maps left out of it; spectral clustering. Where there are fewer different maps than
-    clusters wanted, each is a cluster.
+    units of their median; spectral clustering. Maps that are equal but for rounding count as one where distances are
+    averaged, and share a cluster; with fewer different maps than clusters wanted, each is a cluster. A landmark so far
+    from all others that double precision says nothing of its place among them takes the cluster of the nearest one.
 
     Args:
-        maps: Raw maps of the landmarks, (M, h, w), finite.
+        maps: Raw maps of the landmarks, (M, h, w), finite. The result depends on their order.
         settings: How.
 
     Raises:
         ShapeError: The maps are not (M, h, w).
-        ConfigError: The maps are too small or too few, not finite, or all alike.
+        ConfigError: The maps are too small or too few, not finite, or all alike; or `kernel_scale` is too small.
 
     Source: Kierdorf and Roscher 2023, arXiv:2305.15149, section 2.5; Ng, Jordan and Weiss 2001.
     """
     values = np.asarray(maps)
     if values.ndim != 3:
         raise ShapeError(f"clusters are of maps (M, h, w), got {values.shape}")
-    vectors = vectors_of(values)
-    n, pixels = vectors.shape
+    n, pixels = len(values), math.prod(values.shape[1:])
     check_enough(pixels, n, settings)
+    vectors = vectors_of(values)
     if not np.isfinite(vectors).all():
         raise ConfigError("clusters are of finite maps: leave out those that are not")
-    different = len(np.unique(vectors, axis=0))
-    if different < 2:
-        raise ConfigError(f"all {n} maps are alike, there is nothing to cluster: choose another method")
-    pca = PCA(min(settings.components, pixels, n - 1), random_state=settings.seed).fit(vectors)
-    landmarks = pca.transform(vectors)
-    distances = pairwise_distances(landmarks)
-    distances /= np.median(distances[distances > 0])
-    # Rounding to 0 would cut the graph; the smallest number does the same to the eigenvectors, and does not.
-    similarities = np.maximum(np.exp(-(distances**2) / (2 * settings.kernel_scale**2)), np.finfo(np.float64).tiny)
-    spectral = SpectralClustering(min(settings.clusters, different), affinity="precomputed", random_state=settings.seed)
-    return MapClusters(
-        (values.shape[1], values.shape[2]),
-        pca.mean_.astype(np.float32),
-        pca.components_.astype(np.float32),
-        landmarks.astype(np.float32),
-        _largest_first(spectral.fit_predict(similarities)),
-        settings.neighbours,
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    vectors -= mean  # before the components, which would otherwise lose digits to it
+    with np.errstate(invalid="ignore"):  # shares of no variance, where all maps are alike
+        pca = PCA(min(settings.components, pixels, n - 1), random_state=settings.seed).fit(vectors)
+    components = pca.components_.astype(np.float32)
+    landmarks = vectors @ components.T
+    alike = _ROUNDING * math.sqrt(pixels)
+    found = spectral_clusters(
+        landmarks.astype(np.float64), settings.clusters, settings.kernel_scale, alike, settings.seed
     )
+    size = (values.shape[1], values.shape[2])
+    return MapClusters(size, mean, components, landmarks, _largest_first(found), settings.neighbours)
+
+
+def _projected(vectors: Floats, mean: Floats, components: Floats) -> Floats:
+    """Return maps in the space of principal components, (N, h * w) to (N, P)."""
+    return np.asarray((vectors - mean) @ components.T)
 
 
 def _largest_first(labels: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -2,13 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
 from classifiers.reliability.clusters import (
@@ -17,22 +14,19 @@ from classifiers.reliability.clusters import (
     ClusterSettings,
     Floats,
     MapClusters,
+    blocks,
     check_enough,
     choose_landmarks,
     fit_clusters,
     vectors_of,
 )
-from infra.errors import ConfigError, ShapeError, WeightsError
+from infra.errors import ConfigError, ShapeError
 
 OUTCOMES = ("tn", "fp", "fn", "tp")
 """What a decision can turn out to be, in the order of `outcomes`."""
 
-FORMAT = 1
-_METADATA_KEY = "superscene"
-_ARRAYS = ("mean", "components", "landmarks", "of_landmarks", "counts", "prototypes")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reliability:
     """Clusters of maps, and what the decisions on validation samples in each turned out to be."""
 
@@ -45,7 +39,10 @@ class Reliability:
     threshold: float
     """Error rate above which the decisions of a cluster are flipped."""
     maps_of: Mapping[str, object]
-    """What determines the maps that it was fitted on: method, options, layer, network."""
+    """What determines the maps that it was fitted on: method, options, layer, network; JSON."""
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
 
     @cached_property
     def n(self) -> NDArray[np.int64]:
@@ -74,13 +71,18 @@ class Reliability:
             ConfigError: They are maps of another method, layer or network than were fitted.
             ShapeError: They are of another size.
         """
-        if dict(maps_of) != dict(self.maps_of):
-            differs = [
-                f"{name} {self.maps_of.get(name)!r}, not {maps_of.get(name)!r}"
-                for name in sorted({*self.maps_of, *maps_of})
-                if self.maps_of.get(name) != maps_of.get(name)
-            ]
-            raise ConfigError(f"the reliability was fitted on maps of {', '.join(differs)}: fit it on these maps")
+        fitted, given = (
+            {name: json.dumps(value, sort_keys=True) for name, value in of.items()} for of in (self.maps_of, maps_of)
+        )
+        differs = [
+            f"{name} {fitted.get(name, 'unknown')}, not {given.get(name, 'unknown')}"
+            for name in sorted({*fitted, *given})
+            if fitted.get(name) != given.get(name)
+        ]
+        if differs:
+            raise ConfigError(
+                f"the reliability was fitted on other maps than these ({'; '.join(differs)}): fit it on maps of these"
+            )
         return self.clusters.assign(maps)
 
     def error_rates(self, clusters: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -88,7 +90,7 @@ class Reliability:
         return np.asarray(np.append(self.error_rate, np.nan)[clusters])
 
     def adjusted(self, decisions: NDArray[np.bool_], clusters: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Return decisions, (N,), those of flipped clusters flipped."""
+        """Return decisions, (N,), those of flipped clusters flipped; clusters as `assign` gives them."""
         return np.asarray(decisions ^ np.append(self.flipped, values=False)[clusters])
 
 
@@ -104,9 +106,13 @@ def fit_reliability(
 
     A sample is one label of one patch, whether it was predicted or not. The landmarks hold true and false, positives
     and negatives in their own proportions; error rates are of all samples, each in the cluster that it is assigned to.
+    Samples whose map is not finite are left out.
+
+    The result depends on the samples, their order, the settings and nothing else: samples that are read in shards or by
+    several workers are to be put in an order of their own, such as that of their names, first.
 
     Args:
-        maps: Raw maps of one label, or of several pooled, (N, h, w), finite.
+        maps: Raw maps of one label, or of several pooled, (N, h, w).
         decisions: Whether the label was predicted, (N,).
         truth: Whether it is there, (N,).
         maps_of: What determines the maps: method, options, layer, network. JSON.
@@ -116,7 +122,7 @@ def fit_reliability(
 
     Raises:
         ShapeError: The arrays do not fit together.
-        ConfigError: The maps are too small, too few or not finite; no sample is positive, or no decision is wrong, so
+        ConfigError: The maps are too small, too few or all alike; no sample is positive, or no decision is wrong, so
             that there is nothing to learn; or the threshold is out of range.
 
     Source: Kierdorf and Roscher 2023, arXiv:2305.15149, sections 2.5 and 2.6.
@@ -125,7 +131,11 @@ def fit_reliability(
     outcome = outcomes(decisions, truth)
     if values.ndim != 3 or outcome.shape != values.shape[:1]:
         raise ShapeError(f"maps (N, h, w) need N decisions and truths, got {values.shape} and {outcome.shape}")
-    check_enough(values[0].size if len(values) else 0, len(values), settings)
+    _check_threshold(threshold)
+    finite = np.isfinite(values).all(axis=(1, 2))
+    if not finite.all():
+        values, outcome = values[finite], outcome[finite]
+    check_enough(values.shape[1] * values.shape[2], len(values), settings)
     check_outcomes(outcome)
     chosen = choose_landmarks(outcome, settings.landmarks, settings.seed)
     fitting = FittingReliability(fit_clusters(values[chosen], settings), settings, threshold, maps_of)
@@ -144,23 +154,35 @@ class FittingReliability:
         Raises:
             ConfigError: The threshold is out of range.
         """
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"threshold is an error rate from 0 to 1, got {threshold}")
+        _check_threshold(threshold)
         q = int(clusters.of_landmarks.max()) + 1
         self._clusters, self._settings, self._threshold, self._maps_of = clusters, settings, threshold, maps_of
         self._counts = np.zeros((q, len(OUTCOMES)), np.int64)
         self._sums = np.zeros((q, clusters.size[0] * clusters.size[1]))
 
     def add(self, maps: ArrayLike, outcome: NDArray[np.int8]) -> None:
-        """Add validation samples, raw maps (N, h, w) and their `outcomes`, (N,); maps that are not finite are left out."""
-        cluster = self._clusters.assign(maps)
-        known = np.flatnonzero(cluster >= 0)
-        q = len(self._counts)
-        at = cluster[known].astype(np.intp) * len(OUTCOMES) + outcome[known]
-        self._counts += np.bincount(at, minlength=q * len(OUTCOMES)).reshape(q, -1)
-        vectors = vectors_of(np.asarray(maps)[known])
-        for i in np.unique(cluster[known]):
-            self._sums[i] += vectors[cluster[known] == i].sum(axis=0, dtype=np.float64)
+        """Add validation samples; those whose map is not finite are left out.
+
+        Args:
+            maps: Raw maps, (N, h, w).
+            outcome: Their `outcomes`, (N,).
+
+        Raises:
+            ShapeError: The maps are of another size, or the outcomes are not (N,).
+        """
+        values = np.asarray(maps)
+        self._clusters.check_size(values)
+        if outcome.shape != values.shape[:1]:
+            raise ShapeError(f"{len(values)} maps need as many outcomes, got {outcome.shape}")
+        for rows in blocks(values):
+            self._add(vectors_of(values[rows]), outcome[rows])
+
+    def _add(self, vectors: Floats, outcome: NDArray[np.int8]) -> None:
+        cluster = self._clusters.assign_vectors(vectors)
+        known = cluster >= 0
+        np.add.at(self._counts, (cluster[known], outcome[known]), 1)
+        for i in range(len(self._sums)):
+            self._sums[i] += vectors[cluster == i].sum(axis=0, dtype=np.float64)
 
     def result(self) -> Reliability:
         """Return the reliability of the samples added."""
@@ -173,8 +195,13 @@ class FittingReliability:
             prototypes.astype(np.float32).reshape(shape),
             self._settings,
             self._threshold,
-            dict(self._maps_of),
+            self._maps_of,
         )
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold is an error rate from 0 to 1, got {threshold}")
 
 
 def outcomes(decisions: ArrayLike, truth: ArrayLike) -> NDArray[np.int8]:
@@ -201,69 +228,3 @@ def check_outcomes(outcome: NDArray[np.int8]) -> None:
         raise ConfigError(f"none of {n.sum()} validation samples is positive: nothing tells right from wrong maps")
     if of["fp"] + of["fn"] == 0:
         raise ConfigError(f"no decision on {n.sum()} validation samples is wrong: every cluster would be reliable")
-
-
-def to_bytes(fitted: Mapping[str, Reliability]) -> bytes:
-    """Return the content of a file of several fits: arrays and JSON; equal fits give equal bytes.
-
-    Args:
-        fitted: By label; one that is pooled over all labels is called "".
-    """
-    tensors: dict[str, NDArray[np.generic]] = {}
-    entries: list[dict[str, object]] = []
-    for i, (label, item) in enumerate(sorted(fitted.items())):
-        c = item.clusters
-        arrays = (c.mean, c.components, c.landmarks, c.of_landmarks, item.counts, item.prototypes)
-        for name, values in zip(_ARRAYS, arrays, strict=True):
-            tensors[f"{i}.{name}"] = np.ascontiguousarray(values)
-        entries.append(
-            {
-                "label": label,
-                "settings": asdict(item.settings),
-                "threshold": item.threshold,
-                "maps_of": dict(item.maps_of),
-            }
-        )
-    # One metadata key only: the format leaves the order of several to chance.
-    text = json.dumps({"format": FORMAT, "fitted": entries}, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return bytes(safetensors.numpy.save(tensors, {_METADATA_KEY: text}))
-
-
-def from_bytes(content: bytes) -> dict[str, Reliability]:
-    """Return the fits of a file by label; one that is pooled over all labels is called "".
-
-    Raises:
-        WeightsError: The content is damaged, or of another format.
-    """
-    try:
-        tensors = safetensors.numpy.load(content)
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA_KEY])
-        known = about["format"] == FORMAT
-        fitted = (
-            {
-                str(entry["label"]): _restored(entry, {name: tensors[f"{i}.{name}"] for name in _ARRAYS})
-                for i, entry in enumerate(about["fitted"])
-            }
-            if known
-            else {}
-        )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"this file holds no reliability: it is damaged, or something else ({error})") from error
-    if not known:
-        raise WeightsError(f"a reliability file of format {about['format']}, this version reads {FORMAT}: fit it anew")
-    return fitted
-
-
-def _restored(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Reliability:
-    settings = ClusterSettings(**entry["settings"])
-    prototypes = arrays["prototypes"]
-    clusters = MapClusters(
-        (prototypes.shape[1], prototypes.shape[2]),
-        arrays["mean"],
-        arrays["components"],
-        arrays["landmarks"],
-        arrays["of_landmarks"],
-        settings.neighbours,
-    )
-    return Reliability(clusters, arrays["counts"], prototypes, settings, float(entry["threshold"]), entry["maps_of"])

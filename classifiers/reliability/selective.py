@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from scipy.special import digamma
 
 from classifiers.metrics.bootstrap import Clusters, cluster_counts, cluster_index
@@ -39,7 +40,7 @@ def confidence(probs: ArrayLike, decisions: ArrayLike) -> Floats:
 
 
 def risk_coverage(confidence: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
-    """Return the risk-coverage curve.
+    """Return the risk-coverage curve: how often the most confident decisions are wrong, whatever their number.
 
     Args:
         confidence: The higher, the sooner a decision is kept, (N,), N >= 1; no NaN.
@@ -63,7 +64,8 @@ def resampled_areas(
     """Return the area under the risk-coverage curve of every resample of clusters, (R,); paired for equal seeds.
 
     Args:
-        confidence: As `risk_coverage` has it; here it is told apart in at most 512 steps of equal size.
+        confidence: As `risk_coverage` has it; of more than 512 different ones, neighbours count as equal, so that
+            there are 512 steps of about equal size.
         wrong: As `risk_coverage` has it.
         clusters: Cluster of each decision (its patch's MGRS tile), (N,); None makes every decision its own.
         n_resamples: R, at least 1.
@@ -78,12 +80,10 @@ def resampled_areas(
     sure, errors = _checked(confidence, wrong)
     index, n_clusters = cluster_index(clusters, len(sure))
     levels, sizes = np.unique(-sure, return_inverse=True, return_counts=True)[1:]
-    step = ((np.cumsum(sizes) - sizes) * _LEVELS // len(sure))[levels]
-    n_steps = int(step.max()) + 1
-    n, wrong_ones = (
-        np.bincount(index * n_steps + step, weights, minlength=n_clusters * n_steps).reshape(n_clusters, n_steps)
-        for weights in (np.ones(len(sure)), errors)
-    )
+    if len(sizes) > _LEVELS:
+        levels = ((np.cumsum(sizes) - sizes) * _LEVELS // len(sure))[levels]
+    # Sparse: with a cluster for every decision, these have as many numbers as there are decisions.
+    n, wrong_ones = (csr_array((ones, (index, levels))) for ones in (np.ones(len(sure)), errors))
     found = [_areas(counts @ n, counts @ wrong_ones) for counts in cluster_counts(n_clusters, n_resamples, seed)]
     return np.concatenate([np.empty(0), *found])
 
