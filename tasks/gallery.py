@@ -96,6 +96,8 @@ class Gallery:
     """Width of a patch; None where the archive does not say how large a pixel is."""
     grid: int
     """Edge of the grid that all maps are brought to, pixels."""
+    of_sample: bool
+    """Whether patches of the sample of `explain.sample` come first."""
     cards: Sequence[PatchCard]
     sheet: ReportSheet | None
 
@@ -139,9 +141,18 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
     branches = [branch_rows(folder, seed, chosen) for folder in folders]
     cards = _cards(patch_rows(numbers, chosen), chosen, branches, sources)
     sheet = make_sheet(numbers, folders[0], seed, [row["patch_id"] for row in rows], sampled, sources)
-    method = next(iter(sources.methods), "grad_cam")
     return Gallery(
-        classifier, method, sources.methods, seed, split, pixels.bands, pixels.width_km, pixels.size, cards, sheet
+        classifier=classifier,
+        method=next(iter(sources.methods), "grad_cam"),
+        methods=sources.methods,
+        seed=seed,
+        split=split,
+        bands=pixels.bands,
+        width_km=pixels.width_km,
+        grid=pixels.size,
+        of_sample=bool(sampled),
+        cards=cards,
+        sheet=sheet,
     )
 
 

@@ -28,7 +28,7 @@ def test_other_labels_than_those_asked_for_are_left_out() -> None:
 
 def test_the_likeliest_of_the_true_labels_or_of_all_where_none_is_known() -> None:
     probs = {"a": 0.2, "b": 0.9, "c": 0.5, "d": 0.9}
-    truths = (["a", "c"], ["a", "unknown to it"], ["d", "b"], None, [], ["x"])
+    truths: tuple[list[str] | None, ...] = (["a", "c"], ["a", "unknown to it"], ["d", "b"], None, [], ["x"])
     assert [likeliest(probs, truth) for truth in truths] == ["c", "a", "d", "b", "b", "b"]
 
 
