@@ -7,12 +7,11 @@ from typing import Any
 
 from classifiers.cam.explain import METHODS
 from infra.errors import StoreError
-from tasks.gallery_maps import MapPicture, Sources, StoredMaps, map_picture
-from tasks.gallery_methods import MethodFigure, method_figure
+from tasks.gallery_cards import PatchCard, make_card
+from tasks.gallery_maps import Sources, StoredMaps
 from tasks.gallery_pixels import GalleryPixels
 from tasks.gallery_rows import (
     BranchRows,
-    Label,
     branch_rows,
     explained_folders,
     explained_seed,
@@ -21,62 +20,16 @@ from tasks.gallery_rows import (
     sampled_patches,
 )
 from tasks.gallery_sheet import ReportSheet, make_sheet
-from tasks.pictures import Picture, encode, fitted, label_colours
+from tasks.pictures import label_colours
+from tasks.report_map_tables import METHOD_NAMES
 from tasks.report_numbers import Numbers
 from tasks.report_order import shown_split
 
 PATCHES = 6
 """Patches in the gallery, at most."""
 
-MAPS = 3
-"""Labels whose maps are shown for a patch, at most."""
-
 _BUDGET_BYTES = 4_500_000
 """Text of all cards' pictures together; no patch is added beyond it. With the sheet, the page stays below 7 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class MapCell:
-    """The place of one label's map."""
-
-    label: Label
-    map: MapPicture
-
-
-@dataclass(frozen=True, slots=True)
-class BranchRow:
-    """One patch on one branch."""
-
-    sr: str
-    caption: str
-    """What the picture is, and its pixels' size."""
-    picture: Picture | None
-    why_not: str
-    maps: Sequence[MapCell]
-    labels: Sequence[Label]
-    """What was predicted, and what was missed; the most probable first."""
-
-
-@dataclass(frozen=True, slots=True)
-class PatchCard:
-    """One patch."""
-
-    patch_id: str
-    place: str
-    """Country, season, day."""
-    truth: Sequence[tuple[str, str]] | None
-    """Names and colours of the true labels; None where unknown."""
-    rows: Sequence[BranchRow]
-    figure: MethodFigure | None
-    """One label by methods and SR models."""
-
-    @property
-    def bytes(self) -> int:
-        """Text of its pictures."""
-        pictures = [p for row in self.rows for p in (row.picture, *(cell.map.picture for cell in row.maps))]
-        for line in self.figure.rows if self.figure else ():
-            pictures += [cell.picture for cell in (line.picture, *line.maps)]
-        return sum(len(picture.uri) for picture in pictures if picture is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +39,8 @@ class Gallery:
     classifier: str
     method: str
     """Whose maps of several labels are shown."""
-    methods: Sequence[str]
-    """Methods that are compared."""
+    titles: Mapping[str, str]
+    """Methods that are compared, and what people call them and those that are one map with them."""
     seed: int
     split: str
     bands: Sequence[str]
@@ -104,12 +57,17 @@ class Gallery:
     @property
     def label_free(self) -> list[str]:
         """Compared methods that have one map for a patch, whatever the label."""
-        return [method for method in self.methods if method in METHODS and not METHODS[method].per_label]
+        return [method for method in self.titles if method in METHODS and not METHODS[method].per_label]
+
+    @property
+    def same(self) -> list[str]:
+        """Names of compared methods that are one and the same map."""
+        return [title for title in self.titles.values() if " = " in title]
 
     @property
     def bounded(self) -> bool:
         """Whether any card knows where the land cover is that a label names."""
-        return any(card.figure is not None and card.figure.area is not None for card in self.cards)
+        return any(card.bounded for card in self.cards)
 
 
 def make_gallery(numbers: Numbers) -> Gallery | None:
@@ -130,21 +88,25 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
     except StoreError:  # no archive.zarr: the tables were copied without the pixels
         return None
     explained = explained_folders(numbers, classifier)
-    maps = StoredMaps(numbers, explained, pixels.size)
-    wanted = numbers.run.settings.get("explain", {}).get("methods", ())
-    sources = Sources(pixels, maps, maps.methods(wanted), label_colours(numbers.labels))
     seed = explained_seed(explained, default=min(row["seed"] for row in rows))
     split = shown_split({row["split"] for row in rows}) or ""
     rows = [row for row in rows if row["split"] == split and row["seed"] == seed]
     sampled = sampled_patches(numbers, explained)
     chosen = choose_patches(rows, sampled, PATCHES)
-    branches = [branch_rows(folder, seed, chosen) for folder in folders]
-    cards = _cards(patch_rows(numbers, chosen), chosen, branches, sources)
+    by_name = patch_rows(numbers, chosen)
+    patches = [by_name[name] for name in chosen]
+    maps = StoredMaps(numbers, explained, pixels.size)
+    titles = _titles(numbers, maps, patches)
+    sources = Sources(pixels, maps, titles, label_colours(numbers.labels))
+    # A method that saw only some of these patches would leave many places of the cards empty.
+    whole = (m for m in titles if all(maps.has(f.keys["sr"], m, patch) for f in folders for patch in patches))
+    method = next(whole, next(iter(titles), "grad_cam"))
+    cards = _cards(patches, [branch_rows(folder, seed, chosen) for folder in folders], method, sources)
     sheet = make_sheet(numbers, folders[0], seed, [row["patch_id"] for row in rows], sampled, sources)
     return Gallery(
         classifier=classifier,
-        method=next(iter(sources.methods), "grad_cam"),
-        methods=sources.methods,
+        method=method,
+        titles=titles,
         seed=seed,
         split=split,
         bands=pixels.bands,
@@ -189,54 +151,22 @@ def choose(ids: Sequence[str], label_sets: Sequence[Sequence[str]], count: int) 
     return chosen
 
 
+def _titles(numbers: Numbers, maps: StoredMaps, patches: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the methods to draw, in the order of RUN.yaml, and what people call them."""
+    wanted = maps.methods(numbers.run.settings.get("explain", {}).get("methods", ()))
+    groups = maps.distinct(wanted, patches)
+    return {group[0]: " = ".join(METHOD_NAMES.get(method, method) for method in group) for group in groups}
+
+
 def _cards(
-    patches: Mapping[str, Mapping[str, Any]], chosen: Sequence[str], branches: Sequence[BranchRows], sources: Sources
+    patches: Sequence[Mapping[str, Any]], branches: Sequence[BranchRows], method: str, sources: Sources
 ) -> list[PatchCard]:
     cards: list[PatchCard] = []
     spent = 0
-    for patch_id in chosen:
-        card = _card(patches[patch_id], branches, sources)
+    for patch in patches:
+        card = make_card(patch, branches, method, sources)
         spent += card.bytes
         if cards and spent > _BUDGET_BYTES:
             break
         cards.append(card)
     return cards
-
-
-def _card(patch: Mapping[str, Any], branches: Sequence[BranchRows], sources: Sources) -> PatchCard:
-    there = [branch for branch in branches if patch["patch_id"] in branch.predictions]
-    views = [
-        (sources.pixels.seen(patch, branch.sr, branch.config), branch.labels(patch, sources.tints)) for branch in there
-    ]
-    method = next(iter(sources.methods), "")
-    columns = _columns([list(labels.values()) for _, labels in views])
-    masks = {label: sources.pixels.truth(patch, label) for label in columns}
-    rows = []
-    for seen, labels in views:
-        name = f"{patch['patch_id']}, {seen.sr}"
-        picture = None
-        if seen.rgb is not None:
-            picture = encode(fitted(seen.rgb), f"{name}: true colour", lossless=seen.sr == "none")
-        maps = []
-        for label in columns:
-            stored = sources.maps.read(seen.sr, method, patch, label)
-            drawn = map_picture(stored, seen.base, f"{name}: activation map of {label}", masks[label])
-            maps.append(MapCell(labels[label], drawn))
-        told = [label for label in labels.values() if label.verdict != "absent"]
-        told.sort(key=lambda label: -(label.prob or 0.0))
-        caption = sources.pixels.caption(seen.sr, seen.width)
-        rows.append(BranchRow(seen.sr, caption, picture, seen.why_not, maps, told))
-    place = ", ".join(str(patch[key]) for key in ("country", "season", "acquired") if patch[key])
-    truth = patch["labels"]
-    colours = None if truth is None else [(name, sources.tints.get(name, "#888888")) for name in truth]
-    return PatchCard(patch["patch_id"], place, colours, rows, method_figure(patch, views, sources))
-
-
-def _columns(branches: Sequence[Sequence[Label]]) -> list[str]:
-    """Return the labels whose maps are shown: those that most branches predict, then the most probable."""
-    votes: Counter[str] = Counter()
-    probs: Counter[str] = Counter()
-    for labels in branches:
-        votes.update(label.name for label in labels if label.predicted)
-        probs.update({label.name: label.prob for label in labels if label.prob is not None})
-    return sorted(votes, key=lambda name: (-votes[name], -probs[name], name))[:MAPS]

@@ -30,6 +30,9 @@ UNTAUGHT = "unknown to the classifier"
 """There is no map of a label that the classifier was not taught."""
 
 
+_ROUNDING = 2e-3  # of half precision, in units of the largest value, and of sums in another order
+
+
 @dataclass(frozen=True, slots=True)
 class StoredMap:
     """One map of one patch."""
@@ -76,6 +79,38 @@ class StoredMaps:
         made = {method for _, method in self._paths}
         there = [method for method in dict.fromkeys([*wanted, *sorted(made)]) if method in made]
         return [method for method in there if method != FLOOR] or there
+
+    def distinct(self, methods: Sequence[str], patches: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+        """Return methods that differ, each with those whose maps are the same but for their unit.
+
+        So it is of CAM, Grad-CAM, HiResCAM and XGrad-CAM where a linear head sees pooled features.
+
+        Args:
+            methods: Methods to draw.
+            patches: Rows of tables/patches; the maps of all their labels, on every branch, are compared.
+        """
+        groups: list[tuple[str, ...]] = []
+        for method in methods:
+            same = (i for i, group in enumerate(groups) if self._are_one(group[0], method, patches))
+            at = next(same, None)
+            if at is None:
+                groups.append((method,))
+            else:
+                groups[at] += (method,)
+        return groups
+
+    def _are_one(self, first: str, second: str, patches: Sequence[Mapping[str, Any]]) -> bool:
+        seen = False
+        for sr in dict.fromkeys(sr for sr, _ in self._paths):
+            try:
+                stores = [self._store(sr, method) for method in (first, second)]
+                one, other = ([_in_units_of_scale(s, p) for p in patches] if s else [] for s in stores)
+            except StoreError:
+                return False
+            if len(one) != len(other) or not all(map(_alike, one, other)):
+                return False
+            seen = seen or any(bool((np.nan_to_num(maps) != 0).any()) for maps in one)
+        return seen
 
     def has(self, sr: str, method: str, patch: Mapping[str, Any]) -> bool:
         """Return whether a method was run on a patch of a branch, and its maps are at hand."""
@@ -126,10 +161,15 @@ class Sources:
 
     pixels: GalleryPixels
     maps: StoredMaps
-    methods: Sequence[str]
-    """Methods worth drawing, in the order of RUN.yaml."""
+    titles: Mapping[str, str]
+    """Methods worth drawing, in the order of RUN.yaml, and what people call each and those that are one map with it."""
     tints: Mapping[str, str]
     """Colours of the labels, in their order."""
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods worth drawing."""
+        return list(self.titles)
 
 
 def map_picture(
@@ -159,6 +199,17 @@ def map_picture(
 def _index(store: ShardedStore, patch: Mapping[str, Any]) -> int:
     """Return a patch's place on the patch axis."""
     return int(patch["shard"]) * store.shard_size + int(patch["row"])
+
+
+def _in_units_of_scale(store: ShardedStore, patch: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return a patch's maps of all labels, (L, h, w), from -1 to 1, NaN where not finite; empty where not made."""
+    if not _is_valid(store, patch):
+        return np.zeros(0, np.float32)
+    return np.asarray(store.array("maps")[_index(store, patch)], np.float32)
+
+
+def _alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=_ROUNDING, equal_nan=True)
 
 
 def _is_valid(store: ShardedStore, patch: Mapping[str, Any]) -> bool:

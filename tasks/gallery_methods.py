@@ -9,7 +9,6 @@ from tasks.gallery_pixels import SeenPatch
 from tasks.gallery_rows import Label
 from tasks.labels import likeliest
 from tasks.pictures import OVERLAY_SIZE, encode, thumbnail
-from tasks.report_map_tables import METHOD_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def method_figure(
         picture = None if seen.rgb is None else encode(thumbnail(seen.rgb, OVERLAY_SIZE), f"{name}, small: true colour")
         maps = []
         for method in sources.methods:
-            alt = f"{name}: {METHOD_NAMES.get(method, method)} map of {shown}"
+            alt = f"{name}: {sources.titles[method]} map of {shown}"
             maps.append(map_picture(sources.maps.read(seen.sr, method, patch, shown), seen.base, alt, mask))
         rows.append(MethodRow(seen.sr, labels[shown], MapPicture(picture, seen.why_not), maps))
     return MethodFigure(shown, None if mask is None else float(mask.mean()), rows)

@@ -9,7 +9,6 @@ from tasks.gallery_maps import MapPicture, Sources, map_picture
 from tasks.gallery_rows import BranchRows, Label, branch_rows, patch_rows
 from tasks.labels import likeliest
 from tasks.pictures import Picture, encode, thumbnail
-from tasks.report_map_tables import METHOD_NAMES
 from tasks.report_numbers import HiveFolder, Numbers
 
 IMAGES = 100
@@ -107,7 +106,7 @@ def _image(
     name = f"image {number}, {patch['patch_id']}"
     maps = []
     for method in methods:
-        alt = f"{name}: {METHOD_NAMES.get(method, method)} map of {shown}"
+        alt = f"{name}: {sources.titles[method]} map of {shown}"
         maps.append(map_picture(sources.maps.read(branch.sr, method, patch, shown), base, alt, size=_SIZE))
     picture = encode(thumbnail(base, _SIZE), f"{name}: true colour")
     return SheetImage(patch["patch_id"], picture, labels[shown], maps, patch["labels"])

@@ -86,14 +86,14 @@ def add_reference_maps(paths: StorePaths, codes: NDArray[np.uint16]) -> None:
     _change(paths, "patches", PATCHES, lambda row: {**row, "has_map": True})
 
 
-def ask_for_a_sample(paths: StorePaths, size: int) -> None:
-    """Let the store's run have had `explain.sample`."""
+def change_settings(paths: StorePaths, **explain: Any) -> None:
+    """Let the store's run have had other settings of `explain`."""
 
-    def sampled(row: dict[str, Any]) -> dict[str, Any]:
+    def changed(row: dict[str, Any]) -> dict[str, Any]:
         settings = json.loads(row["run_yaml"])
-        return {**row, "run_yaml": json.dumps({**settings, "explain": {**settings["explain"], "sample": size}})}
+        return {**row, "run_yaml": json.dumps({**settings, "explain": {**settings["explain"], **explain}})}
 
-    _change(paths, "runs", RUNS, sampled)
+    _change(paths, "runs", RUNS, changed)
 
 
 def _change(

@@ -9,7 +9,7 @@ from tasks import gallery, gallery_sheet
 from tasks.gallery import choose_patches, make_gallery
 from tasks.report import render
 from tasks.report_numbers import Numbers
-from tests.tasks.gallery_store import add_maps
+from tests.tasks.gallery_store import add_maps, change_settings
 from tests.tasks.report_store import Page, Wanted, make_store
 
 
@@ -50,4 +50,19 @@ def test_the_network_shown_is_the_one_that_was_explained(tmp_path: Path) -> None
     made = make_store(tmp_path / "explained", Wanted(sr=("none",), seeds=(7, 3)))
     found = make_gallery(Numbers(made.paths))
     assert found is not None
-    assert (found.seed, found.method, found.methods) == (7, "grad_cam", ["grad_cam"])
+    assert (found.seed, found.method, found.titles) == (7, "grad_cam", {"grad_cam": "Grad-CAM"})
+
+
+def test_cards_show_a_method_that_saw_all_of_their_patches(tmp_path: Path) -> None:
+    """The first of RUN.yaml has maps of p0 alone: it is compared, and the cards' maps are of the next one."""
+    made = make_store(tmp_path, Wanted(sr=("none",)))
+    add_maps(made.paths, "none", "cam", np.ones((len(NAMES), 4, 4), np.float32), rows=(0,))
+    change_settings(made.paths, methods=["cam", "grad_cam"])
+    found = make_gallery(Numbers(made.paths))
+    assert found is not None
+    assert list(found.titles) == ["cam", "grad_cam"]
+    assert found.method == "grad_cam"
+    assert {cell.map.why_not for card in found.cards for line in card.rows for cell in line.maps} <= {
+        "",
+        "nowhere above 0",
+    }

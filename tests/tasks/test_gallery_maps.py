@@ -116,3 +116,21 @@ def test_methods_follow_the_run_and_noise_is_drawn_alone_only(made: Made) -> Non
     noise = [f for f in explained_folders(numbers, "resnet18") if f.keys["method"] == "random"]
     assert StoredMaps(numbers, noise, 120).methods(["random"]) == ["random"]
     assert StoredMaps(numbers, [], 120).methods(["grad_cam"]) == []
+
+
+def test_methods_whose_maps_differ_in_their_unit_alone_are_one(made: Made) -> None:
+    """HiResCAM is LayerCAM times 1e5 but for rounding; XGrad-CAM too, on one of the branches; the rest is zeros."""
+    cams = np.random.default_rng(0).random((4, 3, 4, 4)).astype(np.float32)
+    for sr in ("none", "bicubic"):
+        add_maps(made.paths, sr, "layer_cam", cams, names=KNOWN)
+        add_maps(made.paths, sr, "hires_cam", cams * np.float32(1.0001e5), names=KNOWN)
+        add_maps(made.paths, sr, "x_grad_cam", cams * 7 if sr == "none" else cams[:, ::-1].copy(), names=KNOWN)
+        for method in ("ablation_cam", "cam"):
+            add_maps(made.paths, sr, method, np.zeros((3, 4, 4), np.float32), names=KNOWN)
+    maps = stored(made)
+    methods = ["hires_cam", "x_grad_cam", "layer_cam", "ablation_cam", "cam", "rise"]
+    every = [patch(row) for row in range(4)]
+    groups = [("hires_cam", "layer_cam"), ("x_grad_cam",), ("ablation_cam",), ("cam",), ("rise",)]
+    assert maps.distinct(methods, every) == groups
+    assert maps.distinct([], every) == []
+    assert maps.distinct(["layer_cam", "hires_cam"], []) == [("layer_cam",), ("hires_cam",)]  # nothing tells

@@ -10,7 +10,7 @@ from infra.bigearthnet.classes import NAMES
 from infra.storage import StorePaths
 from tasks import gallery_sheet
 from tasks.report import write_report
-from tests.tasks.gallery_store import add_maps, ask_for_a_sample, bright
+from tests.tasks.gallery_store import add_maps, bright, change_settings
 from tests.tasks.report_store import LABELS, PATCH_IDS, Made, Page, Wanted, make_store
 from tests.tasks.test_report import pictures
 
@@ -76,7 +76,7 @@ def test_where_no_method_saw_all_the_sheet_is_of_the_sample(tmp_path: Path) -> N
     add_maps(made.paths, "none", "rise", UNIFORM, rows=(1, 2), sampled=(1, 2))
     page = page_of(made.paths)
     assert "Contact sheet" not in page.text  # the run asked for no sample, so its maps are not whole
-    ask_for_a_sample(made.paths, 2)
+    change_settings(made.paths, sample=2)
     page = page_of(made.paths)
     assert "Contact sheet: 2 test patches at random" in page.text
     assert "; from the sample, since no method was run on all." in page.text
@@ -99,8 +99,8 @@ def test_a_sheet_stops_before_the_page_is_too_large(
 
 def test_three_methods_at_most(store: Made, tmp_path: Path) -> None:
     paths = StorePaths(shutil.copytree(store.paths.root, tmp_path / "store"))
-    for method in ("cam", "eigen_cam", "x_grad_cam"):
-        add_maps(paths, "none", method, UNIFORM if method != "eigen_cam" else UNIFORM[:1])
+    for method, maps in (("cam", UNIFORM), ("eigen_cam", UNIFORM[:1]), ("hessian_ciam", bright("upper left")[None])):
+        add_maps(paths, "none", method, maps)
     page = page_of(paths)
     shown = [alt.partition(": ")[2] for alt in alts_of_sheet(page)[:4]]
     assert [text.split()[0] for text in shown] == ["true", "Grad-CAM", "CAM", "EigenCAM"]
