@@ -56,6 +56,7 @@ def maps_of_run(
         split: The split to show; None, or one without maps: as metrics choose it.
     """
     rows = of_configs(read_table(paths.table("explanation_metrics")), EXPLANATION_METRICS, configs)
+    rows = rows.filter(pc.is_valid(rows["subset"]))  # an earlier version did not say which patches means are over
     there = set(rows["split"].to_pylist())
     shown = split if split in there else shown_split(there)
     if shown is None:
