@@ -316,7 +316,8 @@ def test_a_costly_method_stands_beside_cheap_ones_and_floors_on_the_sample(paths
     def numbers(subset: str, metric: str, reference: str | None = None) -> dict[tuple[str, str], tuple[float, int]]:
         rows = of_bicubic[(of_bicubic.subset == subset) & (of_bicubic.metric == metric)]
         rows = rows[rows.reference.isna() if reference is None else rows.reference == reference]
-        return {(row.config.removeprefix("bicubic-"), row.method): (row.value, row.n) for row in rows.itertuples()}
+        keys = zip(rows.config.str.removeprefix("bicubic-"), rows.method, strict=True)
+        return dict(zip(keys, zip(rows.value, rows.n, strict=True), strict=True))
 
     assert numbers("all", "judd_auc") == {("grad_cam", "grad_cam"): (0.6875, 4), ("grad_cam", UNIFORM): (0.5, 4)}
     assert numbers("sample", "judd_auc") == {
