@@ -207,6 +207,10 @@ class Maps:
             notes.append(
                 "A rank says nothing where intervals overlap widely: each is of one method alone, and of one seed."
             )
+        if any(line.zeros for line in lines):
+            notes.append(
+                "A zero map, nowhere above 0, has no other number: a method that has some is ranked by its other maps."
+            )
         if self.sampled:
             notes.append(
                 "Tables of the sample are of the patches of explain.sample alone, and rank all methods on them: on no "

@@ -27,8 +27,9 @@ def maps_markdown(maps: Maps) -> str:
         lines += [f"### Maps of {of_one.classifier}, seed {of_one.seed}", ""]
         for table in of_one.tables:
             lines += [f"#### {named(table.sr)}{_of(table)}", "", *_methods(table), ""]
-        for minus in of_one.minus:
-            lines += [f"#### Maps minus {CONTROL}{_of(minus)}", "", maps.minus_note, "", *_minus(minus), ""]
+        for place, minus in enumerate(of_one.minus):
+            note = [] if place else [maps.minus_note, ""]
+            lines += [f"#### Maps minus {CONTROL}{_of(minus)}", "", *note, *_minus(minus), ""]
         if of_one.areas:
             lines += ["#### IoU at 75 % of the energy, by area of the label", "", maps.area_note, ""]
             lines += [*_areas(of_one.areas), ""]
@@ -36,7 +37,7 @@ def maps_markdown(maps: Maps) -> str:
 
 
 def _of(table: MapTable | MapMinusTable) -> str:
-    return ", the sample alone" if table.sampled else ""
+    return " on the sample alone" if table.sampled else ""
 
 
 def _methods(table: MapTable) -> list[str]:

@@ -154,7 +154,9 @@ def test_all_methods_are_ranked_on_the_patches_of_the_sample(page: Page) -> None
     assert rows["Score-CAM"]["Zero maps"].text == "0 of 20"
     assert rows["EigenCAM"]["Zero maps"].text == "5 of 20"
     assert "Score-CAM" not in by_title(page, "maps-resnet50-srresnet")
-    assert page.text.count("the sample alone") == (len(SR) + 1) * len(CLASSIFIERS)  # a branch each, and the differences
+    assert page.text.count(" on the sample alone") == (len(SR) + 1) * len(
+        CLASSIFIERS
+    )  # a branch each, and the differences
     assert "Tables of the sample are of the patches of explain.sample alone, and rank all methods on them" in page.text
 
 
@@ -184,6 +186,14 @@ def test_floors_alone_are_no_table_beside_methods(made: Made, tmp_path: Path) ->
     only = rewritten(made, tmp_path / "only", lambda row: row if row["method"] in {"random", "uniform"} else None)
     (first, *_) = maps_of(only).classifiers
     assert [[line.methods for line in table.floors] for table in first.tables[:2]] == [[("uniform",), ("random",)]] * 2
+
+
+def test_one_map_alone_and_none_that_is_zero(made: Made, tmp_path: Path) -> None:
+    paths = rewritten(made, tmp_path, lambda row: None if row["metric"] == "zero_share" else row | {"n": 1})
+    write_report(paths)
+    text = section(Page(paths.report.read_text(encoding="utf-8")))
+    assert "Localisation is of the one map whose label the reference map has." in text
+    assert "A zero map" not in text
 
 
 def test_rows_of_an_earlier_version_do_not_say_what_they_are_over_and_are_left_out(made: Made, tmp_path: Path) -> None:
@@ -219,7 +229,9 @@ def test_zero_and_quarantined_maps_are_counted(page: Page) -> None:
     rows = by_title(page, "maps-resnet18-none")
     assert rows["EigenCAM"]["Zero maps"].text == "10 of 40"  # a quarter
     assert rows["LayerCAM"]["Zero maps"].text == "0 of 40"
-    assert section(page).count("Localisation is of 20 maps, those whose label") == len(SR) * len(CLASSIFIERS)
+    for n in (20, 10):  # of all patches, and of the sample
+        assert section(page).count(f"Localisation is of the {n} maps whose label") == len(SR) * len(CLASSIFIERS)
+    assert section(page).count("A zero map, nowhere above 0, has no other number") == 1
     assert (
         "4 maps are not finite and so quarantined, over all splits: 2 of LayerCAM on srresnet with resnet18, "
         "2 of LayerCAM on srresnet with resnet50." in section(page)
@@ -329,7 +341,7 @@ def test_markdown_has_the_numbers_of_the_page(made: Made, page: Page, tmp_path: 
             assert line.count("floor |") == 2
     assert "- No map is quarantined" not in of_maps
     assert of_maps.count("| Grad-CAM = HiResCAM |") == 2 * 2 * (3 + 1)  # a branch each, and the differences
-    assert of_maps.count("#### Maps minus bicubic, the sample alone\n") == 2
+    assert of_maps.count("#### Maps minus bicubic on the sample alone\n") == 2
     assert re.search(r"\| Grad-CAM = HiResCAM +\| +2 \| +2 \| +0\.750 \(0\.734 to 0\.766\)", of_maps)
 
 
