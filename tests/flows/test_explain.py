@@ -243,6 +243,10 @@ def test_the_command_alone_runs_until_maps_are_judged(inputs: Inputs, patches: p
     assert explained[explained.sampled].groupby("split").patch_id.nunique().max() == 1
     of_all = found[found.label.isna() & found.area_quartile.isna() & found.reference.isna()]
     for (method, split), rows in explained.groupby(["method", "split"]):
-        of_method = of_all[(of_all.method == method) & (of_all.split == split)].set_index("metric")
-        assert of_method.value["judd_auc"] == pytest.approx(rows.judd_auc.mean(), abs=1e-6)
-        assert of_method.n["judd_auc"] == rows.judd_auc.count()
+        of_method = of_all[(of_all.method == method) & (of_all.split == split)]
+        subsets = {"sample": rows[rows.sampled]} | ({} if method == "rise" else {"all": rows})
+        assert set(of_method.subset) == set(subsets)
+        for subset, chosen in subsets.items():
+            means = of_method[of_method.subset == subset].set_index("metric")
+            assert means.value["judd_auc"] == pytest.approx(chosen.judd_auc.mean(), abs=1e-6)
+            assert means.n["judd_auc"] == chosen.judd_auc.count()

@@ -23,7 +23,7 @@ from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.errors import ConfigError, UnknownNameError
 from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
 from infra.zarr_store import ShardedStore
-from tasks import explain
+from tasks import explain, map_store
 from tasks.branch import Branch
 from tasks.explain import QUARANTINED, Explained, ExplainPlan, patch_seed
 from tasks.map_store import read_map
@@ -372,6 +372,32 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
         (bad["patch_id"], label) for label in sorted(bad["labels"], key=NAMES.index)
     ]
     assert bad["patch_id"] not in item.parts.read(0)["patch_id"].to_pylist()
+
+
+def test_maps_are_written_while_their_shard_runs_and_are_the_same(
+    store: Plan, plan: Plan, network_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Patch by patch, in Zarr shards of two: what lies before the last one added is on disk."""
+    wanted, batch_size = ExplainPlan(("grad_cam",), "true"), 1
+    first = copied(store, tmp_path / "whole")
+    whole = explained(first, network_file, wanted, branch=branch_of(first, batch_size=batch_size))["grad_cam"]
+    monkeypatch.setattr(map_store, "_WRITTEN_AT_ONCE", 2)
+    entry, on_disk = METHODS["grad_cam"], []
+
+    def watched(target: Target, options: Any) -> torch.Tensor:
+        on_disk.append(len(list(plan.paths.root.glob("maps/**/maps/c/*/0/0/0"))))
+        return entry.run(target, options)
+
+    monkeypatch.setattr(explain, "METHODS", {**METHODS, "grad_cam": replace(entry, run=watched)})
+    item = explained(plan, network_file, wanted, branch=branch_of(plan, batch_size=batch_size))["grad_cam"]
+    rows = [row["row"] for row in patches_of(store, 0)]
+    assert on_disk == [0, *(row // 2 for row in rows[:-1])]
+    assert on_disk[-1] > 1
+    assert item.parts.read(0).equals(whole.parts.read(0))
+    stores = [ShardedStore(p.paths.maps("grad_cam", item.parts.config)) for p in (first, plan)]
+    assert [opened.block("maps") for opened in stores] == [8, 2]
+    for name in ("maps", "scale", "valid"):
+        np.testing.assert_array_equal(stores[1].read(0, name), stores[0].read(0, name))
 
 
 def test_batches_and_the_order_of_shards_change_nothing_beyond_rounding(
