@@ -6,19 +6,7 @@ from torch import Tensor, nn
 
 from classifiers.cam.explain import explain, explain_methods
 from classifiers.network import Classifier
-from classifiers.registry import build
 from infra.errors import ConfigError, ShapeError, UnknownNameError
-
-
-@pytest.fixture(scope="module")
-def model() -> Classifier:
-    torch.manual_seed(0)
-    return build("resnet18", 5).eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
 def test_labels_are_chosen_in_the_order_asked(model: Classifier, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Oracles: the formulas, literally, one pass for each channel and label, in float64; pytorch-grad-cam and torch-cam."""
+"""Oracle: the formulas, literally, one pass for each channel and label; `test_peers.py` has other libraries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -237,60 +237,3 @@ def test_refuses_what_it_cannot_do() -> None:
         explain(model, x, "score_cam", weights="logits")
     with pytest.raises(ConfigError, match="reduce_input is a bool"):
         explain(model, x, "grad_plus_plus_score_cam", reduce_input=1)
-
-
-class Probabilities(nn.Module):
-    """A network as the peers are given it: its outputs are what a channel is scored by."""
-
-    def __init__(self, model: Classifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x).sigmoid()  # type: ignore[no-any-return]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("layer", ["last", "deep"])
-def test_equals_pytorch_grad_cam(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
-    """It has the softmax over channels, enlarges with aligned corners, and scales and enlarges the map it returns.
-
-    Its softmax has a share for a channel without a mask too, which scales the others, and which the scaling undoes.
-    """
-    import numpy as np
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.image import scale_cam_image
-
-    monkeypatch.setattr(
-        nn, "UpsamplingBilinear2d", lambda size: nn.Upsample(size=size, mode="bilinear", align_corners=False)
-    )
-    model = convolutional(stride=2).float()
-    x = random_images(2, 2, 12, 10).float()
-    ours = explain(model, x, "score_cam", target_layer=layer, weights="softmax").numpy()
-    network = Probabilities(model)
-    with pytorch_grad_cam.ScoreCAM(model=network, target_layers=[model.backbone.get_submodule(layer)]) as peer:
-        for label in LABELS:
-            theirs = peer(input_tensor=x, targets=[lambda output, c=label: output[c]] * len(x))
-            expected = scale_cam_image(scale_cam_image(ours[:, label], (10, 12)))
-            assert expected.max() > 0.9
-            np.testing.assert_allclose(theirs, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("layer", ["last", "deep"])
-def test_equals_torch_cam(layer: str) -> None:
-    """It has the softmax over channels, and scales channels before it enlarges them: the same where sizes are."""
-    from torchcam.methods import ScoreCAM
-
-    model = convolutional(dead=False)
-    x = random_images(2, 2, 8, 7)
-    a = layer_activations(model, x, layer)
-    assert (a.amax(dim=(2, 3)) > a.amin(dim=(2, 3))).all()
-    ours = explain(model, x, "score_cam", target_layer=layer, weights="softmax")
-    network = Probabilities(model)
-    with ScoreCAM(
-        network, target_layer=network.get_submodule(f"model.backbone.{layer}"), input_shape=(2, 8, 7)
-    ) as peer:
-        probs = network(x)
-        for label in LABELS:
-            (theirs,) = peer(class_idx=label, scores=probs, normalized=False)
-            torch.testing.assert_close(theirs, ours[:, label], rtol=1e-6, atol=1e-9)
