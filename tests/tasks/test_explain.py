@@ -26,6 +26,7 @@ from infra.zarr_store import ShardedStore
 from tasks import explain
 from tasks.branch import Branch
 from tasks.explain import QUARANTINED, Explained, ExplainPlan, patch_seed
+from tasks.explained_patch import PatchExplainer
 from tasks.map_store import read_map
 from tasks.plan import Plan
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
@@ -411,15 +412,19 @@ def test_batches_and_the_order_of_shards_change_nothing_beyond_rounding(
 def test_configs_follow_whatever_determines_rows_and_maps_and_nothing_else(
     store: Plan, network_file: Path, mlp_file: Path
 ) -> None:
-    def config(wanted: ExplainPlan, file: Path = network_file, batch_size: int = 5) -> str:
+    def config(wanted: ExplainPlan, file: Path = network_file, batch_size: int = 5, method: str = "rise") -> str:
         branch = branch_of(store, batch_size=batch_size)
-        return scored_classifier(branch, "resnet18", {0: file}, wanted).explanations["rise"].parts.config
+        return scored_classifier(branch, "resnet18", {0: file}, wanted).explanations[method].parts.config
 
     plain = ExplainPlan(("rise",), "true")
     first = config(plain)
     assert config(plain, batch_size=1) == first
     assert config(ExplainPlan(("grad_cam", "rise"), "true")) == first
     assert config(ExplainPlan(("rise",), "true", {"rise": {"masks": 4000}})) == first  # the default, spelled out
+    whole, decimal = ({"lime": {"ridge": number}} for number in (2, 2.0))  # as YAML has them
+    assert config(ExplainPlan(("lime",), "true", whole), method="lime") == config(
+        ExplainPlan(("lime",), "true", decimal), method="lime"
+    )
     assert config(ExplainPlan(("rise",), "true", sample=frozenset("x"))) == first  # without a size there is no sample
     others = [
         config(ExplainPlan(("rise",), "all")),
@@ -454,6 +459,27 @@ def test_a_method_for_linear_heads_alone_is_refused_before_any_work(store: Plan,
     assert all(path in before for path in after)
     with pytest.raises(UnknownNameError, match="no explanation method 'lucky'"):
         scored_classifier(branch_of(store), "resnet18", {0: mlp_file}, ExplainPlan(("lucky",)))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("grad_plus_plus_score_cam", {"reduce_input": True}, "an input of 4 x 4 pixels, the size of the map, resnet18"),
+        ("occlusion", {"window": 121}, "a window of 121 x 121 pixels does not fit an input of 120 x 120"),
+        ("rise", {"cells": 121}, "121 cells do not fit an edge of an input of 120 x 120"),
+        ("lime", {"cells": 121}, "121 cells do not fit an edge of an input of 120 x 120"),
+    ],
+)
+def test_options_that_do_not_fit_the_branch_are_refused_before_any_work(
+    store: Plan, network_file: Path, method: str, options: dict[str, Any], words: str
+) -> None:
+    before = snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations")
+    wanted = ExplainPlan((method,), options={method: options})
+    with pytest.raises(ConfigError, match=words):
+        scored_classifier(branch_of(store), "resnet18", {0: network_file}, wanted)
+    with pytest.raises(ConfigError, match=words):
+        PatchExplainer(branch_of(store), network_file, [method], {method: options})
+    assert snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations") == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from classifiers.cam import gradient_family
 from classifiers.cam.explain import explain
 from classifiers.cam.target import Target
 from classifiers.network import Classifier, pool
-from infra.errors import ConfigError, ShapeError
+from infra.errors import ShapeError
 from tests.classifiers.cam.small_networks import images, network
 
 
@@ -94,14 +94,6 @@ def test_equals_cam_for_a_pooled_linear_head() -> None:
     torch.testing.assert_close(gradient_family.cam(target)[:, 0], by_hand * 4)
     # Grad-CAM++: weight 4 * 0.25 / (2 + 0.25 * 10) of channel 0, none of channel 1, whose gradient is negative
     torch.testing.assert_close(gradient_family.grad_cam_pp(target)[0, 0], a[0, 0].detach() / 4.5)
-
-
-def test_cam_refuses_what_it_is_not_defined_for() -> None:
-    x = torch.zeros(1, 2, 7, 6, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="cam needs a head that is one linear layer, classifier has Sequential"):
-        explain(network("mlp"), x, "cam")
-    with pytest.raises(ConfigError, match="cam is defined for the last convolutional stage, last, not for deep"):
-        explain(network(), x, "cam", target_layer="deep")
 
 
 def test_hooked_layer_equals_the_closed_form(model: Classifier, x: Tensor) -> None:

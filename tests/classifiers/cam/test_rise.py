@@ -111,7 +111,13 @@ def test_masks_keep_the_share_that_is_asked_for() -> None:
 
 def test_refuses_what_it_cannot_do() -> None:
     model, x = convolutional(), random_images(1, 2, 6, 6)
-    refused: list[dict[str, Any]] = [{"masks": 0}, {"cells": 0}, {"keep": 0.0}, {"keep": 1.5}]
+    with pytest.raises(ConfigError, match="rise: 8 cells do not fit an edge of an input of 6 x 6"):
+        explain(model, x, "rise")
+    refused: list[dict[str, Any]] = [
+        *({"masks": masks} for masks in (0, -4)),
+        *({"cells": cells} for cells in (1, 0, -4)),
+        *({"keep": keep} for keep in (0.0, 1.0, -0.5, 1.5, math.nan, math.inf)),
+    ]
     for options in refused:
-        with pytest.raises(ConfigError, match="rise needs at least 1 mask and 1 cell, and keep in"):
+        with pytest.raises(ConfigError, match="rise needs at least 1 mask and 2 cells along an edge, and keep in"):
             explain(model, x, "rise", **options)
