@@ -209,8 +209,7 @@ def check_maps(config: RunConfig, branches: Sequence[Branch]) -> None:
     """Refuse explanation methods whose options do not fit what a classifier sees on a branch.
 
     Raises:
-        ConfigError: As `tasks.explain.check_methods` does.
-        ShapeError: A branch's pixels are too few for a classifier.
+        ConfigError, ShapeError: As `tasks.explain.check_methods` does.
     """
     chosen = config.explain
     for network in {config.network_of(name) for name in config.classifiers if name not in config.trained}:

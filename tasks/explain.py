@@ -103,6 +103,7 @@ def check_methods(
         UnknownNameError: There is no such method.
         ConfigError: A method does not take an option, or needs a head of one linear layer and the network has another;
             or a window, a grid or a reduced input does not fit the shape.
+        ShapeError: The shape is too small for the network, and an option asks for the size of its map.
     """
     for method in methods:
         entry, chosen = method_and_options(method, options.get(method, {}))
@@ -121,7 +122,7 @@ def explained(
     """Return what is made of each method for a classifier, under configs that the predictions' config determines.
 
     Raises:
-        UnknownNameError, ConfigError: As `check_methods` does.
+        UnknownNameError, ConfigError, ShapeError: As `check_methods` does.
     """
     check_methods(plan.methods, network, plan.options, (len(branch.bands), branch.size, branch.size))
     found = {}
