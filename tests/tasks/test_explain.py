@@ -375,6 +375,33 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
     assert bad["patch_id"] not in item.parts.read(0)["patch_id"].to_pylist()
 
 
+def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
+    store: Plan, plan: Plan, tmp_path: Path
+) -> None:
+    """Of all methods that take no passes of their own, by a channel that is NaN; random maps do not look at it."""
+    network = classifiers.build("resnet18", len(NAMES), 3).eval()
+    with torch.no_grad():
+        network.backbone.get_submodule("layer4.1.bn2").get_parameter("bias")[0] = torch.nan
+    file = untrained(branch_of(store), tmp_path / "nan.safetensors", network=network)
+    cheap = tuple(method for method, entry in METHODS.items() if entry.is_cheap(network))
+    patches = patches_of(store, 0)
+    wanted = {(row["patch_id"], label) for row in patches for label in row["labels"] or ()}
+    sample = frozenset(row["patch_id"] for row in patches[:2])
+    items = explained(plan, file, ExplainPlan(cheap, "true", sample_size=2, sample=sample))
+    assert len(items) == len(cheap) > 9
+    for method, item in items.items():
+        faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
+        rows, stored = item.parts.read(0), ShardedStore(plan.paths.maps(method, item.parts.config))
+        maps = [read_map(stored, row["row"], 0) for row in patches]
+        if method == "random":
+            assert (len(faults), set(rows_by_key(rows))) == (0, wanted)
+            assert np.isfinite(maps).all()
+        else:
+            assert {(row["patch_id"], row["label"]) for row in faults} == wanted, method
+            assert (len(faults), rows.num_rows) == (len(wanted), 0)
+            assert np.isnan(maps).all()
+
+
 def test_batches_and_the_order_of_shards_change_nothing_beyond_rounding(
     store: Plan, mlp_file: Path, tmp_path: Path
 ) -> None:

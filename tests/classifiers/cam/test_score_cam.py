@@ -54,7 +54,12 @@ def transcribed_score_cam(
 
 
 def transcribed_grad_plus_plus_score_cam(
-    model: Classifier, image: Tensor, label: int, layer: str, reduce_input: bool = False
+    model: Classifier,
+    image: Tensor,
+    label: int,
+    layer: str,
+    reduce_input: bool = False,
+    activation: Activation = "sigmoid",
 ) -> Tensor:
     """Masks of w A, not of A; w from autograd through the whole network."""
     kept: list[Tensor] = []
@@ -74,7 +79,9 @@ def transcribed_grad_plus_plus_score_cam(
             up = F.interpolate((weight * a[k])[None, None], size=seen.shape[1:], mode="bilinear")[0, 0]
             mask = scaled(up)
             if mask is not None:
-                gain = probability(model, seen * mask, label) - probability(model, torch.zeros_like(seen), label)
+                gain = probability(model, seen * mask, label, activation) - probability(
+                    model, torch.zeros_like(seen), label, activation
+                )
                 total += gain * a[k]
     return total.clamp(min=0)
 
@@ -95,23 +102,31 @@ def test_score_cam_equals_its_formula(layer: str, stride: int, activation: Activ
     torch.testing.assert_close(chosen, expected[:, [2, 0]])
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("layer", ["last", "deep"])
-def test_grad_plus_plus_score_cam_equals_its_formula(layer: str, stride: int, head: str) -> None:
+def test_grad_plus_plus_score_cam_equals_its_formula(
+    layer: str, stride: int, head: str, activation: Activation
+) -> None:
     model = convolutional(head, stride=stride)
     x = random_images(2, 2, 9, 8)
-    score_cams = explain(model, x, "score_cam", target_layer=layer)
+    score_cams = explain(model, x, "score_cam", target_layer=layer, activation=activation)
     for reduce_input in (False, True):
         expected = torch.stack(
             [
                 torch.stack(
-                    [transcribed_grad_plus_plus_score_cam(model, image, c, layer, reduce_input) for c in LABELS]
+                    [
+                        transcribed_grad_plus_plus_score_cam(model, image, c, layer, reduce_input, activation)
+                        for c in LABELS
+                    ]
                 )
                 for image in x
             ]
         )
-        found = explain(model, x, "grad_plus_plus_score_cam", target_layer=layer, reduce_input=reduce_input)
+        found = explain(
+            model, x, "grad_plus_plus_score_cam", None, layer, activation=activation, reduce_input=reduce_input
+        )
         assert (expected > 0).flatten(2).any(dim=2).float().mean() >= 1 / 3
         assert not torch.equal(expected, score_cams)
         torch.testing.assert_close(found, expected)
