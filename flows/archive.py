@@ -10,9 +10,11 @@ from typing import Literal
 
 import psutil
 import pyarrow as pa
+import torch
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+import classifiers
 import sr_models
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
@@ -158,6 +160,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             branches = [
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
+            check_maps(config, branches)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in _trained_here(config)}
             predicted: list[Predicted] = []
             for branch in branches:
@@ -200,6 +203,20 @@ def _check_classifier_files(config: RunConfig) -> None:
     for name in config.classifiers:
         if name in config.trained:
             check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
+
+
+def check_maps(config: RunConfig, branches: Sequence[Branch]) -> None:
+    """Refuse explanation methods whose options do not fit what a classifier sees on a branch.
+
+    Raises:
+        ConfigError, ShapeError: As `tasks.explain.check_methods` does.
+    """
+    chosen = config.explain
+    for network in {config.network_of(name) for name in config.classifiers if name not in config.trained}:
+        with torch.device("meta"):  # its shapes are all that matters
+            meta = classifiers.build(network, 1, len(branches[0].bands)).eval()
+        for branch in branches:
+            check_methods(chosen.methods, meta, chosen.options, (len(branch.bands), branch.size, branch.size))
 
 
 def _trained_here(config: RunConfig) -> list[str]:

@@ -48,7 +48,8 @@ def draw_patch(config: RunConfig, patch_id: str, out: Path, label: str | None, c
         classifier: Whose maps; None: the first of the run.
 
     Raises:
-        ConfigError, UnknownNameError, StoreError: There is no such run, patch, label or classifier.
+        ConfigError, UnknownNameError, StoreError: There is no such run, patch, label or classifier, or its checkpoint
+            is gone; the run has no method, or one that is not defined for it; or no figure ends like this.
     """
     check_format(out)
     run = _explained(config, classifier)
@@ -73,8 +74,9 @@ def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier:
         classifier: Whose maps; None: the first of the run.
 
     Raises:
-        ConfigError, UnknownNameError, StoreError: There is no such run, split or classifier; or somebody has marked the
-            CSV that lies there.
+        ConfigError, UnknownNameError, StoreError: There is no such run, split or classifier, or its checkpoint is gone;
+            the run has no method, or one that is not defined for it; no figure ends like this; or somebody has marked
+            the CSV that lies there.
     """
     check_sheet(out)
     run = _explained(config, classifier)

@@ -85,19 +85,30 @@ class Explained:
         return METHODS[self.method]
 
 
-def check_methods(methods: Sequence[str], network: Classifier) -> None:
-    """Refuse methods that are not defined for a network's head.
+def check_methods(
+    methods: Sequence[str],
+    network: Classifier,
+    options: Mapping[str, Mapping[str, OptionValue]] = MappingProxyType({}),
+    shape: tuple[int, int, int] | None = None,
+) -> None:
+    """Refuse methods that are not defined for a network's head, and options that do not fit what it sees.
 
     Args:
         methods: Names of methods.
-        network: The network to be explained.
+        network: The network to be explained, on any device, torch's `meta` among them.
+        options: Options of methods, by method.
+        shape: Of what the network sees of a patch, (C, H, W); None: not known, and not asked.
 
     Raises:
         UnknownNameError: There is no such method.
-        ConfigError: A method needs a head of one linear layer, and the network has another.
+        ConfigError: A method does not take an option, or needs a head of one linear layer and the network has another;
+            or a window, a grid or a reduced input does not fit the shape.
+        ShapeError: The shape is too small for the network, and an option asks for the size of its map.
     """
     for method in methods:
-        entry, _ = method_and_options(method, {})
+        entry, chosen = method_and_options(method, options.get(method, {}))
+        if shape is not None:
+            entry.check(chosen, network, shape)
         if entry.linear_head_only and not isinstance(network.head, torch.nn.Linear):
             raise ConfigError(
                 f"{method} needs a head that is one linear layer; {network.name} has another: leave {method} out, "
@@ -111,10 +122,9 @@ def explained(
     """Return what is made of each method for a classifier, under configs that the predictions' config determines.
 
     Raises:
-        UnknownNameError: There is no such method.
-        ConfigError: A method does not take an option, or is not defined for the network's head.
+        UnknownNameError, ConfigError, ShapeError: As `check_methods` does.
     """
-    check_methods(plan.methods, network)
+    check_methods(plan.methods, network, plan.options, (len(branch.bands), branch.size, branch.size))
     found = {}
     for method in plan.methods:
         entry, options = method_and_options(method, plan.options.get(method, {}))

@@ -136,14 +136,14 @@ class PatchExplainer:
 
         Raises:
             UnknownNameError: There is no such method.
-            ConfigError: An option is wrong, a method is not defined for the classifier's head, or the checkpoint is of
-                another branch.
+            ConfigError: An option is wrong or does not fit the branch's pixels, a method is not defined for the
+                classifier's head, or the checkpoint is of another branch.
             WeightsError: The checkpoint cannot be read.
         """
         self.branch = branch
         self._methods = {method: method_and_options(method, options.get(method, {})) for method in methods}
         self._trained = load_trained(file, branch)
-        check_methods(methods, self._trained.network)
+        check_methods(methods, self._trained.network, options, (len(branch.bands), branch.size, branch.size))
         device = worker_device()
         self._trained.network.eval().to(device)
         self._reader = BranchReader(branch, device)
