@@ -48,7 +48,7 @@ assert explanations["coverage"].dropna().between(0, 1).all()
 assert explanations.groupby("method", observed=True)["patch_id"].nunique().min() > 0
 assert set(explanations["method"]) == {"grad_cam", "grad_cam_pp", "eigen_cam", "hessian_ciam", "random"}
 of_maps = pd.read_parquet(tables / "explanation_metrics")
-aucs = of_maps.query("split == 'train' and metric == 'judd_auc'")
+aucs = of_maps.query("split == 'train' and subset == 'all' and metric == 'judd_auc'")
 aucs = aucs[aucs["label"].isna() & aucs["area_quartile"].isna() & aucs["reference"].isna()]
 by_method = aucs.groupby("method")["value"].mean()
 assert abs(by_method["random"] - 0.5) < 0.1, by_method

@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from infra.errors import ConfigError, ShapeError
 
@@ -58,12 +59,35 @@ class Classifier(nn.Module):
         Raises:
             ShapeError: The image is smaller than the network can see.
         """
-        if x.ndim == 4 and min(x.shape[2:]) < self.min_size:
-            raise ShapeError(
-                f"{self.name} needs images of at least {self.min_size} x {self.min_size} pixels, got {x.shape[2]} x "
-                f"{x.shape[3]}: enlarge them by an SR model, or choose another classifier"
-            )
+        if x.ndim == 4:
+            self._check_size(x.shape[2], x.shape[3])
         return cast("Tensor", self.backbone(x))
+
+    def map_size(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Return height and width of the activations of the last convolutional stage, without computing them.
+
+        Args:
+            shape: Of an image, (C, H, W).
+
+        Returns:
+            h and w of `features`, places.
+
+        Raises:
+            ShapeError: The image is smaller than the network can see.
+        """
+        self._check_size(*shape[1:])
+        tensors = [*self.backbone.named_parameters(), *self.backbone.named_buffers()]
+        shapes_alone = {name: torch.empty_like(value, device="meta") for name, value in tensors}
+        image = torch.empty(1, *shape, dtype=next(self.parameters()).dtype, device="meta")
+        height, width = functional_call(self.backbone, shapes_alone, (image,)).shape[2:]
+        return height, width
+
+    def _check_size(self, height: int, width: int) -> None:
+        if min(height, width) < self.min_size:
+            raise ShapeError(
+                f"{self.name} needs images of at least {self.min_size} x {self.min_size} pixels, got {height} x "
+                f"{width}: enlarge them by an SR model, or choose another classifier"
+            )
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return the logits (N, L) of pooled features (N, K); never in half precision, so that ranks keep."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import torch
 from prefect import flow
 
+import classifiers
 import sr_models
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
@@ -102,6 +104,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             branches = [
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
+            check_maps(config, branches)
             check_reliability(run, plan, branches)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
@@ -148,6 +151,20 @@ def _check_classifier_files(config: RunConfig) -> None:
     for name in config.classifiers:
         if name in config.trained:
             check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
+
+
+def check_maps(config: RunConfig, branches: Sequence[Branch]) -> None:
+    """Refuse explanation methods whose options do not fit what a classifier sees on a branch.
+
+    Raises:
+        ConfigError, ShapeError: As `tasks.explain.check_methods` does.
+    """
+    chosen = config.explain
+    for network in {config.network_of(name) for name in config.classifiers if name not in config.trained}:
+        with torch.device("meta"):  # its shapes are all that matters
+            meta = classifiers.build(network, 1, len(branches[0].bands)).eval()
+        for branch in branches:
+            check_methods(chosen.methods, meta, chosen.options, (len(branch.bands), branch.size, branch.size))
 
 
 def inputs_of(config: RunConfig, plan: Plan) -> Inputs:

@@ -1,6 +1,5 @@
 """Draw maps of a store's patches with the classifiers of its last run; nothing is trained, and no table changes."""
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from flows.config import RunConfig
 from infra.archives.layouts import determining
 from infra.errors import ConfigError, UnknownNameError
 from infra.storage import StorePaths
+from tasks import labels
 from tasks.branch import Inputs
 from tasks.explain_figure import SheetRow, check_format, check_sheet, contact_sheet, patch_figure
+from tasks.explain_sample import drawn_at_random
 from tasks.explained_patch import (
     PatchExplainer,
     PatchPlace,
@@ -24,8 +25,6 @@ from tasks.explained_patch import (
 )
 from tasks.plan import Plan, make_plan
 from tasks.report_numbers import Numbers
-
-_SHEET_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,8 @@ def draw_patch(config: RunConfig, patch_id: str, out: Path, label: str | None, c
         classifier: Whose maps; None: the first of the run.
 
     Raises:
-        ConfigError, UnknownNameError, StoreError: There is no such run, patch, label or classifier.
+        ConfigError, UnknownNameError, StoreError: There is no such run, patch, label or classifier, or its checkpoint
+            is gone; the run has no method, or one that is not defined for it; or no figure ends like this.
     """
     check_format(out)
     run = _explained(config, classifier)
@@ -74,8 +74,9 @@ def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier:
         classifier: Whose maps; None: the first of the run.
 
     Raises:
-        ConfigError, UnknownNameError, StoreError: There is no such run, split or classifier; or somebody has marked the
-            CSV that lies there.
+        ConfigError, UnknownNameError, StoreError: There is no such run, split or classifier, or its checkpoint is gone;
+            the run has no method, or one that is not defined for it; no figure ends like this; or somebody has marked
+            the CSV that lies there.
     """
     check_sheet(out)
     run = _explained(config, classifier)
@@ -85,7 +86,7 @@ def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier:
         raise ConfigError(f"the store has no patch of the split {split!r}: it has {', '.join(there)}")
     explainer = next(iter(run.branches.values()))
     rows = []
-    for place in random.Random(_SHEET_SEED).sample(places, min(count, len(places))):
+    for place in drawn_at_random(places, count):
         view = explainer.view(place)
         shown = view.labels[int(view.probs.argmax())]
         rows.append(SheetRow(place.patch_id, view, shown, ";".join(place.labels or ())))
@@ -94,8 +95,7 @@ def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier:
 
 def likeliest(view: PatchView, place: PatchPlace) -> str:
     """Return the likeliest of a patch's true labels that the classifier knows, or of all its labels."""
-    among = [name for name in place.labels or () if name in view.labels] or list(view.labels)
-    return max(among, key=view.prob_of)
+    return labels.likeliest({name: view.prob_of(name) for name in view.labels}, place.labels)
 
 
 def _explained(config: RunConfig, classifier: str | None) -> _Explained:

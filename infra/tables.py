@@ -155,6 +155,7 @@ EXPLANATION_METRICS = pa.schema(
         _required("seed", pa.int32(), "Training seed of the network explained"),
         _field("reference", pa.string(), "Branch that it is compared with, null for the values themselves"),
         _required("split", pa.string(), "Split judged"),
+        _required("subset", pa.string(), "Its patches judged: all, or sample, those of explain.sample alone"),
         _field("label", pa.string(), "Label judged, null for all"),
         _field("area_quartile", pa.int32(), "Quarter of the rows by area_share, 1 the smallest; null for all"),
         _required("metric", pa.string(), "Name, see docs/metrics.md"),

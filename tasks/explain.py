@@ -30,7 +30,7 @@ from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
 from infra.zarr_store import ShardedStore
 from tasks.branch import Branch
 from tasks.labels import multi_hot
-from tasks.map_store import create_map_store, write_maps
+from tasks.map_store import MapWriter, create_map_store
 
 ExplainLabels = Literal["predicted", "true", "all"]
 
@@ -75,7 +75,7 @@ class Explained:
     labels: ExplainLabels
     """Labels that get a row."""
     sampled: bool
-    """Whether a costly method sees the sample alone, and not every patch."""
+    """Whether it sees the sample alone, as a costly method does, and not every patch."""
     parts: StageParts
     """Parts of the rows; maps lie in the store of the same config."""
 
@@ -85,19 +85,30 @@ class Explained:
         return METHODS[self.method]
 
 
-def check_methods(methods: Sequence[str], network: Classifier) -> None:
-    """Refuse methods that are not defined for a network's head.
+def check_methods(
+    methods: Sequence[str],
+    network: Classifier,
+    options: Mapping[str, Mapping[str, OptionValue]] = MappingProxyType({}),
+    shape: tuple[int, int, int] | None = None,
+) -> None:
+    """Refuse methods that are not defined for a network's head, and options that do not fit what it sees.
 
     Args:
         methods: Names of methods.
-        network: The network to be explained.
+        network: The network to be explained, on any device, torch's `meta` among them.
+        options: Options of methods, by method.
+        shape: Of what the network sees of a patch, (C, H, W); None: not known, and not asked.
 
     Raises:
         UnknownNameError: There is no such method.
-        ConfigError: A method needs a head of one linear layer, and the network has another.
+        ConfigError: A method does not take an option, or needs a head of one linear layer and the network has another;
+            or a window, a grid or a reduced input does not fit the shape.
+        ShapeError: The shape is too small for the network, and an option asks for the size of its map.
     """
     for method in methods:
-        entry, _ = method_and_options(method, {})
+        entry, chosen = method_and_options(method, options.get(method, {}))
+        if shape is not None:
+            entry.check(chosen, network, shape)
         if entry.linear_head_only and not isinstance(network.head, torch.nn.Linear):
             raise ConfigError(
                 f"{method} needs a head that is one linear layer; {network.name} has another: leave {method} out, "
@@ -111,13 +122,12 @@ def explained(
     """Return what is made of each method for a classifier, under configs that the predictions' config determines.
 
     Raises:
-        UnknownNameError: There is no such method.
-        ConfigError: A method does not take an option, or is not defined for the network's head.
+        UnknownNameError, ConfigError, ShapeError: As `check_methods` does.
     """
-    check_methods(plan.methods, network)
+    check_methods(plan.methods, network, plan.options, (len(branch.bands), branch.size, branch.size))
     found = {}
     for method in plan.methods:
-        _, options = method_and_options(method, plan.options.get(method, {}))
+        entry, options = method_and_options(method, plan.options.get(method, {}))
         values: dict[str, OptionValue] = asdict(options)
         determines: dict[str, Json] = {
             "method": method,
@@ -129,7 +139,8 @@ def explained(
             "schema": _SCHEMA,
         }
         parts = stage_parts(branch.paths, "explanations", determines)
-        found[method] = Explained(method, values, plan.labels, plan.sample_size is not None, parts)
+        sampled = plan.sample_size is not None and not entry.is_cheap(network)
+        found[method] = Explained(method, values, plan.labels, sampled, parts)
     return found
 
 
@@ -217,7 +228,7 @@ class ExplainBatch:
 
 
 class ShardExplanations:
-    """What one method makes of one shard, gathered batch by batch."""
+    """What one method makes of one shard, batch by batch: its maps are written as they come, its rows are gathered."""
 
     def __init__(
         self, item: Explained, trained: TrainedClassifier, branch: Branch, shard: int, truth: ShardTruth
@@ -227,34 +238,28 @@ class ShardExplanations:
         self._path = branch.paths.maps(item.method, item.parts.config)
         self._options: Any = method_and_options(item.method, item.options)[1]
         self._first_index = shard * ShardedStore(branch.paths.archive).shard_size
-        self._rows: list[NDArray[np.int64]] = []
-        self._maps: list[NDArray[np.float32]] = []
+        self._maps = MapWriter(self._path, shard)
         self._tables: list[pa.Table] = []
         self._faults: list[pa.Table] = []
 
     def add(self, batch: ExplainBatch) -> None:
         """Make the maps of a batch, or of those of its patches that are in the sample."""
-        if self._item.sampled and not self._item.entry.is_cheap(self._trained.network):
+        if self._item.sampled:
             if not batch.sampled.any():
                 return
             batch = batch.of_sample
         maps = self._item.entry.run(batch.target, self._options)
         if maps.shape[-1] > self._grid:
             maps = on_grid(maps, self._grid)
-        self._rows.append(batch.rows)
-        self._maps.append(maps.float().cpu().numpy())
+        self._maps.add(batch.rows, maps.float().cpu().numpy())
         self._describe(batch, maps)
 
     def write(self) -> None:
-        """Write the maps, then the rows."""
+        """Write the maps that are not written yet, then the rows."""
         parts = self._item.parts
         if parts.is_done(self._shard):
             return
-        if self._maps:
-            write_maps(self._path, self._shard, np.concatenate(self._rows), np.concatenate(self._maps))
-        else:
-            shape = ShardedStore(self._path).array("maps").shape[1:]
-            write_maps(self._path, self._shard, np.zeros(0, np.int64), np.zeros((0, *shape), np.float32))
+        self._maps.close()
         rows = pa.concat_tables([EXPLANATIONS.empty_table(), *self._tables])
         faults = pa.concat_tables([QUARANTINED_MAPS.empty_table(), *self._faults])
         parts.write(self._shard, rows, {QUARANTINED: faults})

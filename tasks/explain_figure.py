@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from infra.errors import ConfigError
 from infra.storage import write_atomically, write_text
 from tasks.explained_patch import PatchView
-from tasks.pictures import overlay
+from tasks.pictures import overlay, why_not_drawn
 
 FORMATS = (".png", ".pdf", ".svg", ".webp")
 """Endings of figures."""
 
 _CELL_INCHES = 1.9
-_SHEET_COLUMNS = 5
+_SHEET_COLUMNS = 15  # pictures and maps side by side, so that a sheet of many methods is no ribbon
 _VERDICT = "verdict_"
 
 
@@ -104,14 +104,15 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
     if not rows:
         raise ConfigError("a contact sheet needs at least one image")
     methods = list(rows[0].view.maps)
-    tall = -(-len(rows) // _SHEET_COLUMNS)
-    wide = _SHEET_COLUMNS * (1 + len(methods))
-    figure = Figure(figsize=(0.8 * wide, 0.95 * tall + 0.5), layout="constrained")
+    block = 1 + len(methods)
+    across = min(len(rows), max(1, _SHEET_COLUMNS // block))
+    tall, wide = -(-len(rows) // across), across * block
+    figure = Figure(figsize=(0.8 * wide, 0.95 * tall + 0.1), layout="constrained")
     axes = figure.subplots(tall, wide, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for number, row in enumerate(rows):
-        line, first = number // _SHEET_COLUMNS, (number % _SHEET_COLUMNS) * (1 + len(methods))
+        line, first = number // across, (number % across) * block
         axes[line, first].imshow(row.view.rgb, interpolation="nearest")
         title = f"{number + 1} {row.label[:14]} {row.view.prob_of(row.label):.2f}"
         axes[line, first].set_title(title, fontsize=4, pad=1, loc="left")
@@ -162,13 +163,11 @@ def _draw_map(
     *,
     small: bool = False,
 ) -> None:
-    why = "not finite" if not np.isfinite(cam).all() else "" if cam.max() > 0 else "nowhere above 0"
-    if why:
+    if why := why_not_drawn(cam):
         axis.imshow(np.full((1, 1, 3), 235, np.uint8))
         axis.text(0.5, 0.5, why, transform=axis.transAxes, ha="center", va="center", fontsize=4 if small else 8)
         return
-    picture = overlay(rgb, np.maximum(cam, 0))
-    axis.imshow(picture, extent=(0, 1, 1, 0))
+    axis.imshow(overlay(rgb, cam), extent=(0, 1, 1, 0))
     if mask is not None and 0 < mask.mean() < 1:
         at = (np.arange(len(mask)) + 0.5) / len(mask)
         axis.contour(at, at, mask.astype(np.float32), levels=[0.5], colors="white", linewidths=0.8)

@@ -1,10 +1,23 @@
-"""The sample of patches on which costly explanation methods run and maps are judged by further forward passes."""
+"""Which patches of many: those on which costly methods run and maps are judged by passes, and those on a sheet."""
 
 import hashlib
+import random
 from collections.abc import Sequence
 from itertools import cycle
 
 import pyarrow as pa
+
+_SHEET_SEED = 0
+
+
+def drawn_at_random[T](items: Sequence[T], count: int) -> list[T]:
+    """Return items drawn without regard to what they are, in the order drawn: the same of the same items.
+
+    Args:
+        items: What to draw from.
+        count: Items to draw; fewer where there are no more.
+    """
+    return random.Random(_SHEET_SEED).sample(items, min(count, len(items)))
 
 
 def stratified_sample(patches: pa.Table, size: int) -> frozenset[str]:

@@ -136,14 +136,14 @@ class PatchExplainer:
 
         Raises:
             UnknownNameError: There is no such method.
-            ConfigError: An option is wrong, a method is not defined for the classifier's head, or the checkpoint is of
-                another branch.
+            ConfigError: An option is wrong or does not fit the branch's pixels, a method is not defined for the
+                classifier's head, or the checkpoint is of another branch.
             WeightsError: The checkpoint cannot be read.
         """
         self.branch = branch
         self._methods = {method: method_and_options(method, options.get(method, {})) for method in methods}
         self._trained = load_trained(file, branch)
-        check_methods(methods, self._trained.network)
+        check_methods(methods, self._trained.network, options, (len(branch.bands), branch.size, branch.size))
         device = worker_device()
         self._trained.network.eval().to(device)
         self._reader = BranchReader(branch, device)
@@ -174,7 +174,23 @@ def truth_mask(inputs: Inputs, place: PatchPlace, label: str) -> NDArray[np.bool
     """Return where the land cover is the label, (S, S); None without a reference map."""
     if not place.has_map:
         return None
-    codes = ShardedStore(inputs.ingest.paths.archive).read(place.shard, "reference_map", place.row, 1)
+    return land_cover(ShardedStore(inputs.ingest.paths.archive), place.shard, place.row, label)
+
+
+def land_cover(archive: ShardedStore, shard: int, row: int, label: str) -> NDArray[np.bool_]:
+    """Return where the reference map of a patch shows a label, (S, S).
+
+    Args:
+        archive: The archive's pixels.
+        shard: The patch's shard.
+        row: Its row there.
+        label: One of the reference maps' classes.
+
+    Raises:
+        UnknownNameError: It is none of them.
+        StoreError: The archive has no reference maps.
+    """
+    codes = archive.read(shard, "reference_map", row, 1)
     return np.asarray(label_masks(codes.astype(np.uint16), [label])[0])
 
 

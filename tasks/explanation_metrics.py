@@ -1,6 +1,6 @@
 """How well maps point, per method, SR model, classifier and label: means with intervals, and differences in pairs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,12 @@ from tasks.explain import Explained
 UNIFORM = "uniform"
 """What stands in the column `method` for a map without any contrast."""
 
+ALL, SAMPLE = "all", "sample"
+"""What stands in the column `subset`: means over every patch, or over those in the sample alone."""
+
+FAITHFULNESS = ("average_drop", "average_increase", "deletion_auc", "insertion_auc")
+"""Columns of EXPLANATIONS that only patches in the sample have."""
+
 MAP_METRICS = (
     "judd_auc",
     "pointing",
@@ -28,10 +34,7 @@ MAP_METRICS = (
     "iou_75",
     "similarity",
     "correlation",
-    "average_drop",
-    "average_increase",
-    "deletion_auc",
-    "insertion_auc",
+    *FAITHFULNESS,
     "coverage",
     "entropy",
 )
@@ -89,11 +92,15 @@ class _Judged:
             self.keys.take(pa.array(rows)), {name: v[rows] for name, v in self.values.items()}, self.area[rows]
         )
 
+    def without(self, metrics: Collection[str]) -> "_Judged":
+        return _Judged(self.keys, {name: v for name, v in self.values.items() if name not in metrics}, self.area)
+
 
 def publish_explanation_metrics(paths: StorePaths, branches: Sequence[ExplainedBranch]) -> None:
     """Write tables/explanation_metrics: every method's means, and each branch's differences to none and bicubic.
 
-    Beside every method stands `uniform`, what a map without any contrast scores on the same rows.
+    Beside every method stands `uniform`, what a map without any contrast scores on the same rows. Where there is a
+    sample, the means over its patches alone stand beside those over all: costly methods have no others.
 
     Args:
         paths: The store.
@@ -110,26 +117,30 @@ def publish_explanation_metrics(paths: StorePaths, branches: Sequence[ExplainedB
 def _publish(paths: StorePaths, branches: Sequence[ExplainedBranch], patches: pa.Table) -> None:
     """Write the rows of one method and classifier on several branches."""
     judged = [_judged(branch, patches) for branch in branches]
-    for branch, rows in zip(branches, judged, strict=True):
-        table = list(_mean_rows(_names(branch, branch.item.method, None), rows))
-        table += _mean_rows(_names(branch, UNIFORM, None), _uniform(rows))
+    for branch, subsets in zip(branches, judged, strict=True):
+        table: list[dict[str, object]] = []
         complete = branch.complete
-        for other, reference in zip(branches, judged, strict=True):
+        for subset, rows in subsets.items():
+            table += _mean_rows(_names(branch, branch.item.method, None, subset), rows)
+            table += _mean_rows(_names(branch, UNIFORM, None, subset), _uniform(rows))
+        for other, references in zip(branches, judged, strict=True):
             if other.sr in REFERENCES and is_compared(branch.sr, other.sr):
-                differences = _differences(rows, reference)
-                table += _mean_rows(_names(branch, branch.item.method, other.sr), differences, by_quartile=False)
+                for subset in subsets.keys() & references.keys():
+                    differences = _differences(subsets[subset], references[subset])
+                    names = _names(branch, branch.item.method, other.sr, subset)
+                    table += _mean_rows(names, differences, by_quartile=False)
                 complete = complete and other.complete
         publish(
             paths.table("explanation_metrics"),
             pa.Table.from_pylist(table, schema=EXPLANATION_METRICS),
             EXPLANATION_METRICS,
-            ["method", "reference", "split", "metric", "label", "area_quartile"],
+            ["method", "reference", "split", "subset", "metric", "label", "area_quartile"],
             complete=complete,
             file_stem=f"{branch.sr}-{branch.classifier}-{branch.item.method}-{branch.parts.config}",
         )
 
 
-def _names(branch: ExplainedBranch, method: str, reference: str | None) -> dict[str, object]:
+def _names(branch: ExplainedBranch, method: str, reference: str | None, subset: str) -> dict[str, object]:
     return {
         "sr": branch.sr,
         "classifier": branch.classifier,
@@ -137,10 +148,12 @@ def _names(branch: ExplainedBranch, method: str, reference: str | None) -> dict[
         "config": branch.parts.config,
         "seed": branch.seed,
         "reference": reference,
+        "subset": subset,
     }
 
 
-def _judged(branch: ExplainedBranch, patches: pa.Table) -> _Judged:
+def _judged(branch: ExplainedBranch, patches: pa.Table) -> dict[str, _Judged]:
+    """Return the rows of one branch by subset; those that a method or a run does not have are left out."""
     done = sorted(set(branch.shards) & branch.parts.done())
     rows = read_parts(branch.parts, done) if done else EXPLANATIONS.empty_table()
     # Sums are rounded, and ties between quarters broken, alike however the patches are spread over shards.
@@ -155,7 +168,10 @@ def _judged(branch: ExplainedBranch, patches: pa.Table) -> _Judged:
         rows["patch_id"].combine_chunks() if tiles.null_count else tiles
     )  # as metrics do: patches resample themselves
     keys = rows.select(["patch_id", "split", "label"]).append_column("tile", known)
-    return _Judged(keys, values, area)
+    judged = _Judged(keys, values, area)
+    subsets = {} if branch.item.sampled else {ALL: judged.without(FAITHFULNESS)}
+    sample = np.flatnonzero(rows["sampled"].to_numpy())
+    return {**subsets, SAMPLE: judged.take(sample)} if len(sample) else subsets
 
 
 def _floats(rows: pa.Table, name: str) -> NDArray[np.float64]:

@@ -1,85 +1,35 @@
 """The report's gallery: a few patches as each branch sees them, with the maps and labels that came of it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-from numpy.typing import NDArray
-
+from classifiers.cam.explain import METHODS
 from infra.errors import StoreError
+from tasks.gallery_cards import PatchCard, make_card
+from tasks.gallery_maps import Sources, StoredMaps
 from tasks.gallery_pixels import GalleryPixels
-from tasks.labels import is_clean
-from tasks.pictures import Picture, encode, fitted, label_colours, overlay, to_rgb8
-from tasks.report_numbers import HiveFolder, Numbers
+from tasks.gallery_rows import (
+    BranchRows,
+    branch_rows,
+    explained_folders,
+    explained_seed,
+    patch_rows,
+    predicted_labels,
+    sampled_patches,
+)
+from tasks.gallery_sheet import ReportSheet, make_sheet
+from tasks.pictures import label_colours
+from tasks.report_map_tables import METHOD_NAMES
+from tasks.report_numbers import Numbers
 from tasks.report_order import shown_split
 
 PATCHES = 6
 """Patches in the gallery, at most."""
 
-MAPS = 3
-"""Labels whose maps are shown for a patch, at most."""
-
-_BUDGET_BYTES = 4_000_000
-"""Text of all pictures together; no patch is added beyond it, so that the page stays below 5 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A label of one patch on one branch."""
-
-    name: str
-    prob: float | None
-    """None: the classifier does not know the label."""
-    verdict: str
-    """right, wrong, missed, absent (rightly not predicted), untaught (the classifier does not know the label, which the
-    patch has) or unknown (nobody labelled the patch)."""
-    colour: str
-
-    @property
-    def predicted(self) -> bool:
-        """Whether the classifier gave it."""
-        return self.verdict in {"right", "wrong", "unknown"}
-
-
-@dataclass(frozen=True, slots=True)
-class MapCell:
-    """The place of one label's map."""
-
-    label: Label
-    picture: Picture | None
-    why_not: str
-    """Why there is no picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class BranchRow:
-    """One patch on one branch."""
-
-    sr: str
-    caption: str
-    """What the picture is, and its pixels' size."""
-    picture: Picture | None
-    why_not: str
-    maps: Sequence[MapCell]
-    labels: Sequence[Label]
-    """What was predicted, and what was missed; the most probable first."""
-
-
-@dataclass(frozen=True, slots=True)
-class PatchCard:
-    """One patch."""
-
-    patch_id: str
-    place: str
-    """Country, season, day."""
-    truth: Sequence[tuple[str, str]] | None
-    """Names and colours of the true labels; None where unknown."""
-    rows: Sequence[BranchRow]
+_BUDGET_BYTES = 4_500_000
+"""Text of all cards' pictures together; no patch is added beyond it. With the sheet, the page stays below 7 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +38,40 @@ class Gallery:
 
     classifier: str
     method: str
+    """Whose maps of several labels are shown."""
+    titles: Mapping[str, str]
+    """Methods that are compared, and what people call them and those that are one map with them."""
     seed: int
     split: str
     bands: Sequence[str]
     """Names of the bands shown as red, green and blue."""
     width_km: float | None
     """Width of a patch; None where the archive does not say how large a pixel is."""
+    grid: int
+    """Edge of the grid that all maps are brought to, pixels."""
+    of_sample: bool
+    """Whether patches of the sample of `explain.sample` come first."""
     cards: Sequence[PatchCard]
+    sheet: ReportSheet | None
 
+    @property
+    def label_free(self) -> list[str]:
+        """Compared methods that have one map for a patch, whatever the label."""
+        return [method for method in self.titles if method in METHODS and not METHODS[method].per_label]
 
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """Rows of the chosen patches on one branch."""
+    @property
+    def same(self) -> list[str]:
+        """Names of compared methods that are one and the same map."""
+        return [title for title in self.titles.values() if " = " in title]
 
-    sr: str
-    config: str
-    predictions: Mapping[str, Mapping[str, Any]]
-    """By patch_id."""
-    maps: Mapping[tuple[str, str], Mapping[str, Any]]
-    """Rows of tables/explanations by patch_id and label."""
+    @property
+    def bounded(self) -> bool:
+        """Whether any card knows where the land cover is that a label names."""
+        return any(card.bounded for card in self.cards)
 
 
 def make_gallery(numbers: Numbers) -> Gallery | None:
-    """Return the gallery of the run's first classifier and method.
+    """Return the gallery of the run's first classifier.
 
     None: there are no predictions, no pixels, or no tables/classes to name the probabilities.
     """
@@ -119,24 +80,57 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
         return None
     classifier = folders[0].keys["classifier"]
     folders = [folder for folder in folders if folder.keys["classifier"] == classifier]
-    method = next(iter(numbers.run.settings.get("explain", {}).get("methods", ())), "grad_cam")
-    table = _read(folders[0], columns=["patch_id", "split", "seed", "predicted", "labels"])
-    scored = numbers.patches.filter(is_clean(numbers.patches))["patch_id"].combine_chunks()
-    clean = table.filter(pc.is_in(table["patch_id"], value_set=scored))
-    rows = (clean if clean.num_rows else table).sort_by("patch_id").to_pylist()
+    rows = predicted_labels(numbers, folders[0])
     if not rows:
         return None
-    seed = _explained_seed(numbers, classifier, method, default=min(row["seed"] for row in rows))
-    split = shown_split({row["split"] for row in rows}) or ""
-    rows = [row for row in rows if row["split"] == split and row["seed"] == seed]
-    chosen = choose([row["patch_id"] for row in rows], [row["labels"] or row["predicted"] for row in rows], PATCHES)
-    shown = [_shown(numbers, folder, method, seed, chosen) for folder in folders]
     try:
         pixels = GalleryPixels(numbers)
     except StoreError:  # no archive.zarr: the tables were copied without the pixels
         return None
-    cards = _cards(numbers, shown, chosen, pixels)
-    return Gallery(classifier, method, seed, split, pixels.bands, pixels.width_km, cards)
+    explained = explained_folders(numbers, classifier)
+    seed = explained_seed(explained, default=min(row["seed"] for row in rows))
+    split = shown_split({row["split"] for row in rows}) or ""
+    rows = [row for row in rows if row["split"] == split and row["seed"] == seed]
+    sampled = sampled_patches(numbers, explained)
+    chosen = choose_patches(rows, sampled, PATCHES)
+    by_name = patch_rows(numbers, chosen)
+    patches = [by_name[name] for name in chosen]
+    maps = StoredMaps(numbers, explained, pixels.size)
+    titles = _titles(numbers, maps, patches)
+    sources = Sources(pixels, maps, titles, label_colours(numbers.labels))
+    # A method that saw only some of these patches would leave many places of the cards empty.
+    whole = (m for m in titles if all(maps.has(f.keys["sr"], m, patch) for f in folders for patch in patches))
+    method = next(whole, next(iter(titles), "grad_cam"))
+    cards = _cards(patches, [branch_rows(folder, seed, chosen) for folder in folders], method, sources)
+    sheet = make_sheet(numbers, folders[0], seed, [row["patch_id"] for row in rows], sampled, sources)
+    return Gallery(
+        classifier=classifier,
+        method=method,
+        titles=titles,
+        seed=seed,
+        split=split,
+        bands=pixels.bands,
+        width_km=pixels.width_km,
+        grid=pixels.size,
+        of_sample=bool(sampled),
+        cards=cards,
+        sheet=sheet,
+    )
+
+
+def choose_patches(rows: Sequence[Mapping[str, Any]], sampled: Collection[str], count: int) -> list[str]:
+    """Return patches for the gallery: from the sample first, where there is one, since costly methods saw no others.
+
+    Args:
+        rows: patch_id, labels (None: unknown) and predicted, sorted by patch_id.
+        sampled: Patches in the sample.
+        count: Patches to return, at most.
+    """
+    chosen: list[str] = []
+    for group in ([row for row in rows if (row["patch_id"] in sampled) == among] for among in (True, False)):
+        label_sets = [row["labels"] or row["predicted"] for row in group]
+        chosen += choose([row["patch_id"] for row in group], label_sets, count - len(chosen))
+    return chosen
 
 
 def choose(ids: Sequence[str], label_sets: Sequence[Sequence[str]], count: int) -> list[str]:
@@ -157,122 +151,22 @@ def choose(ids: Sequence[str], label_sets: Sequence[Sequence[str]], count: int) 
     return chosen
 
 
-def _dataset(folder: HiveFolder) -> ds.Dataset:
-    """Return a folder's files as one table; names of folders are no columns."""
-    files = [str(path) for path in sorted(folder.path.glob("*.parquet"))]
-    return ds.dataset(files, format="parquet", partitioning=None)
+def _titles(numbers: Numbers, maps: StoredMaps, patches: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the methods to draw, in the order of RUN.yaml, and what people call them."""
+    wanted = maps.methods(numbers.run.settings.get("explain", {}).get("methods", ()))
+    groups = maps.distinct(wanted, patches)
+    return {group[0]: " = ".join(METHOD_NAMES.get(method, method) for method in group) for group in groups}
 
 
-def _read(folder: HiveFolder, columns: list[str] | None = None, ids: Sequence[str] | None = None) -> pa.Table:
-    """Return columns of the rows of some patches, or of all."""
-    chosen = None if ids is None else ds.field("patch_id").isin(list(ids))
-    return _dataset(folder).to_table(columns=columns, filter=chosen)
-
-
-def _explained_seed(numbers: Numbers, classifier: str, method: str, default: int) -> int:
-    """Return the seed of the network that the maps are of."""
-    wanted = {"classifier": classifier, "method": method}
-    for folder in numbers.hive("explanations"):
-        if wanted.items() <= folder.keys.items():
-            for row in _dataset(folder).head(1, columns=["seed"]).to_pylist():
-                return int(row["seed"])
-    return default
-
-
-def _shown(numbers: Numbers, folder: HiveFolder, method: str, seed: int, ids: Sequence[str]) -> _Shown:
-    predictions = [row for row in _read(folder, ids=ids).to_pylist() if row["seed"] == seed]
-    names = {**{key: folder.keys[key] for key in ("sr", "classifier")}, "method": method}
-    maps = {
-        (row["patch_id"], row["label"]): row
-        for found in numbers.hive("explanations")
-        if names.items() <= found.keys.items()
-        for row in _read(found, ids=ids).to_pylist()
-        if row["seed"] == seed
-    }
-    by_patch = {row["patch_id"]: row for row in predictions}
-    return _Shown(folder.keys["sr"], folder.keys["config"], by_patch, maps)
-
-
-def _cards(numbers: Numbers, shown: Sequence[_Shown], chosen: Sequence[str], pixels: GalleryPixels) -> list[PatchCard]:
-    colours = label_colours(numbers.labels)
-    of_chosen = numbers.patches.filter(pc.is_in(numbers.patches["patch_id"], value_set=pa.array(chosen)))
-    patches = {row["patch_id"]: row for row in of_chosen.to_pylist()}
+def _cards(
+    patches: Sequence[Mapping[str, Any]], branches: Sequence[BranchRows], method: str, sources: Sources
+) -> list[PatchCard]:
     cards: list[PatchCard] = []
     spent = 0
-    for patch_id in chosen:
-        patch = patches[patch_id]
-        card = _card(patch, shown, pixels, colours)
-        pictures = [p for row in card.rows for p in (row.picture, *(cell.picture for cell in row.maps)) if p]
-        spent += sum(len(picture.uri) for picture in pictures)
+    for patch in patches:
+        card = make_card(patch, branches, method, sources)
+        spent += card.bytes
         if cards and spent > _BUDGET_BYTES:
             break
         cards.append(card)
     return cards
-
-
-def _card(
-    patch: Mapping[str, Any], shown: Sequence[_Shown], pixels: GalleryPixels, tints: Mapping[str, str]
-) -> PatchCard:
-    truth = patch["labels"]
-    there = [branch for branch in shown if patch["patch_id"] in branch.predictions]
-    labels = {branch.sr: _labels(branch.predictions[patch["patch_id"]], truth, tints) for branch in there}
-    columns = _columns(list(labels.values()))
-    rows = []
-    for branch in there:
-        dn, why_not = pixels.read(patch, branch.sr, branch.config)
-        rgb = None if dn is None else to_rgb8(dn, pixels.max_dn)
-        name = f"{patch['patch_id']}, {branch.sr}"
-        picture = None if rgb is None else encode(fitted(rgb), f"{name}: true colour", lossless=branch.sr == "none")
-        base = rgb if rgb is not None else to_rgb8(pixels.input_rgb(patch), pixels.max_dn)
-        by_name = {label.name: label for label in labels[branch.sr]}
-        maps = [
-            _map_cell(by_name[label], branch.maps.get((patch["patch_id"], label)), base, name, pixels)
-            for label in columns
-        ]
-        listed = sorted(by_name.values(), key=lambda label: -(label.prob or 0.0))
-        caption = pixels.caption(branch.sr, None if dn is None else dn.shape[-1])
-        told = [label for label in listed if label.verdict != "absent"]
-        rows.append(BranchRow(branch.sr, caption, picture, why_not, maps, told))
-    place = ", ".join(str(patch[key]) for key in ("country", "season", "acquired") if patch[key])
-    colours = None if truth is None else [(name, tints.get(name, "#888888")) for name in truth]
-    return PatchCard(patch["patch_id"], place, colours, rows)
-
-
-def _labels(row: Mapping[str, Any], truth: Sequence[str] | None, tints: Mapping[str, str]) -> list[Label]:
-    """Return every label of a patch on a branch with its verdict; tints are in the order of the labels."""
-    given = set(row["predicted"])
-    labels = []
-    for (name, tint), prob in zip(tints.items(), row["probs"], strict=True):
-        if prob is None:
-            verdict = "untaught" if name in (truth or ()) else "absent"
-        elif truth is None:
-            verdict = "unknown" if name in given else "absent"
-        else:
-            verdict = {(True, True): "right", (True, False): "wrong", (False, True): "missed"}.get(
-                (name in given, name in truth), "absent"
-            )
-        labels.append(Label(name, prob, verdict, tint))
-    return labels
-
-
-def _columns(branches: Sequence[Sequence[Label]]) -> list[str]:
-    """Return the labels whose maps are shown: those that most branches predict, then the most probable."""
-    votes: Counter[str] = Counter()
-    probs: Counter[str] = Counter()
-    for labels in branches:
-        votes.update(label.name for label in labels if label.predicted)
-        probs.update({label.name: label.prob for label in labels if label.prob is not None})
-    return sorted(votes, key=lambda name: (-votes[name], -probs[name], name))[:MAPS]
-
-
-def _map_cell(
-    label: Label, row: Mapping[str, Any] | None, base: NDArray[np.uint8], name: str, pixels: GalleryPixels
-) -> MapCell:
-    if row is None:
-        return MapCell(label, None, "no map stored" if label.predicted else "not predicted")
-    cam = pixels.map(row)
-    if cam is None:
-        return MapCell(label, None, "its map is missing")
-    if not np.nanmax(cam, initial=0.0) > 0:
-        return MapCell(label, None, "nowhere above 0")
-    return MapCell(label, encode(overlay(base, cam), f"{name}: activation map of {label.name}"), "")

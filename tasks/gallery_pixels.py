@@ -1,6 +1,7 @@
-"""Where the report's gallery takes its pixels and maps from: the Zarr stores, or a model that is cheap to run."""
+"""Where the report's gallery takes its pixels from: the Zarr stores, or a model that is cheap to run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
 from tasks.branch import CEILING
-from tasks.map_store import read_map
+from tasks.explained_patch import land_cover
 from tasks.patch_pixels import reduced
+from tasks.pictures import to_rgb8
 from tasks.quality_summary import CONTROL
 from tasks.report_numbers import Numbers
 
@@ -24,8 +26,23 @@ _RGB_ARRAYS = (S2_10M.array, "rgb")  # an archive has one of them
 _RGB_NAMES = (RGB, IMAGE_RGB)
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPatch:
+    """A patch as one branch shows it."""
+
+    sr: str
+    rgb: NDArray[np.uint8] | None
+    """(H, W, 3); None where there are no pixels."""
+    why_not: str
+    """Why there are none."""
+    width: int | None
+    """Its edge in pixels; None where there are none."""
+    base: NDArray[np.uint8]
+    """What maps are laid over, (H, W, 3): the branch's pixels, or the archive's."""
+
+
 class GalleryPixels:
-    """Where the gallery's pixels and maps come from."""
+    """Where the gallery's pixels come from."""
 
     def __init__(self, numbers: Numbers) -> None:
         """Open the archive's pixels.
@@ -41,14 +58,15 @@ class GalleryPixels:
         self._resolver: Callable[[str], sr_models.SuperResolver] = cache(sr_models.load)
         self._array, self.bands, self._index = rgb_array(self._archive)
         array = self._archive.array(self._array)
-        self._size = int(array.shape[-1])
+        self.size = int(array.shape[-1])
+        """Edge of the archive's patches, pixels."""
         gsd = array.attrs.get("gsd_m")
         self._gsd = float(gsd) if isinstance(gsd, int | float) else None
 
     @property
     def width_km(self) -> float | None:
         """Width of a patch, km; None where the archive does not say how large a pixel is."""
-        return None if self._gsd is None else self._size * self._gsd / 1000
+        return None if self._gsd is None else self.size * self._gsd / 1000
 
     def caption(self, sr: str, size: int | None) -> str:
         """Return what a branch's picture is.
@@ -60,7 +78,7 @@ class GalleryPixels:
         what = {"none": "the patch", CONTROL: "enlarged", CEILING: "high resolution"}.get(sr, "super-resolved")
         if size is None:
             return what
-        return f"{what}, {size} px wide" if self._gsd is None else f"{what}, {self._gsd * self._size / size:g} m"
+        return f"{what}, {size} px wide" if self._gsd is None else f"{what}, {self._gsd * self.size / size:g} m"
 
     def input_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
         """Return red, green and blue of a patch as DN, (3, H, W), as SR models see it: reduced by `degrade`."""
@@ -84,13 +102,23 @@ class GalleryPixels:
         x = sr_models.to_unit(self.input_rgb(patch)[None], self.max_dn)
         return sr_models.to_dn(self._resolver(sr)(x), self.max_dn)[0].numpy(), ""
 
-    def map(self, row: Mapping[str, Any]) -> NDArray[np.float32] | None:
-        """Return a raw activation map, (h, w), or None where its store is gone."""
-        try:
-            store = self._open(self._numbers.paths.root / row["map_store"])
-            return read_map(store, row["map_index"], row["map_label"])
-        except StoreError:
-            return None
+    def seen(self, patch: Mapping[str, Any], sr: str, predictions: str) -> SeenPatch:
+        """Return a patch as a branch shows it.
+
+        Args:
+            patch: Its row of tables/patches.
+            sr: The branch.
+            predictions: Config of the branch's predictions.
+        """
+        dn, why_not = self.read(patch, sr, predictions)
+        if dn is None:
+            return SeenPatch(sr, None, why_not, None, to_rgb8(self.input_rgb(patch), self.max_dn))
+        rgb = to_rgb8(dn, self.max_dn)
+        return SeenPatch(sr, rgb, "", dn.shape[-1], rgb)
+
+    def truth(self, patch: Mapping[str, Any], label: str) -> NDArray[np.bool_] | None:
+        """Return where the land cover is the label, (S, S); None without a reference map."""
+        return land_cover(self._archive, patch["shard"], patch["row"], label) if patch["has_map"] else None
 
     def _archive_rgb(self, patch: Mapping[str, Any]) -> NDArray[np.uint16]:
         row = self._archive.read(patch["shard"], self._array, patch["row"], 1)

@@ -1,6 +1,6 @@
 """Labels between their two forms: names in tables, multi-hot vectors in networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,17 @@ def multi_hot(label_lists: Sequence[Sequence[str] | None], names: Sequence[str])
             if label in index:
                 hot[i, index[label]] = True
     return hot
+
+
+def likeliest(probs: Mapping[str, float], truth: Sequence[str] | None) -> str:
+    """Return the likeliest of a patch's true labels, or of all labels where no true one is known.
+
+    Args:
+        probs: Probabilities of the labels that the classifier knows, by name; of equal ones the first is taken.
+        truth: True labels; None: nobody knows. Those that the classifier does not know are left out.
+    """
+    among = [name for name in truth or () if name in probs] or list(probs)
+    return max(among, key=lambda name: probs[name])
 
 
 def is_clean(patches: pa.Table) -> pa.ChunkedArray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.errors import StoreError
+from infra.errors import MisalignedWriteError, StoreError
 from infra.fingerprint import Json
 from infra.zarr_store import ArraySpec, ShardedStore, create_store
 
@@ -55,32 +55,73 @@ def create_map_store(
     create_store(path, arrays, shard_size, n_shards, attributes)
 
 
-def write_maps(path: Path, shard: int, rows: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
-    """Write all maps of one shard.
+class MapWriter:
+    """Writes the maps of one shard in the order of its rows; those of one Zarr shard at most are held."""
 
-    Args:
-        path: The store.
-        shard: The shard.
-        rows: Rows that have maps, sorted, (M,); the others hold NaN.
-        maps: Raw maps, (M, L, h, w).
-    """
-    store = ShardedStore(path, writable=True)
-    shape = store.array("maps").shape[1:]
-    scale = np.abs(maps).max(axis=(2, 3), initial=0.0)  # NaN and infinity go through
-    scale[~np.isfinite(scale)] = np.nan
-    scales = np.full((store.shard_size, shape[0]), np.nan, np.float32)
-    scales[rows] = scale
-    block = store.block("maps")
-    for first in range(0, store.shard_size, block):
-        values = np.full((block, *shape), np.nan, np.float16)
-        start, stop = np.searchsorted(rows, [first, first + block]).tolist()
-        divisor = np.where(scale[start:stop] == 0, 1.0, scale[start:stop])[:, :, None, None]
-        values[rows[start:stop] - first] = maps[start:stop] / divisor
-        store.write(shard, "maps", values, first)
-    store.write(shard, "scale", scales)
-    valid = np.zeros(store.shard_size, np.bool_)
-    valid[rows] = True
-    store.write(shard, "valid", valid)
+    def __init__(self, path: Path, shard: int) -> None:
+        """Open the store.
+
+        Args:
+            path: The store.
+            shard: The shard.
+
+        Raises:
+            StoreError: There is no such store.
+        """
+        self._store, self._shard = ShardedStore(path, writable=True), shard
+        self._shape = self._store.array("maps").shape[1:]
+        self._block = self._store.block("maps")
+        self._next_row = 0  # the first one that is not written
+        self._held: NDArray[np.float16] | None = None  # the Zarr shard that begins there
+        self._scales = np.full((self._store.shard_size, self._shape[0]), np.nan, np.float32)
+        self._valid = np.zeros(self._store.shard_size, np.bool_)
+
+    def add(self, rows: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
+        """Take maps, and write the Zarr shards before theirs.
+
+        Args:
+            rows: Rows of the shard, sorted, in no Zarr shard before that of the last call's, (M,).
+            maps: Raw maps, (M, L, h, w).
+
+        Raises:
+            MisalignedWriteError: A row lies in a Zarr shard that is written already.
+            StoreError: The disk is full or read-only.
+        """
+        if len(rows) and rows[0] < self._next_row:
+            raise MisalignedWriteError(
+                f"row {rows[0]} of shard {self._shard} of {self._store.path} comes after the Zarr shards of all rows "
+                f"before {self._next_row} were written: add maps in the order of rows"
+            )
+        scale = np.abs(maps).max(axis=(2, 3), initial=0.0)  # NaN and infinity go through
+        scale[~np.isfinite(scale)] = np.nan
+        self._scales[rows], self._valid[rows] = scale, True
+        divisor = np.where(scale == 0, 1.0, scale)[:, :, None, None]
+        blocks = rows // self._block
+        for block in np.unique(blocks).tolist():
+            self._write_before(block * self._block)
+            chosen = blocks == block
+            self._of_block()[rows[chosen] - self._next_row] = maps[chosen] / divisor[chosen]
+
+    def close(self) -> None:
+        """Write what is left; rows that never came hold NaN.
+
+        Raises:
+            StoreError: The disk is full or read-only.
+        """
+        self._write_before(self._store.shard_size)
+        self._store.write(self._shard, "scale", self._scales)
+        self._store.write(self._shard, "valid", self._valid)
+
+    def _of_block(self) -> NDArray[np.float16]:
+        if self._held is None:
+            self._held = np.full((self._block, *self._shape), np.nan, np.float16)
+        return self._held
+
+    def _write_before(self, row: int) -> None:
+        while self._next_row < row:
+            self._store.write(self._shard, "maps", self._of_block(), self._next_row)
+            self._next_row += self._block
+            self._held = None
 
 
 def read_map(store: ShardedStore, index: int, label: int) -> NDArray[np.float32]:

@@ -21,8 +21,10 @@ COLOURS = "viridis"
 LABEL_COLOURS = "tab20"
 """matplotlib's colours of labels that have none of their own, by their place."""
 
+OVERLAY_SIZE = 240
+"""Edge of a map over its picture, pixels."""
+
 _PICTURE_SIZE = 480
-_OVERLAY_SIZE = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,59 @@ def to_rgb8(dn: NDArray[np.uint16], max_dn: int) -> NDArray[np.uint8]:
     return np.asarray(np.rint(255 * x ** (1 / GAMMA)).transpose(1, 2, 0), np.uint8)
 
 
-def overlay(rgb: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return a map laid over a picture in grey, (240, 240, 3) uint8.
+def why_not_drawn(cam: NDArray[np.float32]) -> str:
+    """Return why a map cannot be drawn, in words for its place: it is not finite, or nowhere above 0; else nothing.
+
+    Args:
+        cam: (h, w), any range.
+    """
+    if not np.isfinite(cam).all():
+        return "not finite"
+    return "" if cam.max() > 0 else "nowhere above 0"
+
+
+def overlay(rgb: NDArray[np.uint8], cam: NDArray[np.float32], size: int = OVERLAY_SIZE) -> NDArray[np.uint8]:
+    """Return a map laid over a picture in grey, (size, size, 3) uint8.
 
     Args:
         rgb: (H, W, 3).
-        cam: (h, w), >= 0, with a positive value; drawn from 0 to its own maximum, enlarged bilinearly.
+        cam: (h, w), with a positive value; drawn from 0 to its own maximum, enlarged bilinearly.
+        size: Edge, pixels.
     """
-    size = (_OVERLAY_SIZE, _OVERLAY_SIZE)
-    grey = np.asarray(Image.fromarray(rgb).convert("L").resize(size, Image.Resampling.LANCZOS), np.float64) / 255
-    heat = np.asarray(Image.fromarray(cam / cam.max()).resize(size, Image.Resampling.BILINEAR), np.float64)
+    edges = (size, size)
+    grey = np.asarray(Image.fromarray(rgb).convert("L").resize(edges, Image.Resampling.LANCZOS), np.float64) / 255
+    positive = np.maximum(cam, 0) / cam.max()
+    heat = np.asarray(Image.fromarray(positive).resize(edges, Image.Resampling.BILINEAR), np.float64)
     colour = colormaps[COLOURS](np.clip(heat, 0, 1))[..., :3]
     return np.asarray(np.rint(255 * (0.45 * grey[..., None] + 0.55 * colour)), np.uint8)
+
+
+def outlined(rgb: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return a picture with a line around a mask: white within it, black without, so that one of both is seen.
+
+    Args:
+        rgb: (H, W, 3).
+        mask: (h, w), over the same ground; brought to the picture's grid by nearest neighbour. Where it goes on to the
+            picture's edge there is no line.
+    """
+    height, width = rgb.shape[:2]
+    inside = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.bool_)
+    near = np.pad(inside, 1, mode="edge")
+    around = [near[:-2, 1:-1], near[2:, 1:-1], near[1:-1, :-2], near[1:-1, 2:]]
+    picture = rgb.copy()
+    picture[inside & ~np.logical_and.reduce(around)] = 255
+    picture[~inside & np.logical_or.reduce(around)] = 0
+    return picture
+
+
+def thumbnail(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return a small picture, (size, size, 3) uint8; where pixels are enlarged they stay squares.
+
+    Args:
+        rgb: (H, H, 3).
+        size: Edge, pixels, at most 240: below what `fitted` gives.
+    """
+    return np.asarray(Image.fromarray(fitted(rgb)).resize((size, size), Image.Resampling.BOX), np.uint8)
 
 
 def label_colours(labels: Sequence[str]) -> dict[str, str]:

@@ -103,7 +103,9 @@ class MapTable:
 
     sr: str
     sampled: bool
-    """Whether they were run on the sample of patches alone."""
+    """Whether those are the sample of patches alone."""
+    columns: Sequence[Column]
+    """Those of COLUMNS that have a value on these patches."""
     lines: Sequence[MapLine]
     """The best Judd AUC first."""
     floors: Sequence[MapLine]
@@ -124,6 +126,17 @@ class MapMinus:
 
 
 @dataclass(frozen=True, slots=True)
+class MapMinusTable:
+    """Differences on the same patches."""
+
+    sampled: bool
+    """Whether those are the sample of patches alone."""
+    columns: Sequence[Column]
+    """Those of MINUS_COLUMNS that have a value."""
+    lines: Sequence[MapMinus]
+
+
+@dataclass(frozen=True, slots=True)
 class AreaLine:
     """IoU of one method by quarter of the labels' area, the smallest first."""
 
@@ -140,21 +153,14 @@ class ClassifierMaps:
     classifier: str
     seed: int
     """Training seed of the network explained."""
-    columns: Sequence[Column]
-    """Those of COLUMNS that have a value."""
     tables: Sequence[MapTable]
-    minus: Sequence[MapMinus]
+    minus: Sequence[MapMinusTable]
     areas: Sequence[AreaLine]
 
     @property
     def judged(self) -> bool:
         """Whether any map was judged by further passes."""
-        return any(column.name == "average_drop" for column in self.columns)
-
-    @property
-    def minus_columns(self) -> list[Column]:
-        """Columns of the differences that have a value."""
-        return [c for c in MINUS_COLUMNS if any(c.name in minus.line.cells for minus in self.minus)]
+        return any(column.name == "average_drop" for table in self.tables for column in table.columns)
 
     @property
     def same(self) -> list[str]:
@@ -176,7 +182,7 @@ class Maps:
 
     @property
     def sampled(self) -> bool:
-        """Whether some methods were run on the sample alone."""
+        """Whether some tables are of the sample alone."""
         return any(table.sampled for of_one in self.classifiers for table in of_one.tables)
 
     @property
@@ -201,10 +207,14 @@ class Maps:
             notes.append(
                 "A rank says nothing where intervals overlap widely: each is of one method alone, and of one seed."
             )
+        if any(line.zeros for line in lines):
+            notes.append(
+                "A zero map, nowhere above 0, has no other number: a method that has some is ranked by its other maps."
+            )
         if self.sampled:
             notes.append(
-                "Methods that cost many passes were run on the sample of patches alone and are ranked by themselves, "
-                "beside uniform on the same maps; random is there of all patches."
+                "Tables of the sample are of the patches of explain.sample alone, and rank all methods on them: on no "
+                "others were the methods run that cost many passes, and were maps judged by further passes."
             )
         return notes
 

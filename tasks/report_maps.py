@@ -1,31 +1,29 @@
 """What the report says of activation maps: which methods point at the land cover, and what super-resolution changes."""
 
-import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from classifiers.cam.explain import METHODS
 from infra.storage import StorePaths
 from infra.tables import EXPLANATION_METRICS, read_table
 from tasks.explanation_metrics import EXCESS, FLOOR, UNIFORM, ZERO
 from tasks.quality_summary import CONTROL
 from tasks.report_cells import Cell, Column, Row, number, signed, with_best
+from tasks.report_map_numbers import ByMetric, MapNumbers, MetricRow, config_of, map_numbers
 from tasks.report_map_tables import (
     AREA,
     COLUMNS,
     FLOORS,
+    MINUS_COLUMNS,
     QUARTILE_METRIC,
     AreaLine,
     ClassifierMaps,
     MapCell,
     MapLine,
     MapMinus,
+    MapMinusTable,
     Maps,
     MapTable,
 )
@@ -37,20 +35,6 @@ ONE_MAP = (("cam", "grad_cam", "hires_cam", "x_grad_cam"), ("grad_cam_pp", "smoo
 
 _ALIKE = ("judd_auc", "correlation", "coverage", "entropy")  # no ties, which rounding would turn
 _ROUNDING = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Whose maps numbers are of."""
-
-    sr: str
-    classifier: str
-    method: str
-
-
-type _Row = Mapping[str, Any]
-type _ByMetric = dict[str, _Row]
-type _Means = Mapping[_Key, _ByMetric]
 
 
 def maps_of_run(
@@ -72,91 +56,49 @@ def maps_of_run(
         split: The split to show; None, or one without maps: as metrics choose it.
     """
     rows = of_configs(read_table(paths.table("explanation_metrics")), EXPLANATION_METRICS, configs)
+    rows = rows.filter(pc.is_valid(rows["subset"]))  # an earlier version did not say which patches means are over
     there = set(rows["split"].to_pylist())
     shown = split if split in there else shown_split(there)
     if shown is None:
         return None
-    found = rows.filter(pc.and_(pc.equal(rows["split"], shown), pc.is_null(rows["label"])))
-    means = _by_key(found, lambda row: row["reference"] is None and row["area_quartile"] is None)
-    minus = _by_key(found, lambda row: row["reference"] == CONTROL)
-    uniform = _uniform(found)
-    sampled = _sampled_configs(paths)
-    names = sorted({key.classifier for key in means}, key=lambda name: branch_order(name, "", classifiers, ())[:2])
+    rows = rows.filter(pc.and_(pc.equal(rows["split"], shown), pc.is_null(rows["label"])))
+    names = sorted(
+        rows["classifier"].unique().to_pylist(), key=lambda name: branch_order(name, "", classifiers, ())[:2]
+    )
     made = []
     for name in names:
-        branches = sorted(
-            {key.sr for key in means if key.classifier == name}, key=lambda s: branch_order(name, s, classifiers, sr)
-        )
-        made.append(
-            ClassifierMaps(
-                name,
-                _any_row(means, name)["seed"],
-                [c for c in COLUMNS if any(c.name in m for key, m in means.items() if key.classifier == name)],
-                [table for s in branches for table in _tables(means, uniform, s, name, methods, sampled)],
-                _minus(means, minus, branches, name, methods),
-                _areas(found, means, branches, name, methods),
-            )
-        )
-    located = any("judd_auc" in metrics for metrics in means.values())
+        of_one = rows.filter(pc.equal(rows["classifier"], name))
+        branches = sorted(of_one["sr"].unique().to_pylist(), key=lambda s: branch_order(name, s, classifiers, sr))
+        made.append(_of_classifier(name, of_one["seed"][0].as_py(), map_numbers(of_one), branches, methods))
+    located = any(column.name == "judd_auc" for of_one in made for table in of_one.tables for column in table.columns)
     return Maps(shown, located, made, _quarantined(paths, configs, sr, classifiers))
 
 
-def _by_key(rows: pa.Table, wanted: Callable[[_Row], bool]) -> _Means:
-    means: dict[_Key, _ByMetric] = defaultdict(dict)
-    for row in rows.to_pylist():
-        if row["method"] != UNIFORM and row["value"] is not None and wanted(row):
-            means[_Key(row["sr"], row["classifier"], row["method"])][row["metric"]] = row
-    return dict(means)
+def _of_classifier(
+    name: str, seed: int, numbers: Sequence[MapNumbers], branches: Sequence[str], methods: Sequence[str]
+) -> ClassifierMaps:
+    minus = [_minus(of_subset, branches, methods) for of_subset in numbers]
+    return ClassifierMaps(
+        name,
+        seed,
+        [_table(n, sr, methods) for sr in branches for n in numbers if n.of_branch(sr)],
+        [table for table in minus if table.lines],
+        _areas(numbers, branches, methods),
+    )
 
 
-def _uniform(rows: pa.Table) -> Mapping[str, _ByMetric]:
-    """Return what a uniform map scores on the maps of each config."""
-    found: dict[str, _ByMetric] = defaultdict(dict)
-    for row in rows.filter(pc.equal(rows["method"], UNIFORM)).to_pylist():
-        if row["area_quartile"] is None and row["value"] is not None:
-            found[row["config"]][row["metric"]] = row
-    return dict(found)
-
-
-def _any_row(means: _Means, classifier: str) -> _Row:
-    return next(next(iter(m.values())) for key, m in means.items() if key.classifier == classifier)
-
-
-def _sampled_configs(paths: StorePaths) -> set[str]:
-    """Return the configs of explanations that had a sample."""
-    rows = read_table(paths.table("configs")).to_pylist()
-    explanations = [row for row in rows if row["stage"] == "explanations"]
-    return {row["config"] for row in explanations if json.loads(row["json"]).get("sample") is not None}
-
-
-def _tables(
-    means: _Means,
-    uniform: Mapping[str, _ByMetric],
-    sr: str,
-    classifier: str,
-    methods: Sequence[str],
-    sampled: Collection[str],
-) -> Iterable[MapTable]:
-    """Yield the methods that saw every patch, then those that saw the sample alone."""
-    of_branch = {key.method: m for key, m in means.items() if (key.sr, key.classifier) == (sr, classifier)}
-    of_all = max((_count(m) for name, m in of_branch.items() if _forwards(name) == "none"), default=math.inf)
-
-    def saw_the_sample(method: str) -> bool:
-        costly = _forwards(method) != "none" and _config(of_branch[method]) in sampled
-        return costly and _count(of_branch[method]) < of_all
-
+def _table(numbers: MapNumbers, sr: str, methods: Sequence[str]) -> MapTable:
+    """Return all methods that saw these patches, and the floors."""
+    of_branch = numbers.of_branch(sr)
     ranked = [method for method in _ordered(of_branch, methods) if method not in FLOORS]
-    for of_sample in (False, True):
-        chosen = [method for method in ranked if saw_the_sample(method) == of_sample]
-        if not chosen and (of_sample or ranked):
-            continue
-        floors = []
-        of = chosen or [FLOOR]  # a run of random maps alone
-        if _config(of_branch[of[0]]) in uniform:
-            floors.append(_line((UNIFORM,), uniform[_config(of_branch[of[0]])], number))
-        if FLOOR in of_branch:
-            floors.append(_line((FLOOR,), of_branch[FLOOR], number))
-        yield MapTable(sr, of_sample, _ranked(_merged(of_branch, chosen)), floors)
+    config = config_of(of_branch[ranked[0] if ranked else FLOOR])  # or a run of random maps alone
+    floors = []
+    if config in numbers.uniform:
+        floors.append(_line((UNIFORM,), numbers.uniform[config], number))
+    if FLOOR in of_branch:
+        floors.append(_line((FLOOR,), of_branch[FLOOR], number))
+    columns = [column for column in COLUMNS if any(column.name in metrics for metrics in numbers.means.values())]
+    return MapTable(sr, numbers.of_sample, columns, _ranked(_merged(of_branch, ranked)), floors)
 
 
 def _ordered(of_branch: Collection[str], methods: Sequence[str]) -> list[str]:
@@ -164,25 +106,12 @@ def _ordered(of_branch: Collection[str], methods: Sequence[str]) -> list[str]:
     return sorted(of_branch, key=lambda name: (methods.index(name) if name in methods else len(methods), name))
 
 
-def _forwards(method: str) -> str:
-    """Return which passes a method needs; one that is known no more is taken for a cheap one."""
-    return METHODS[method].forwards if method in METHODS else "none"
-
-
-def _count(metrics: Mapping[str, _Row]) -> int:
-    return max(int(row["n"]) for row in metrics.values())
-
-
-def _config(metrics: Mapping[str, _Row]) -> str:
-    return str(next(iter(metrics.values()))["config"])
-
-
-def _merged(of_branch: Mapping[str, _ByMetric], chosen: Sequence[str]) -> list[MapLine]:
+def _merged(of_branch: Mapping[str, ByMetric], chosen: Sequence[str]) -> list[MapLine]:
     """Return a line for each method, or for several that are one map by their formulas and by their numbers."""
     return [_line(group, of_branch[group[0]], number) for group in _groups(of_branch, chosen)]
 
 
-def _groups(of_branch: Mapping[str, _ByMetric], chosen: Sequence[str]) -> list[tuple[str, ...]]:
+def _groups(of_branch: Mapping[str, ByMetric], chosen: Sequence[str]) -> list[tuple[str, ...]]:
     groups: list[tuple[str, ...]] = []
     for method in chosen:
         family = next((names for names in ONE_MAP if method in names), ())
@@ -196,21 +125,21 @@ def _groups(of_branch: Mapping[str, _ByMetric], chosen: Sequence[str]) -> list[t
     return groups
 
 
-def _alike(first: _ByMetric, second: _ByMetric) -> bool:
+def _alike(first: ByMetric, second: ByMetric) -> bool:
     common = [name for name in _ALIKE if name in first and name in second]
     return bool(common) and all(
         math.isclose(first[name]["value"], second[name]["value"], abs_tol=_ROUNDING) for name in common
     )
 
 
-def _line(group: tuple[str, ...], metrics: _ByMetric, text: Callable[[float | None, int], str]) -> MapLine:
+def _line(group: tuple[str, ...], metrics: ByMetric, text: Callable[[float | None, int], str]) -> MapLine:
     cells = {c.name: _cell(metrics[c.name], c, text) for c in COLUMNS if c.name in metrics}
     of_zeros = metrics.get(ZERO)
     n, zeros = (None, None) if of_zeros is None else (of_zeros["n"], round(of_zeros["value"] * of_zeros["n"]))
     return MapLine(group, n, zeros, metrics["iou_75"]["n"] if "iou_75" in metrics else 0, cells)
 
 
-def _cell(row: _Row, column: Column, text: Callable[[float | None, int], str]) -> MapCell:
+def _cell(row: MetricRow, column: Column, text: Callable[[float | None, int], str]) -> MapCell:
     value, low, high = row["value"], row["low"], row["high"]
     interval = ""
     if low is not None and high is not None and low < high:  # what a uniform map scores may be the same everywhere
@@ -245,46 +174,41 @@ def _places(lines: Sequence[MapLine], name: str) -> list[int | None]:
     return [None if value is None else 1 + sum(other > value for other in known) for value in seen]
 
 
-def _minus(
-    means: _Means, minus: _Means, branches: Sequence[str], classifier: str, methods: Sequence[str]
-) -> list[MapMinus]:
+def _minus(numbers: MapNumbers, branches: Sequence[str], methods: Sequence[str]) -> MapMinusTable:
     lines = []
     for sr in branches:
         if sr in {"none", CONTROL}:  # maps of none have another size
             continue
-        of_branch = {key.method: m for key, m in minus.items() if (key.sr, key.classifier) == (sr, classifier)}
-        own = {method: means.get(_Key(sr, classifier, method), {}) for method in of_branch}
+        of_branch = {key.method: metrics for key, metrics in numbers.minus.items() if key.sr == sr}
+        own = numbers.of_branch(sr)
         chosen = [method for method in _ordered(of_branch, methods) if method not in FLOORS]
-        groups = _groups(own, chosen)
-        lines += [MapMinus(sr, _line(group, of_branch[group[0]], signed)) for group in groups]
-    return [line for line in lines if line.line.cells]
+        lines += [MapMinus(sr, _line(group, of_branch[group[0]], signed)) for group in _groups(own, chosen)]
+    lines = [line for line in lines if line.line.cells]
+    columns = [column for column in MINUS_COLUMNS if any(column.name in line.line.cells for line in lines)]
+    return MapMinusTable(numbers.of_sample, columns, lines)
 
 
-def _areas(
-    rows: pa.Table, means: _Means, branches: Sequence[str], classifier: str, methods: Sequence[str]
-) -> list[AreaLine]:
-    """Return IoU by quarter of area of the first method, and of the floors beside it."""
-    first = next((m for m in _ordered({k.method for k in means}, methods) if m not in FLOORS), FLOOR)
-    of_area = rows.filter(pc.and_(pc.is_valid(rows["area_quartile"]), pc.is_null(rows["reference"])))
-    found = {
-        (row["sr"], row["config"], row["method"], row["metric"], row["area_quartile"]): row
-        for row in of_area.filter(pc.equal(of_area["classifier"], classifier)).to_pylist()
-        if row["value"] is not None
-    }
-    quarters = sorted({key[-1] for key in found})
+def _areas(numbers: Sequence[MapNumbers], branches: Sequence[str], methods: Sequence[str]) -> list[AreaLine]:
+    """Return IoU by quarter of area of the first method, and of the floors beside it, on all patches that it saw."""
+    known = {key.method for of_subset in numbers for key in of_subset.means}
+    first = next((m for m in _ordered(known, methods) if m not in FLOORS), FLOOR)
+    of_first = next((n for n in numbers if any(key.method == first for key in n.means)), None)
+    if of_first is None:
+        return []
+    quarters = sorted({quarter for *_, quarter in of_first.areas})
     lines = []
     for sr in branches:
-        of_method, of_random = (means.get(_Key(sr, classifier, method)) for method in (first, FLOOR))
-        if of_method is None:
+        of_branch = of_first.of_branch(sr)
+        if first not in of_branch:
             continue
-        config = _config(of_method)
+        config = config_of(of_branch[first])
         wanted = [(first, config, first, QUARTILE_METRIC), (UNIFORM, config, UNIFORM, QUARTILE_METRIC)]
-        if of_random is not None and first != FLOOR:
-            wanted.append((FLOOR, _config(of_random), FLOOR, QUARTILE_METRIC))
+        if FLOOR in of_branch and first != FLOOR:
+            wanted.append((FLOOR, config_of(of_branch[FLOOR]), FLOOR, QUARTILE_METRIC))
         wanted.append((AREA, config, UNIFORM, "similarity"))  # a uniform map's similarity is the area
         column = Column(QUARTILE_METRIC, "", "")
         for shown, of_config, method, metric in wanted:
-            of_quarters = [found.get((sr, of_config, method, metric, quarter)) for quarter in quarters]
+            of_quarters = [of_first.areas.get((of_config, method, quarter), {}).get(metric) for quarter in quarters]
             if any(of_quarters):
                 cells = [None if row is None else _cell(row, column, number) for row in of_quarters]
                 lines.append(AreaLine(sr, shown, cells))

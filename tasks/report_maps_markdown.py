@@ -8,9 +8,9 @@ from tasks.report_map_tables import (
     AREA,
     METHOD_NAMES,
     AreaLine,
-    ClassifierMaps,
     MapCell,
     MapLine,
+    MapMinusTable,
     Maps,
     MapTable,
 )
@@ -26,27 +26,31 @@ def maps_markdown(maps: Maps) -> str:
     for of_one in maps.classifiers:
         lines += [f"### Maps of {of_one.classifier}, seed {of_one.seed}", ""]
         for table in of_one.tables:
-            title = f"{named(table.sr)}, the sample alone" if table.sampled else named(table.sr)
-            lines += [f"#### {title}", "", *_methods(table, of_one), ""]
-        if of_one.minus:
-            lines += [f"#### Maps minus {CONTROL}", "", maps.minus_note, "", *_minus(of_one), ""]
+            lines += [f"#### {named(table.sr)}{_of(table)}", "", *_methods(table), ""]
+        for place, minus in enumerate(of_one.minus):
+            note = [] if place else [maps.minus_note, ""]
+            lines += [f"#### Maps minus {CONTROL}{_of(minus)}", "", *note, *_minus(minus), ""]
         if of_one.areas:
             lines += ["#### IoU at 75 % of the energy, by area of the label", "", maps.area_note, ""]
             lines += [*_areas(of_one.areas), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _methods(table: MapTable, of_one: ClassifierMaps) -> list[str]:
+def _of(table: MapTable | MapMinusTable) -> str:
+    return " on the sample alone" if table.sampled else ""
+
+
+def _methods(table: MapTable) -> list[str]:
     body = [
         [
             line.name,
             *(_rank(rank, line in table.floors) for rank in (line.rank, line.pointing_rank)),
-            *(cell_text(line.cells.get(column.name)) for column in of_one.columns),
+            *(cell_text(line.cells.get(column.name)) for column in table.columns),
             *_counts(line),
         ]
         for line in (*table.lines, *table.floors)
     ]
-    titles = [column.titled for column in of_one.columns]
+    titles = [column.titled for column in table.columns]
     return aligned(["method", "by AUC", "by pointing", *titles, "maps", "zero maps", "with land cover"], body, texts=1)
 
 
@@ -58,13 +62,12 @@ def _counts(line: MapLine) -> list[str]:
     return [NULL if count is None else str(count) for count in (line.n, line.zeros, line.n_located)]
 
 
-def _minus(of_one: ClassifierMaps) -> list[str]:
-    columns = of_one.minus_columns
+def _minus(table: MapMinusTable) -> list[str]:
     body = [
-        [named(minus.sr), minus.line.name, *(cell_text(minus.line.cells.get(column.name)) for column in columns)]
-        for minus in of_one.minus
+        [named(minus.sr), minus.line.name, *(cell_text(minus.line.cells.get(column.name)) for column in table.columns)]
+        for minus in table.lines
     ]
-    return aligned(["SR model", "method", *(column.title for column in columns)], body, texts=2)
+    return aligned(["SR model", "method", *(column.title for column in table.columns)], body, texts=2)
 
 
 def _areas(lines: Sequence[AreaLine]) -> list[str]:

@@ -4,14 +4,16 @@ import re
 import runpy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 import yaml
 
-from classifiers import explain_methods
+from classifiers import explain, explain_methods
 from classifiers.cam.explain import METHODS
 from flows.config import RunConfig
 from infra.query import query
@@ -83,6 +85,22 @@ def test_the_gain_example_is_what_pandas_finds(inputs: Inputs) -> None:
     by_sr = f2.pivot_table(index="label", columns="sr", values="value")
     expected = by_sr["bicubic"] - by_sr["none"]
     pd.testing.assert_series_equal(answer.sort_index(), expected.sort_index(), check_names=False)
+
+
+def test_the_example_of_super_resolution_carries_every_map_to_the_patch() -> None:
+    """Of the last SR model, by torch's own enlargement of what `explain` gives."""
+    (example,) = (text for text in blocks(README, "python") if "on_grid" in text)
+    found: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), found)
+    assert {sr: cam.shape for sr, cam in found["on_patch"].items()} == dict.fromkeys(
+        ("none", "bicubic", "srresnet"), (120, 120)
+    )
+    assert found["x"].shape == (1, 3, 480, 480)
+    maps = explain(found["model"], found["x"], "layer_cam", labels=[5])
+    assert maps.shape == (1, 1, 15, 15)
+    large = torch.nn.functional.interpolate(maps, size=120, mode="bilinear")[0, 0]
+    assert large.any()
+    torch.testing.assert_close(found["on_patch"]["srresnet"], large)
 
 
 @pytest.mark.parametrize("example", blocks(README, "python"))

@@ -23,7 +23,7 @@ def ablation_cam(target: Target) -> Tensor:
 
     Raises:
         UnknownNameError: The backbone has no such layer.
-        ShapeError: The layer's output is not 4-D.
+        ShapeError: The layer's output is not 4-D, or it does not run once.
 
     Source: Ramaswamy et al. 2020, doi:10.1109/WACV45572.2020.9093360, eq. 3 and 4, without the division of eq. 3.
     """
@@ -47,7 +47,7 @@ def _drops_of_head(target: Target, pooled: Tensor) -> Tensor:
             without = vector.repeat(len(part), 1)
             without[torch.arange(len(part), device=pooled.device), part] = 0
             ablated.append(target.model.classify(without)[:, list(target.labels)])
-        drops.append((logits - torch.cat(ablated)).T)
+        drops.append((logits - torch.cat(ablated)).T.to(pooled.dtype))
     return torch.stack(drops)
 
 

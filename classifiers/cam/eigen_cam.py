@@ -33,7 +33,7 @@ def first_component(matrices: Tensor) -> Tensor:
         matrices: M, (N, P, K), any range.
 
     Returns:
-        (N, P); a matrix of zeros gives zeros.
+        (N, P); a matrix of zeros gives zeros, one that is not finite NaN.
     """
     n, rows, cols = matrices.shape
     # A scale of its own for each keeps the squares of tiny activations from vanishing.
@@ -42,8 +42,10 @@ def first_component(matrices: Tensor) -> Tensor:
     gram = torch.bmm(unit, unit.mT) if rows <= cols else torch.bmm(unit.mT, unit)
     vector, value, converged = _power_iteration(gram)
     if not bool(converged.all()):
-        values, vectors = torch.linalg.eigh(gram[~converged])
-        vector[~converged], value[~converged] = vectors[..., -1], values[:, -1]
+        # What is not finite has no decomposition; its vector is NaN already, and so will be its component.
+        left = ~converged & gram.isfinite().all(dim=(1, 2))
+        values, vectors = torch.linalg.eigh(gram[left])
+        vector[left], value[left] = vectors[..., -1], values[:, -1]
     component = (
         vector * value.clamp(min=0).sqrt()[:, None] if rows <= cols else torch.einsum("npk,nk->np", unit, vector)
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from classifiers.cam import gradient_family
 from classifiers.cam.ablation_cam import ablation_cam
 from classifiers.cam.eigen_cam import eigen_cam
-from classifiers.cam.gradients import evaluation_mode
+from classifiers.cam.gradients import evaluation_mode, layer_module
 from classifiers.cam.hessian_ciam import hessian_ciam
 from classifiers.cam.lime import LimeOptions, lime
 from classifiers.cam.occlusion import OcclusionOptions, occlusion
@@ -33,6 +33,25 @@ OptionValue = bool | int | float | str
 
 Labels = Literal["all", "predicted", "true"] | Sequence[int] | Sequence[Sequence[int]]
 """Which labels get a map: a named choice, the same indices for every patch, or a list of indices per patch."""
+
+
+Check = Callable[[Any, Classifier, tuple[int, int, int]], None]
+"""Refuses, by ConfigError, options that do not fit a network and the shape (C, H, W) of its input."""
+
+
+def _fits(_options: object, _model: Classifier, _shape: tuple[int, int, int]) -> None:
+    """Refuse nothing."""
+
+
+def _fits_input(
+    options: RiseOptions | OcclusionOptions | LimeOptions, _model: Classifier, shape: tuple[int, int, int]
+) -> None:
+    options.check_input(*shape[1:])
+
+
+def _fits_map(options: GradPlusPlusScoreCamOptions, model: Classifier, shape: tuple[int, int, int]) -> None:
+    if options.reduce_input:
+        options.check_map(model, *model.map_size(shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,8 @@ class ExplainMethod:
     """Resolution of its maps: the layer's, the input's, or its option `cells`; only the first looks at a layer."""
     linear_head_only: bool = False
     """Whether it is defined for a head of one linear layer alone."""
+    check: Check = _fits
+    """What refuses its options, at the last stage, before any work; what fits no network is refused when it is made."""
 
     def is_cheap(self, model: Classifier) -> bool:
         """Return whether the activations of the pass that predicts are all it needs, at the last stage."""
@@ -96,9 +117,15 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
             "Soomro et al., Grad++ScoreCAM",
             options=GradPlusPlusScoreCamOptions,
             forwards="many",
+            check=_fits_map,
         ),
         "rise": ExplainMethod(
-            rise, "Petsiuk et al. 2018, arXiv:1806.07421", options=RiseOptions, forwards="many", resolution="input"
+            rise,
+            "Petsiuk et al. 2018, arXiv:1806.07421",
+            options=RiseOptions,
+            forwards="many",
+            resolution="input",
+            check=_fits_input,
         ),
         "occlusion": ExplainMethod(
             occlusion,
@@ -106,9 +133,15 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
             options=OcclusionOptions,
             forwards="many",
             resolution="input",
+            check=_fits_input,
         ),
         "lime": ExplainMethod(
-            lime, "Ribeiro et al. 2016, arXiv:1602.04938", options=LimeOptions, forwards="many", resolution="cells"
+            lime,
+            "Ribeiro et al. 2016, arXiv:1602.04938",
+            options=LimeOptions,
+            forwards="many",
+            resolution="cells",
+            check=_fits_input,
         ),
     }
 )
@@ -155,20 +188,24 @@ def explain(
         labels gives (N, 1, h, w).
 
     Raises:
-        UnknownNameError: There is no such method, or no such layer.
-        ConfigError: An option or a label that the method or the model does not have, or a head it is not defined for.
-        ShapeError: x is not 4-D, or too small for the network.
+        UnknownNameError: There is no such method, or the backbone has no such layer.
+        ConfigError: An option or a label that the method or the model does not have, one that does not fit x, a layer
+            where the method looks at the input, or a head it is not defined for.
+        ShapeError: x is not 4-D, or too small for the network; the layer's output is not 4-D, it does not run once, or
+            no logit depends on it.
     """
     entry, chosen = method_and_options(method, options)
     if x.ndim != 4 or not len(x):
         raise ShapeError(f"explain needs a standardised batch (N, C, H, W), got {tuple(x.shape)}")
     if target_layer is not None and entry.resolution != "layer":
         raise ConfigError(f"{method} looks at the input, not at a layer: leave target_layer out")
+    if target_layer is not None:
+        layer_module(model, target_layer)  # an unknown one is refused by every method, and before any work
     with evaluation_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         every = Target(model, x, tuple(range(model.num_labels)), target_layer, activation, seeds=seeds)
+        wanted = _wanted_labels(every, "all" if labels is None else labels, thresholds, truth)
         if not entry.per_label:
             return entry.run(every, chosen)
-        wanted = _wanted_labels(every, "all" if labels is None else labels, thresholds, truth)
         if isinstance(wanted, tuple):
             return entry.run(every.of_labels(wanted), chosen)
         columns = wanted.any(dim=0).nonzero().flatten().tolist() or [0]
@@ -183,7 +220,7 @@ def method_and_options(method: str, given: Mapping[str, OptionValue]) -> tuple[E
 
     Raises:
         UnknownNameError: There is no such method.
-        ConfigError: The method does not take an option, or not of that type.
+        ConfigError: The method does not take an option, not of that type, or not that value.
     """
     if method not in METHODS:
         raise UnknownNameError(f"no explanation method {method!r}: choose one of {', '.join(METHODS)}")
@@ -192,11 +229,14 @@ def method_and_options(method: str, given: Mapping[str, OptionValue]) -> tuple[E
     if unknown := sorted(given.keys() - known.keys()):
         takes = f"its options are {', '.join(known)}" if known else "it has no options"
         raise ConfigError(f"{method} does not take {', '.join(unknown)}: {takes}")
+    values = dict(given)
     for name, value in given.items():
         kind = type(known[name])
-        if type(value) is not kind and not (kind is float and type(value) is int):
+        if kind is float and type(value) is int:
+            values[name] = float(value)  # so that 1 and 1.0 are one option, with one config
+        elif type(value) is not kind:
             raise ConfigError(f"{method}: {name} is a {kind.__name__}, such as {known[name]!r}; got {value!r}")
-    return entry, entry.options(**given)
+    return entry, entry.options(**values)
 
 
 def _wanted_labels(

@@ -22,6 +22,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def layer_module(model: Classifier, layer: str) -> nn.Module:
+    """Return the module of the backbone that a layer's name stands for, such as `layer3`.
+
+    Raises:
+        UnknownNameError: The backbone has no such layer.
+    """
+    modules = dict(model.backbone.named_modules())
+    if not layer or layer not in modules:
+        children = ", ".join(name for name, _ in model.backbone.named_children())
+        raise UnknownNameError(f"the backbone has no layer {layer!r}: choose one of {children}, or one inside")
+    return modules[layer]
+
+
 def layer_activations(model: Classifier, x: Tensor, layer: str) -> Tensor:
     """Return the output of a layer, (N, K, h, w), without gradients.
 
@@ -119,10 +132,7 @@ def hooked_layer(model: Classifier, layer: str, change: Callable[[Tensor], Tenso
         UnknownNameError: The backbone has no such layer.
         ShapeError: On a forward pass: the layer's output is not 4-D.
     """
-    modules = dict(model.backbone.named_modules())
-    if not layer or layer not in modules:
-        children = ", ".join(name for name, _ in model.backbone.named_children())
-        raise UnknownNameError(f"the backbone has no layer {layer!r}: choose one of {children}, or one inside")
+    module = layer_module(model, layer)
 
     def seen(_module: nn.Module, _inputs: object, output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
@@ -130,7 +140,7 @@ def hooked_layer(model: Classifier, layer: str, change: Callable[[Tensor], Tenso
             raise ShapeError(f"layer {layer!r} must give one (N, K, h, w) tensor, got {shape}")
         return change(output)
 
-    handle = modules[layer].register_forward_hook(seen)
+    handle = module.register_forward_hook(seen)
     try:
         yield
     finally:

@@ -1,12 +1,13 @@
 """LIME: a linear model of what the network makes of the input with random parts of it blank."""
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 
-from classifiers.cam.masked import chunks, shared_mask_probabilities
-from classifiers.cam.target import Target
+from classifiers.cam.masked import check_cells, chunks, shared_mask_probabilities
+from classifiers.cam.target import Target, check_seed
 from infra.errors import ConfigError
 
 
@@ -15,9 +16,9 @@ class LimeOptions:
     """Options of LIME."""
 
     cells: int = 8
-    """Rectangles along each edge of the input, the features of the linear model."""
+    """Rectangles along each edge of the input, the features of the linear model; at least 2."""
     samples: int = 1000
-    """Number of samples that the linear model is fitted on, the passes through the network for a patch."""
+    """Number of samples that the linear model is fitted on, the passes through the network for a patch; at least 2."""
     kernel_width: float = 0.25
     """Width of the kernel that weights samples by their cosine distance from the whole input; > 0."""
     ridge: float = 1.0
@@ -26,11 +27,21 @@ class LimeOptions:
     """Of the samples, which are the same for all patches and labels."""
 
     def __post_init__(self) -> None:
-        if min(self.cells, self.samples) < 1 or min(self.kernel_width, self.ridge) <= 0:
+        # One cell has no place, and the first sample is the whole input.
+        if min(self.cells, self.samples) < 2 or not (0 < self.kernel_width < inf and 0 < self.ridge < inf):
             raise ConfigError(
-                "lime needs at least 1 cell and 1 sample, and kernel_width and ridge above 0, got "
-                f"cells={self.cells}, samples={self.samples}, kernel_width={self.kernel_width}, ridge={self.ridge}"
+                "lime needs at least 2 cells along an edge and 2 samples, and finite kernel_width and ridge above 0, "
+                f"got cells={self.cells}, samples={self.samples}, kernel_width={self.kernel_width}, ridge={self.ridge}"
             )
+        check_seed("lime", self.seed)
+
+    def check_input(self, height: int, width: int) -> None:
+        """Refuse an input, H x W pixels, that the grid does not fit.
+
+        Raises:
+            ConfigError: The grid has more cells along an edge than the input has pixels.
+        """
+        check_cells("lime", self.cells, height, width)
 
 
 def lime(target: Target, options: LimeOptions) -> Tensor:
@@ -53,14 +64,13 @@ def lime(target: Target, options: LimeOptions) -> Tensor:
         grid that does not divide the input takes the pixels whose row * cells // H and column * cells // W are its own.
 
     Raises:
-        ConfigError: The grid has more cells than the input has pixels.
+        ConfigError: The grid has more cells along an edge than the input has pixels.
 
     Source: Ribeiro et al. 2016, arXiv:1602.04938, eq. 1 and section 3.4; kernel and regression as their image code has.
     """
     x, cells = target.x, options.cells
     height, width = x.shape[2:]
-    if cells > min(height, width):
-        raise ConfigError(f"lime: {cells} cells do not fit an edge of an input of {height} x {width}: choose fewer")
+    options.check_input(height, width)
     generator = torch.Generator().manual_seed(options.seed)  # a generator of a GPU has numbers of its own
     kept = torch.rand(options.samples, cells, cells, generator=generator) < 0.5
     kept[0] = True

@@ -27,6 +27,18 @@ class OcclusionOptions:
                 f"window={self.window}, stride={self.stride}"
             )
 
+    def check_input(self, height: int, width: int) -> None:
+        """Refuse an input, H x W pixels, that the window does not fit.
+
+        Raises:
+            ConfigError: The window is larger than the input.
+        """
+        if self.window > min(height, width):
+            raise ConfigError(
+                f"occlusion: a window of {self.window} x {self.window} pixels does not fit an input of {height} x "
+                f"{width}: choose a smaller window, or enlarge the images"
+            )
+
 
 def occlusion(target: Target, options: OcclusionOptions) -> Tensor:
     """Return the mean of f_c(X) - f_c(X with the window blank) over the windows that cover a pixel, (N, L, H, W).
@@ -48,11 +60,7 @@ def occlusion(target: Target, options: OcclusionOptions) -> Tensor:
     """
     x = target.x
     height, width = x.shape[2:]
-    if options.window > min(height, width):
-        raise ConfigError(
-            f"occlusion: a window of {options.window} x {options.window} pixels does not fit an input of {height} x "
-            f"{width}: choose a smaller window, or enlarge the images"
-        )
+    options.check_input(height, width)
     in_rows, in_cols = (_covered(size, options, x.device) for size in (height, width))
     tops = torch.arange(len(in_rows), device=x.device).repeat_interleave(len(in_cols))
     lefts = torch.arange(len(in_cols), device=x.device).repeat(len(in_rows))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classifiers.cam.target import Target
+from classifiers.cam.target import Target, check_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,9 @@ class RandomOptions:
 
     seed: int = 0
     """Seed of the noise, beside each patch's own."""
+
+    def __post_init__(self) -> None:
+        check_seed("random", self.seed)
 
 
 def random_map(target: Target, options: RandomOptions) -> Tensor:

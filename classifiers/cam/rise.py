@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
-from classifiers.cam.masked import chunks, shared_mask_probabilities
-from classifiers.cam.target import Target
+from classifiers.cam.masked import check_cells, chunks, shared_mask_probabilities
+from classifiers.cam.target import Target, check_seed
 from infra.errors import ConfigError
 
 
@@ -19,18 +19,28 @@ class RiseOptions:
     masks: int = 4000
     """Number of random masks, the passes through the network for a patch."""
     cells: int = 8
-    """Cells of the random grid along each edge of the input."""
+    """Cells of the random grid along each edge of the input; at least 2."""
     keep: float = 0.5
-    """Probability that a cell is kept, in (0, 1]."""
+    """Probability that a cell is kept, in (0, 1)."""
     seed: int = 0
     """Of the masks, which are the same for all patches and labels."""
 
     def __post_init__(self) -> None:
-        if self.masks < 1 or self.cells < 1 or not 0 < self.keep <= 1:
+        # With one cell, or all of them kept, every mask is the same at all pixels, and so is the map.
+        if self.masks < 1 or self.cells < 2 or not 0 < self.keep < 1:
             raise ConfigError(
-                "rise needs at least 1 mask and 1 cell, and keep in (0, 1], got "
+                "rise needs at least 1 mask and 2 cells along an edge, and keep in (0, 1), got "
                 f"masks={self.masks}, cells={self.cells}, keep={self.keep}"
             )
+        check_seed("rise", self.seed)
+
+    def check_input(self, height: int, width: int) -> None:
+        """Refuse an input, H x W pixels, that the grid does not fit.
+
+        Raises:
+            ConfigError: The grid has more cells along an edge than the input has pixels.
+        """
+        check_cells("rise", self.cells, height, width)
 
 
 def rise(target: Target, options: RiseOptions) -> Tensor:
@@ -45,10 +55,14 @@ def rise(target: Target, options: RiseOptions) -> Tensor:
     Returns:
         At the input's own resolution, >= 0.
 
+    Raises:
+        ConfigError: The grid has more cells along an edge than the input has pixels.
+
     Source: Petsiuk et al. 2018, arXiv:1806.07421, eq. 6 and section 3.2.
     """
     x = target.x
     height, width = x.shape[2:]
+    options.check_input(height, width)
     dtype = torch.promote_types(x.dtype, torch.float32)
     grids, rows, cols = (random.to(x.device) for random in _random(options, height, width))
     maps = torch.zeros(len(x), len(target.labels), height, width, dtype=dtype, device=x.device)

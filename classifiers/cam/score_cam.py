@@ -10,6 +10,7 @@ from torch import Tensor
 from classifiers.cam.gradient_family import grad_cam_pp_layer_weights, grad_cam_pp_weights, weighted_sum
 from classifiers.cam.masked import channel_mask_probabilities, has_mask
 from classifiers.cam.target import Target
+from classifiers.network import Classifier
 from infra.errors import ConfigError
 
 ChannelWeights = Literal["difference", "softmax"]
@@ -34,6 +35,19 @@ class GradPlusPlusScoreCamOptions:
 
     reduce_input: bool = False
     """Whether the input is reduced to the map's size and masked there, as in the paper, not the map enlarged."""
+
+    def check_map(self, model: Classifier, height: int, width: int) -> None:
+        """Refuse a map, h x w places, to whose size the network's input cannot be reduced.
+
+        Raises:
+            ConfigError: The input is to be reduced below what the network can see.
+        """
+        if self.reduce_input and min(height, width) < model.min_size:
+            raise ConfigError(
+                f"grad_plus_plus_score_cam: reduce_input makes an input of {height} x {width} pixels, the size of the "
+                f"map, {model.name} needs at least {model.min_size} x {model.min_size}: leave reduce_input out, choose "
+                "an earlier target_layer, or enlarge the images"
+            )
 
 
 def score_cam(target: Target, options: ScoreCamOptions) -> Tensor:
@@ -74,6 +88,7 @@ def grad_plus_plus_score_cam(target: Target, options: GradPlusPlusScoreCamOption
     Source: Soomro et al., Grad++ScoreCAM, eq. 12 to 16 and algorithm 1, whose step 10, min-max, is left to the caller.
     """
     a = target.activations
+    options.check_map(target.model, *a.shape[2:])
     scored = _reduced(target) if options.reduce_input else target
     support = _grad_cam_pp_weights(target) > 0
     gains = _gains(scored, a, has_mask(a, scored.x) & support.any(dim=1))
@@ -100,12 +115,5 @@ def _grad_cam_pp_weights(target: Target) -> Tensor:
 
 def _reduced(target: Target) -> Target:
     """Return the target whose input is reduced to the size of the layer's map."""
-    model, (height, width) = target.model, target.activations.shape[2:]
-    if min(height, width) < model.min_size:
-        raise ConfigError(
-            f"grad_plus_plus_score_cam: reduce_input makes an input of {height} x {width} pixels, the size of the map, "
-            f"{model.name} needs at least {model.min_size} x {model.min_size}: leave reduce_input out, choose an "
-            "earlier target_layer, or enlarge the images"
-        )
-    x = F.interpolate(target.x, size=(height, width), mode="area")
-    return Target(model, x, target.labels, target.layer, target.activation)
+    x = F.interpolate(target.x, size=target.activations.shape[2:], mode="area")
+    return Target(target.model, x, target.labels, target.layer, target.activation)

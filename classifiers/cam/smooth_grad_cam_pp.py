@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 
 from classifiers.cam.gradient_family import alpha_weights, grad_cam_pp, weighted_sum
-from classifiers.cam.target import Target
+from classifiers.cam.target import Target, check_seed
 from infra.errors import ConfigError
 
 
@@ -22,6 +23,13 @@ class SmoothOptions:
     seed: int = 0
     """Seed of the noise, beside each patch's own."""
 
+    def __post_init__(self) -> None:
+        if self.samples < 1 or not 0 <= self.noise < inf:
+            raise ConfigError(
+                f"smooth_grad_cam_pp needs samples >= 1 and noise >= 0, got {self.samples} and {self.noise}"
+            )
+        check_seed("smooth_grad_cam_pp", self.seed)
+
 
 def smooth_grad_cam_pp(target: Target, options: SmoothOptions) -> Tensor:
     """Return the SmoothGrad-CAM++ maps, (N, L, h, w).
@@ -29,15 +37,8 @@ def smooth_grad_cam_pp(target: Target, options: SmoothOptions) -> Tensor:
     g, g^2 and g^3 of Grad-CAM++ are means over noisy inputs, A is that of the clean one. With a linear head on the
     last stage g does not depend on the input, so the map is that of Grad-CAM++ and is computed as such.
 
-    Raises:
-        ConfigError: There is no sample, or the noise is negative.
-
     Source: Omeiza et al. 2019, arXiv:1908.01224, section 3.
     """
-    if options.samples < 1 or not options.noise >= 0:
-        raise ConfigError(
-            f"smooth_grad_cam_pp needs samples >= 1 and noise >= 0, got {options.samples} and {options.noise}"
-        )
     if target.linear_head is not None:
         return grad_cam_pp(target)
     means = _mean_powers(target, options)

@@ -7,7 +7,7 @@ from torch import nn
 from classifiers.cam.explain import explain
 from classifiers.network import Classifier, layer_depths
 from classifiers.registry import build, names
-from infra.errors import ConfigError
+from infra.errors import ConfigError, ShapeError
 
 
 def without_data(name: str, head: str = "linear") -> Classifier:
@@ -61,6 +61,22 @@ def test_every_parameter_is_in_one_group_and_groups_deepen_towards_the_head(name
 def test_a_backbone_of_another_library_has_no_groups() -> None:
     with pytest.raises(ConfigError, match="no layer groups"):
         layer_depths(Classifier(nn.Conv2d(3, 4, 1), nn.Linear(4, 2), "conv", 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", (32, 33)), ("resnet18", (120, 64)), ("resnet50", (65, 97)), ("inception_v4", (75, 120))],
+)
+def test_the_size_of_a_map_is_known_without_a_pass(name: str, size: tuple[int, int]) -> None:
+    model = build(name, 3, in_channels=2).eval()
+    with torch.no_grad():
+        assert model.map_size((2, *size)) == model.features(torch.zeros(1, 2, *size)).shape[2:]
+    assert without_data(name).eval().map_size((3, *size)) == model.map_size((2, *size))
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    with pytest.raises(
+        ShapeError, match=f"needs images of at least {model.min_size} x {model.min_size} pixels, got 120"
+    ):
+        model.map_size((2, 120, model.min_size - 1))
 
 
 def test_maps_of_inception_v4_equal_autograd_at_its_target_layer() -> None:

@@ -133,6 +133,7 @@ _KEYS = (
     "method",
     "seed",
     "split",
+    "subset",
     "country",
     "season",
     "metric",

@@ -107,6 +107,36 @@ def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, wor
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "words"),
+    [
+        ("rise", "keep: 1", "keep in (0, 1)"),
+        ("rise", "keep: .nan", "finite"),
+        ("rise", "cells: -8", "at least 1 mask and 2 cells"),
+        ("rise", "seed: -1", "a seed from 0"),
+        ("lime", "samples: 0", "2 samples"),
+        ("lime", "kernel_width: 0", "kernel_width and ridge above 0"),
+        ("lime", "ridge: .inf", "finite"),
+        ("occlusion", "stride: 12", "1 <= stride <= window"),
+        ("smooth_grad_cam_pp", "samples: 0", "samples >= 1 and noise >= 0"),
+        ("smooth_grad_cam_pp", "noise: -0.5", "samples >= 1 and noise >= 0"),
+        ("smooth_grad_cam_pp", "noise: none", "noise is a float"),
+        ("random", "seed: 1.5", "seed is a int"),
+        ("score_cam", "weights: logits", "difference or softmax"),
+        ("grad_plus_plus_score_cam", "reduce_input: 1", "reduce_input is a bool"),
+    ],
+)
+def test_values_that_a_method_has_no_use_for_are_wrong_settings(
+    tmp_path: Path, method: str, option: str, words: str
+) -> None:
+    text = GOOD + f"explain: {{methods: [{method}], options: {{{method}: {{{option}}}}}}}"
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+    message = str(caught.value)
+    assert all(word in message for word in ("explain", method, words)), message
+    assert "\n" not in message
+
+
 def test_texts_may_name_variables_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DATA", "/mnt/data")
     config = load_config(written(tmp_path, GOOD.replace("/data/BigEarthNet", "'${SOME_DATA}/BigEarthNet'")))

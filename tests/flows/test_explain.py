@@ -216,6 +216,18 @@ def test_figures_are_written_by_the_command(
     assert set(patches.loc[rows.patch_id, "split"]) == {"validation"}
 
 
+def test_options_that_do_not_fit_a_branch_stop_the_run_before_it_trains(inputs: Inputs, tmp_path: Path) -> None:
+    """After the archive is read, which says how large patches are, and before anything else."""
+    store = tmp_path / "store"
+    methods, options = ["grad_plus_plus_score_cam"], {"grad_plus_plus_score_cam": {"reduce_input": True}}
+    run_yaml = inputs.config(store, None, explain={"methods": methods, "options": options})
+    result = superscene("explain", run_yaml)
+    assert result.returncode == 2, result.stderr
+    assert "an input of 4 x 4 pixels, the size of the map, resnet18 needs at least 32" in result.stderr
+    assert {path.name for path in (store / "work").iterdir()} == {"configs", "ingest", "lock", "plan", "run.json"}
+    assert not (store / "checkpoints").exists()
+
+
 def test_the_command_alone_runs_until_maps_are_judged(inputs: Inputs, patches: pd.DataFrame, tmp_path: Path) -> None:
     """Of the network borrowed from another store: its maps are judged, no prediction is, and there is no report."""
     store = tmp_path / "store"
@@ -243,6 +255,10 @@ def test_the_command_alone_runs_until_maps_are_judged(inputs: Inputs, patches: p
     assert explained[explained.sampled].groupby("split").patch_id.nunique().max() == 1
     of_all = found[found.label.isna() & found.area_quartile.isna() & found.reference.isna()]
     for (method, split), rows in explained.groupby(["method", "split"]):
-        of_method = of_all[(of_all.method == method) & (of_all.split == split)].set_index("metric")
-        assert of_method.value["judd_auc"] == pytest.approx(rows.judd_auc.mean(), abs=1e-6)
-        assert of_method.n["judd_auc"] == rows.judd_auc.count()
+        of_method = of_all[(of_all.method == method) & (of_all.split == split)]
+        subsets = {"sample": rows[rows.sampled]} | ({} if method == "rise" else {"all": rows})
+        assert set(of_method.subset) == set(subsets)
+        for subset, chosen in subsets.items():
+            means = of_method[of_method.subset == subset].set_index("metric")
+            assert means.value["judd_auc"] == pytest.approx(chosen.judd_auc.mean(), abs=1e-6)
+            assert means.n["judd_auc"] == chosen.judd_auc.count()

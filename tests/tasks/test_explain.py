@@ -23,9 +23,10 @@ from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.errors import ConfigError, UnknownNameError
 from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
 from infra.zarr_store import ShardedStore
-from tasks import explain
+from tasks import explain, map_store
 from tasks.branch import Branch
 from tasks.explain import QUARANTINED, Explained, ExplainPlan, patch_seed
+from tasks.explained_patch import PatchExplainer
 from tasks.map_store import read_map
 from tasks.plan import Plan
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
@@ -374,6 +375,59 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
     assert bad["patch_id"] not in item.parts.read(0)["patch_id"].to_pylist()
 
 
+def test_maps_are_written_while_their_shard_runs_and_are_the_same(
+    store: Plan, plan: Plan, network_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Patch by patch, in Zarr shards of two: what lies before the last one added is on disk."""
+    wanted, batch_size = ExplainPlan(("grad_cam",), "true"), 1
+    first = copied(store, tmp_path / "whole")
+    whole = explained(first, network_file, wanted, branch=branch_of(first, batch_size=batch_size))["grad_cam"]
+    monkeypatch.setattr(map_store, "_WRITTEN_AT_ONCE", 2)
+    entry, on_disk = METHODS["grad_cam"], []
+
+    def watched(target: Target, options: Any) -> torch.Tensor:
+        on_disk.append(len(list(plan.paths.root.glob("maps/**/maps/c/*/0/0/0"))))
+        return entry.run(target, options)
+
+    monkeypatch.setattr(explain, "METHODS", {**METHODS, "grad_cam": replace(entry, run=watched)})
+    item = explained(plan, network_file, wanted, branch=branch_of(plan, batch_size=batch_size))["grad_cam"]
+    rows = [row["row"] for row in patches_of(store, 0)]
+    assert on_disk == [0, *(row // 2 for row in rows[:-1])]
+    assert on_disk[-1] > 1
+    assert item.parts.read(0).equals(whole.parts.read(0))
+    stores = [ShardedStore(p.paths.maps("grad_cam", item.parts.config)) for p in (first, plan)]
+    assert [opened.block("maps") for opened in stores] == [8, 2]
+    for name in ("maps", "scale", "valid"):
+        np.testing.assert_array_equal(stores[1].read(0, name), stores[0].read(0, name))
+
+
+def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
+    store: Plan, plan: Plan, tmp_path: Path
+) -> None:
+    """Of all methods that take no passes of their own, by a channel that is NaN; random maps do not look at it."""
+    network = classifiers.build("resnet18", len(NAMES), 3).eval()
+    with torch.no_grad():
+        network.backbone.get_submodule("layer4.1.bn2").get_parameter("bias")[0] = torch.nan
+    file = untrained(branch_of(store), tmp_path / "nan.safetensors", network=network)
+    cheap = tuple(method for method, entry in METHODS.items() if entry.is_cheap(network))
+    patches = patches_of(store, 0)
+    wanted = {(row["patch_id"], label) for row in patches for label in row["labels"] or ()}
+    sample = frozenset(row["patch_id"] for row in patches[:2])
+    items = explained(plan, file, ExplainPlan(cheap, "true", sample_size=2, sample=sample))
+    assert len(items) == len(cheap) > 9
+    for method, item in items.items():
+        faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
+        rows, stored = item.parts.read(0), ShardedStore(plan.paths.maps(method, item.parts.config))
+        maps = [read_map(stored, row["row"], 0) for row in patches]
+        if method == "random":
+            assert (len(faults), set(rows_by_key(rows))) == (0, wanted)
+            assert np.isfinite(maps).all()
+        else:
+            assert {(row["patch_id"], row["label"]) for row in faults} == wanted, method
+            assert (len(faults), rows.num_rows) == (len(wanted), 0)
+            assert np.isnan(maps).all()
+
+
 def test_batches_and_the_order_of_shards_change_nothing_beyond_rounding(
     store: Plan, mlp_file: Path, tmp_path: Path
 ) -> None:
@@ -411,15 +465,19 @@ def test_batches_and_the_order_of_shards_change_nothing_beyond_rounding(
 def test_configs_follow_whatever_determines_rows_and_maps_and_nothing_else(
     store: Plan, network_file: Path, mlp_file: Path
 ) -> None:
-    def config(wanted: ExplainPlan, file: Path = network_file, batch_size: int = 5) -> str:
+    def config(wanted: ExplainPlan, file: Path = network_file, batch_size: int = 5, method: str = "rise") -> str:
         branch = branch_of(store, batch_size=batch_size)
-        return scored_classifier(branch, "resnet18", {0: file}, wanted).explanations["rise"].parts.config
+        return scored_classifier(branch, "resnet18", {0: file}, wanted).explanations[method].parts.config
 
     plain = ExplainPlan(("rise",), "true")
     first = config(plain)
     assert config(plain, batch_size=1) == first
     assert config(ExplainPlan(("grad_cam", "rise"), "true")) == first
     assert config(ExplainPlan(("rise",), "true", {"rise": {"masks": 4000}})) == first  # the default, spelled out
+    whole, decimal = ({"lime": {"ridge": number}} for number in (2, 2.0))  # as YAML has them
+    assert config(ExplainPlan(("lime",), "true", whole), method="lime") == config(
+        ExplainPlan(("lime",), "true", decimal), method="lime"
+    )
     assert config(ExplainPlan(("rise",), "true", sample=frozenset("x"))) == first  # without a size there is no sample
     others = [
         config(ExplainPlan(("rise",), "all")),
@@ -454,6 +512,27 @@ def test_a_method_for_linear_heads_alone_is_refused_before_any_work(store: Plan,
     assert all(path in before for path in after)
     with pytest.raises(UnknownNameError, match="no explanation method 'lucky'"):
         scored_classifier(branch_of(store), "resnet18", {0: mlp_file}, ExplainPlan(("lucky",)))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("grad_plus_plus_score_cam", {"reduce_input": True}, "an input of 4 x 4 pixels, the size of the map, resnet18"),
+        ("occlusion", {"window": 121}, "a window of 121 x 121 pixels does not fit an input of 120 x 120"),
+        ("rise", {"cells": 121}, "121 cells do not fit an edge of an input of 120 x 120"),
+        ("lime", {"cells": 121}, "121 cells do not fit an edge of an input of 120 x 120"),
+    ],
+)
+def test_options_that_do_not_fit_the_branch_are_refused_before_any_work(
+    store: Plan, network_file: Path, method: str, options: dict[str, Any], words: str
+) -> None:
+    before = snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations")
+    wanted = ExplainPlan((method,), options={method: options})
+    with pytest.raises(ConfigError, match=words):
+        scored_classifier(branch_of(store), "resnet18", {0: network_file}, wanted)
+    with pytest.raises(ConfigError, match=words):
+        PatchExplainer(branch_of(store), network_file, [method], {method: options})
+    assert snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations") == before
 
 
 @pytest.mark.parametrize(

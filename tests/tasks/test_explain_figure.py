@@ -1,5 +1,7 @@
 import csv
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,24 @@ def test_a_sheet_numbers_its_images_and_its_table_asks_for_verdicts(tmp_path: Pa
     assert [float(row["prob"]) for row in rows] == [(0.25, 0.875)[i % 2] for i in range(7)]
     assert [row["truth"] for row in rows] == ["", *["forest;water"] * 6]
     assert {row[f"verdict_{method}"] for row in rows for method in METHODS} == {""}
+
+
+@pytest.mark.parametrize(
+    ("methods", "lines", "across"),
+    [(("cam",), 1, 3), (METHODS, 1, 3), (("cam", "grad_cam", "layer_cam", "x_grad_cam", "hires_cam"), 2, 2)],
+)
+def test_a_sheet_of_many_methods_is_no_ribbon(tmp_path: Path, methods: Sequence[str], lines: int, across: int) -> None:
+    """Three images: 15 pictures and maps fit side by side, two images of six, but never more than there are."""
+    of_all = view("none")
+    maps = {method: of_all.maps["eigen_cam" if method == "eigen_cam" else "grad_cam"] for method in methods}
+    rows = [SheetRow(f"p{i}", replace(of_all, maps=maps), "water", "") for i in range(3)]
+    contact_sheet(tmp_path / "sheet.svg", rows)
+    assert cells(tmp_path / "sheet.svg") == 3 * (1 + len(methods))
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', (tmp_path / "sheet.svg").read_text())
+    assert size is not None
+    width, height = (float(points) / 72 for points in size.groups())
+    assert width == pytest.approx(0.8 * across * (1 + len(methods)))
+    assert height == pytest.approx(0.95 * lines, abs=0.2)
 
 
 def test_verdicts_are_never_erased(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pytest
 
-from tasks.explain_sample import stratified_sample
+from tasks.explain_sample import drawn_at_random, stratified_sample
 
 type Patch = tuple[str, str, list[str] | None]
 """patch_id, split, labels."""
@@ -99,3 +99,16 @@ def test_without_labels_the_hash_decides() -> None:
 
 def test_of_no_patches_there_is_no_sample() -> None:
     assert stratified_sample(table([("p", "train", None)]).slice(0, 0), 5) == frozenset()
+
+
+def test_a_draw_is_the_same_of_the_same_items_and_favours_no_place() -> None:
+    items = [f"p{i}" for i in range(400)]
+    drawn = drawn_at_random(items, 100)
+    assert drawn == drawn_at_random(items, 100)
+    assert len(set(drawn)) == 100
+    assert set(drawn) <= set(items)
+    assert sorted(drawn_at_random(items[:7], 100)) == items[:7]
+    assert drawn_at_random([], 3) == []
+    # Places 0..399 have a mean of 199.5; a mean of 100 of them is off by 10 (one standard error), hardly by 40.
+    assert sum(int(name[1:]) for name in drawn) / 100 == pytest.approx(199.5, abs=40)
+    assert drawn != sorted(drawn)

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tasks.explanation_metrics import EXCESS, MAP_METRICS, UNIFORM, ZERO, Explai
 LABELS = ("forest", "sand", "water")
 IOUS = ("iou_95", "iou_90", "iou_85", "iou_80", "iou_75")
 FAITHFUL = ("average_drop", "average_increase", "deletion_auc", "insertion_auc")
+COMPARED = ("judd_auc", EXCESS, ZERO, "insertion_auc")
+VALUES = ("value", "low", "high", "n")
 SHARDS = (0, 1, 2)
 N = 60
 
@@ -58,7 +61,7 @@ def branch_of(
     for shard in shards:
         of_shard = [row for row in rows if int(row["patch_id"][1:]) % len(SHARDS) == shard]
         parts.write(shard, pa.Table.from_pylist(of_shard, EXPLANATIONS))
-    item = Explained(method, {}, "predicted", sampled=True, parts=parts)
+    item = Explained(method, {}, "predicted", sampled=changes.pop("sampled", False), parts=parts)
     return ExplainedBranch(sr, changes.pop("classifier", "resnet18"), changes.pop("seed", 3), item, SHARDS)
 
 
@@ -89,7 +92,8 @@ def published(paths: StorePaths) -> pd.DataFrame:
 
 
 def value_of(found: pd.DataFrame, **wanted: object) -> pd.Series:
-    """The one row of these names; a name that is None is null."""
+    """The one row of these names, of all patches unless said otherwise; a name that is None is null."""
+    wanted.setdefault("subset", "all")
     for name in ("reference", "label", "area_quartile"):
         wanted.setdefault(name, None)
     for name, value in wanted.items():
@@ -107,23 +111,30 @@ def with_derived(rows: Sequence[Row]) -> pd.DataFrame:
     return frame
 
 
+def of_subsets(frame: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, list[str]]]:
+    """Rows of each subset, and the metrics that it has: maps are judged by further passes in the sample alone."""
+    metrics = [*MAP_METRICS, EXCESS, ZERO]
+    of_all = [metric for metric in metrics if metric not in FAITHFUL]
+    return {"all": (frame, of_all), "sample": (frame[frame.sampled], metrics)}
+
+
 def test_values_are_the_means_that_pandas_has(paths: StorePaths) -> None:
-    """Of every metric: of all labels, and of each."""
+    """Of every metric: of all labels, and of each; over all patches, and over the sample."""
     rows = rows_of(0)
     publish_explanation_metrics(paths, [branch_of(paths, rows)])
     found, frame = published(paths), with_derived(rows)
     of_method = found[(found.method == "grad_cam") & found.area_quartile.isna()]
-    metrics = [*MAP_METRICS, EXCESS, ZERO]
     seen = 0
-    for split, of_split in frame.groupby("split"):
-        for label, of_label in [(None, of_split), *of_split.groupby("label")]:
-            for metric in metrics:
-                row = value_of(of_method, split=split, label=label, metric=metric)
-                assert row["value"] == pytest.approx(of_label[metric].mean(), rel=1e-12)
-                assert row["n"] == of_label[metric].count()
-                seen += 1
-            zero = value_of(of_method, split=split, label=label, metric=ZERO)
-            assert zero["value"] == of_label["coverage"].isna().mean()
+    for subset, (rows_of_subset, metrics) in of_subsets(frame).items():
+        for split, of_split in rows_of_subset.groupby("split"):
+            for label, of_label in [(None, of_split), *of_split.groupby("label")]:
+                for metric in metrics:
+                    row = value_of(of_method, subset=subset, split=split, label=label, metric=metric)
+                    assert row["value"] == pytest.approx(of_label[metric].mean(), rel=1e-12)
+                    assert row["n"] == of_label[metric].count()
+                    seen += 1
+                zero = value_of(of_method, subset=subset, split=split, label=label, metric=ZERO)
+                assert zero["value"] == of_label["coverage"].isna().mean()
     assert seen == len(of_method)
     assert frame["coverage"].isna().sum() > 0
 
@@ -132,8 +143,16 @@ def test_intervals_are_those_of_a_loop_over_resampled_tiles(paths: StorePaths) -
     rows = rows_of(0)
     publish_explanation_metrics(paths, [branch_of(paths, rows)])
     frame = with_derived(rows)
-    for split, label, metric in (("train", None, "judd_auc"), ("test", "sand", "coverage"), ("test", None, EXCESS)):
-        chosen = frame[(frame.split == split) & ((frame.label == label) | (label is None))]
+    cases = (
+        ("all", "train", None, "judd_auc"),
+        ("all", "test", "sand", "coverage"),
+        ("all", "test", None, EXCESS),
+        ("sample", "train", None, "judd_auc"),
+        ("sample", "train", "water", "deletion_auc"),
+    )
+    for subset, split, label, metric in cases:
+        of_subset = frame if subset == "all" else frame[frame.sampled]
+        chosen = of_subset[(of_subset.split == split) & ((of_subset.label == label) | (label is None))]
         by_tile = {
             tile: group[metric].dropna().to_numpy()
             for tile, group in chosen.groupby(chosen.patch_id.str[1:].astype(int).map(tile_of))
@@ -142,7 +161,8 @@ def test_intervals_are_those_of_a_loop_over_resampled_tiles(paths: StorePaths) -
         for _ in range(1000):
             drawn = rng.integers(len(tiles), size=len(tiles))
             draws.append(np.concatenate([by_tile[tiles[i]] for i in drawn]).mean())
-        row = value_of(published(paths), method="grad_cam", split=split, label=label, metric=metric)
+        names = {"subset": subset, "split": split, "label": label, "metric": metric}
+        row = value_of(published(paths), method="grad_cam", **names)
         np.testing.assert_allclose([row["low"], row["high"]], np.percentile(draws, [2.5, 97.5]), rtol=1e-9)
 
 
@@ -190,21 +210,24 @@ def test_differences_are_of_the_patches_and_labels_that_both_have(paths: StorePa
     keys = ["patch_id", "label"]
     both = with_derived(ours).merge(with_derived(theirs), on=[*keys, "split"], suffixes=("", "_theirs"))
     assert 0 < len(both) < min(len(ours), len(theirs))
-    for metric in ("judd_auc", EXCESS, ZERO, "insertion_auc"):
+    seen = 0
+    for metric in COMPARED:
         both["difference"] = both[metric] - both[f"{metric}_theirs"]
-        for split, of_split in both.groupby("split"):
-            for label, rows in [(None, of_split), *of_split.groupby("label")]:
-                row = value_of(
-                    found,
-                    sr="swinir_m",
-                    reference="bicubic",
-                    split=split,
-                    label=label,
-                    metric=metric,
-                    method="grad_cam",
-                )
-                assert row["value"] == pytest.approx(rows["difference"].mean(), rel=1e-9)
-                assert row["n"] == rows["difference"].count()
+        for subset, (of_subset, metrics) in of_subsets(both).items():
+            if metric not in metrics:
+                assert not (found.metric.eq(metric) & found.subset.eq(subset)).any()
+                continue
+            for split, of_split in of_subset.groupby("split"):
+                for label, rows in [(None, of_split), *of_split.groupby("label")]:
+                    names = {"sr": "swinir_m", "reference": "bicubic", "method": "grad_cam", "subset": subset}
+                    if not rows["difference"].count():  # of so few, none may have the metric in both
+                        assert subset == "sample"
+                        continue
+                    seen += 1
+                    row = value_of(found, split=split, label=label, metric=metric, **names)
+                    assert row["value"] == pytest.approx(rows["difference"].mean(), rel=1e-9)
+                    assert row["n"] == rows["difference"].count()
+    assert seen == found[(found.sr == "swinir_m") & (found.reference == "bicubic")].metric.isin(COMPARED).sum()
 
 
 def test_a_uniform_map_scores_what_chance_gives_on_the_same_rows(paths: StorePaths) -> None:
@@ -240,17 +263,99 @@ def test_quarters_are_by_area_the_smallest_first(paths: StorePaths) -> None:
     rows = rows_of(0)
     publish_explanation_metrics(paths, [branch_of(paths, rows)])
     found, frame = published(paths), with_derived(rows)
-    for split, of_split in frame.groupby("split"):
+    for (subset, (of_subset, _)), split in product(of_subsets(frame).items(), ("train", "test")):
+        of_split = of_subset[of_subset.split == split]
         known = of_split[of_split.area_share.notna()].sort_values(["area_share", "patch_id", "label"])
         sizes = [len(known) // 4 + (quarter < len(known) % 4) for quarter in range(4)]
         for quarter in range(4):
             start = sum(sizes[:quarter])
             of_quarter = known.iloc[start : start + sizes[quarter]]
             for metric in ("pointing", "coverage", ZERO):
-                row = value_of(found, method="grad_cam", split=split, metric=metric, area_quartile=quarter + 1)
+                names = {"subset": subset, "split": split, "metric": metric, "area_quartile": quarter + 1}
+                row = value_of(found, method="grad_cam", **names)
                 assert row["value"] == pytest.approx(of_quarter[metric].mean(), rel=1e-12)
                 assert row["n"] == of_quarter[metric].count()
     assert found[found.reference.notna()].area_quartile.isna().all()
+
+
+def scored(patch: int, judd_auc: float, area: float, pointing: float, **changes: Any) -> Row:
+    """A row of one patch's only label, of the split test."""
+    row: Row = dict.fromkeys(EXPLANATIONS.names)
+    row |= {"patch_id": f"p{patch:02d}", "split": "test", "label": "sand", "seed": 3, "prob": 0.5, "sampled": False}
+    row |= {"map_store": "m", "map_index": patch, "map_label": 0, "coverage": 0.5}
+    return row | {"judd_auc": judd_auc, "area_share": area, "pointing": pointing} | changes
+
+
+def test_a_costly_method_stands_beside_cheap_ones_and_floors_on_the_sample(paths: StorePaths) -> None:
+    """By hand: Grad-CAM has 0.25 less than Score-CAM on the sample of p0 and p2, and more on all patches."""
+    cheap = [
+        scored(0, 0.5, 0.25, 1, sampled=True, average_drop=20.0),
+        scored(1, 1.0, 0.5, 0),
+        scored(2, 0.25, 0.75, 0, sampled=True, average_drop=40.0),
+        scored(3, 1.0, 0.125, 1),
+    ]
+    costly = [
+        scored(0, 0.75, 0.25, 0, sampled=True, average_drop=10.0),
+        scored(2, 0.5, 0.75, 1, sampled=True, average_drop=60.0),
+    ]
+    branches = [
+        branch_of(paths, cheap),
+        branch_of(paths, costly, method="score_cam", sampled=True),
+        branch_of(
+            paths,
+            [row | {"judd_auc": row["judd_auc"] - 0.125} for row in costly],
+            "none",
+            method="score_cam",
+            sampled=True,
+        ),
+    ]
+    publish_explanation_metrics(paths, branches)
+    found = published(paths)
+    of_bicubic = found[(found.sr == "bicubic") & found.label.isna() & found.area_quartile.isna()]
+
+    def numbers(subset: str, metric: str, reference: str | None = None) -> dict[tuple[str, str], tuple[float, int]]:
+        rows = of_bicubic[(of_bicubic.subset == subset) & (of_bicubic.metric == metric)]
+        rows = rows[rows.reference.isna() if reference is None else rows.reference == reference]
+        keys = zip(rows.config.str.removeprefix("bicubic-"), rows.method, strict=True)
+        return dict(zip(keys, zip(rows.value, rows.n, strict=True), strict=True))
+
+    assert numbers("all", "judd_auc") == {("grad_cam", "grad_cam"): (0.6875, 4), ("grad_cam", UNIFORM): (0.5, 4)}
+    assert numbers("sample", "judd_auc") == {
+        ("grad_cam", "grad_cam"): (0.375, 2),
+        ("grad_cam", UNIFORM): (0.5, 2),
+        ("score_cam", "score_cam"): (0.625, 2),
+        ("score_cam", UNIFORM): (0.5, 2),
+    }
+    assert numbers("all", EXCESS) == {("grad_cam", "grad_cam"): (0.09375, 4), ("grad_cam", UNIFORM): (0.0, 4)}
+    assert numbers("sample", EXCESS)["grad_cam", "grad_cam"] == (0.0, 2)
+    assert numbers("sample", EXCESS)["score_cam", "score_cam"] == (0.0, 2)
+    for config in ("grad_cam", "score_cam"):
+        assert numbers("sample", "pointing")[config, UNIFORM] == (0.5, 2)
+    assert numbers("all", "pointing")["grad_cam", UNIFORM] == (0.40625, 4)
+    assert numbers("all", "average_drop") == {}
+    assert numbers("sample", "average_drop") == {
+        ("grad_cam", "grad_cam"): (30.0, 2),
+        ("score_cam", "score_cam"): (35.0, 2),
+    }
+    assert numbers("all", "judd_auc", "none") == {}
+    assert numbers("sample", "judd_auc", "none") == {("score_cam", "score_cam"): (0.125, 2)}
+
+
+def test_without_a_sample_there_is_one_row_of_each_name(paths: StorePaths, tmp_path: Path) -> None:
+    """A costly method saw every patch then; a sample only adds to it."""
+    rows = rows_of(0)
+    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    other = StorePaths(tmp_path / "other")
+    patches(other, [tile_of(patch) for patch in range(N)])
+    unjudged = [row | dict.fromkeys(FAITHFUL) | {"sampled": False} for row in rows]
+    publish_explanation_metrics(other, [branch_of(other, unjudged)])
+    with_sample, without = published(paths), published(other)
+    assert set(without.subset) == {"all"}
+    pd.testing.assert_frame_equal(
+        with_sample[with_sample.subset == "all"].reset_index(drop=True), without, check_exact=True
+    )
+    assert not without.duplicated([name for name in EXPLANATION_METRICS.names if name not in VALUES]).any()
+    assert not with_sample.duplicated([name for name in EXPLANATION_METRICS.names if name not in VALUES]).any()
 
 
 def test_shards_and_the_order_of_their_rows_change_nothing(paths: StorePaths, tmp_path: Path) -> None:
@@ -266,7 +371,7 @@ def test_shards_and_the_order_of_their_rows_change_nothing(paths: StorePaths, tm
             branch.parts.write(shard, pa.Table.from_pylist(of_shard, EXPLANATIONS))
         branches.append(branch)
     publish_explanation_metrics(other, branches)
-    keys = [name for name in EXPLANATION_METRICS.names if name not in {"value", "low", "high", "n"}]
+    keys = [name for name in EXPLANATION_METRICS.names if name not in VALUES]
     first, second = (published(p).sort_values(keys, ignore_index=True) for p in (paths, other))
     pd.testing.assert_frame_equal(first, second, check_exact=True)
 

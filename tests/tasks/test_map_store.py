@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -6,9 +7,9 @@ import pytest
 import xarray
 import zarr
 
-from infra.errors import StoreError
+from infra.errors import MisalignedWriteError, StoreError
 from infra.zarr_store import ShardedStore
-from tasks.map_store import create_map_store, is_map_store, read_map, write_maps
+from tasks.map_store import MapWriter, create_map_store, is_map_store, read_map
 
 LABELS = ("forest", "water", "sand")
 HALF = 2.0**-11  # float16 has 11 bits: how far the nearest lies, relative to the value
@@ -25,6 +26,19 @@ def maps_of(n: int, labels: int = 3, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     scale = 10.0 ** rng.uniform(-30, 30, (n, labels, 1, 1))
     return (rng.normal(size=(n, labels, 4, 5)) * scale).astype(np.float32)
+
+
+def write_maps(path: Path, shard: int, rows: np.ndarray, maps: np.ndarray) -> None:
+    """All maps of a shard in one batch."""
+    writer = MapWriter(path, shard)
+    writer.add(rows, maps)
+    writer.close()
+
+
+def written(store: ShardedStore) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(store.path)): path.read_bytes() for path in store.path.glob("*/c/**/*") if path.is_file()
+    }
 
 
 def test_maps_come_back_within_half_precision_whatever_their_scale(tmp_path: Path) -> None:
@@ -90,6 +104,70 @@ def test_a_shard_of_several_zarr_shards_holds_every_row(tmp_path: Path) -> None:
             read_map(store, 96 + row, 2), maps[at, 2], rtol=1.001 * HALF, atol=SMALLEST * np.abs(maps[at, 2]).max()
         )
     assert np.flatnonzero(~np.isnan(store.read(1, "scale")[:, 0].astype(float))).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("sizes", [[6], [1] * 6, [3, 3], [2, 4], [0, 5, 0, 1]])
+def test_batches_change_no_byte(tmp_path: Path, sizes: Sequence[int]) -> None:
+    """Against the whole shard as one array, scaled and written at once; 192 patches are three Zarr shards."""
+    store = made(tmp_path / "maps.zarr", shard_size=192)
+    assert store.block("maps") == 64
+    rows, maps = np.array([0, 63, 64, 130, 131, 191]), maps_of(6)
+    maps[2, 1], maps[3, 0, 0, 0], maps[4, 2] = 0, np.inf, -3
+    writer = MapWriter(store.path, 1)
+    for batch in np.split(np.arange(6), np.cumsum(sizes)[:-1]):
+        writer.add(rows[batch], maps[batch])
+    writer.close()
+    found = written(store)
+
+    whole = ShardedStore(made(tmp_path / "whole.zarr", shard_size=192).path, writable=True)
+    scale = np.full((192, 3), np.nan, np.float32)
+    scale[rows] = np.abs(maps).max(axis=(2, 3))
+    scale[130, 0] = np.nan
+    values = np.full((192, 3, 4, 5), np.nan, np.float32)
+    values[rows] = maps / np.where(scale[rows] == 0, 1, scale[rows])[:, :, None, None]
+    whole.write(1, "maps", values.astype(np.float16))
+    whole.write(1, "scale", scale)
+    whole.write(1, "valid", np.isin(np.arange(192), rows))
+    assert found == written(whole)
+    assert len([name for name in found if name.startswith("maps/")]) == 3
+
+
+def test_maps_are_on_disk_as_soon_as_a_later_zarr_shard_has_one(tmp_path: Path) -> None:
+    """And none of them is held: what is allocated does not grow with the shard."""
+    create_map_store(tmp_path / "maps.zarr", LABELS, (60, 60), 512, 1, {})
+    store = ShardedStore(tmp_path / "maps.zarr")
+    block_bytes = 2 * store.block("maps") * 3 * 60**2
+    rng = np.random.default_rng(0)
+    writer = MapWriter(store.path, 0)
+    held = []
+    tracemalloc.start()
+    try:
+        for first in range(0, 512, 16):
+            writer.add(np.arange(first, first + 16), rng.random((16, 3, 60, 60), np.float32))
+            assert len(list(store.path.glob("maps/c/*/0/0/0"))) == first // 64
+            held.append(tracemalloc.get_traced_memory()[0])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    writer.close()
+    assert store.block("maps") == 64
+    assert max(held) < 1.2 * block_bytes
+    assert peak < 3 * block_bytes  # a batch of 16 as it comes, as it is scaled, and a Zarr shard as it is compressed
+    assert 8 * block_bytes == 2 * 512 * 3 * 60**2
+    assert not np.isnan(store.read(0, "maps")).any()
+
+
+def test_a_row_of_a_zarr_shard_that_is_written_is_refused(tmp_path: Path) -> None:
+    store, maps = made(tmp_path / "maps.zarr", shard_size=128), maps_of(2)
+    writer = MapWriter(store.path, 0)
+    writer.add(np.array([70, 80]), maps)
+    with pytest.raises(
+        MisalignedWriteError, match=r"row 3 of shard 0 .* before 64 were written: add maps in the order"
+    ):
+        writer.add(np.array([3, 90]), maps)
+    writer.add(np.array([127]), maps[:1])
+    writer.close()
+    assert np.flatnonzero(store.read(0, "valid")).tolist() == [70, 80, 127]
 
 
 def test_a_method_without_labels_has_one_map_a_patch(tmp_path: Path) -> None:

@@ -216,7 +216,8 @@ def pictures(page: Page, alt: str) -> list[Any]:
 
 def test_pictures_are_the_pixels(made: Made, page: Page) -> None:
     images = [a for tag, a in page.elements if tag == "img"]
-    assert len(images) == 4 * 3 * 2  # four patches, three branches: the patch and one of two maps, the other is zero
+    # Four patches on three branches, each with one of two maps, the other is zero; then a sheet of the four on one.
+    assert len(images) == 4 * 3 * 2 + 4 * 2
     assert all(a["alt"] and a["src"].startswith("data:image/webp;base64,") for a in images)
     (patch,) = pictures(page, "p1, none: true colour")
     rgb = made.dn[1, [2, 1, 0]].transpose(1, 2, 0)  # B04, B03, B02 of B02, B03, B04, B08
@@ -293,7 +294,7 @@ def test_what_is_missing_is_said(made: Made, tmp_path: Path, missing: str) -> No
     word = {
         "tables/metrics": "There are no metrics",
         "tables/predictions": "There are no pictures",
-        "tables/explanations": "no map stored",
+        "tables/explanations": "not made",
         "tables/training": "Nothing was trained",
         "tables/sr_quality": "There are no measures",
         "tables/quarantine": "Nothing is in quarantine",

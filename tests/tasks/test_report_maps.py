@@ -2,7 +2,10 @@
 
 import re
 import shutil
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -23,6 +26,7 @@ from tests.tasks.report_store import (
     MAP_WIDTH,
     POINTING,
     QUARTER_AREAS,
+    SAMPLE_JUDD,
     SR,
     Made,
     Page,
@@ -34,6 +38,7 @@ from tests.tasks.test_report import plain
 
 RANKED = ("layer_cam", "grad_cam", "grad_cam_pp", "eigen_cam", "smooth_grad_cam_pp")
 """By Judd AUC, HiResCAM being Grad-CAM; Score-CAM saw the sample alone."""
+RANKED_ON_SAMPLE = ("eigen_cam", "score_cam", "grad_cam", "grad_cam_pp", "layer_cam", "smooth_grad_cam_pp")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,18 @@ def by_title(page: Page, name: str) -> dict[str, dict[str, TableCell]]:
     """Cells of a table by the first cell of their row, and by title."""
     head, *rows = page.tables[name]
     return {row[0].text: dict(zip([cell.text.rstrip(" ↑↓") for cell in head], row, strict=True)) for row in rows}
+
+
+def rewritten(made: Made, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> StorePaths:
+    """A copy of the store with other rows of the maps' means; None leaves a row out."""
+    paths = StorePaths(folder / "store")
+    shutil.copytree(made.paths.root, paths.root)
+    rows = read_table(paths.table("explanation_metrics")).to_pylist()
+    kept = [new for row in rows if (new := change(row)) is not None]
+    shutil.rmtree(paths.table("explanation_metrics"))
+    schema = pa.schema([pa.field(field.name, field.type) for field in EXPLANATION_METRICS])
+    publish(paths.table("explanation_metrics"), pa.Table.from_pylist(kept, schema), schema, [])
+    return paths
 
 
 def test_methods_are_ranked_by_what_the_table_says(page: Page) -> None:
@@ -97,13 +114,9 @@ def test_floors_stand_beside_and_are_never_ranked(page: Page) -> None:
 
 
 def test_a_floor_above_all_methods_is_not_ranked_either(made: Made, tmp_path: Path) -> None:
-    paths = StorePaths(tmp_path / "store")
-    shutil.copytree(made.paths.root, paths.root)
-    rows = read_table(paths.table("explanation_metrics")).to_pylist()
-    rows = [row | {"value": 0.99} if (row["method"], row["metric"]) == ("random", "judd_auc") else row for row in rows]
-    shutil.rmtree(paths.table("explanation_metrics"))
-    publish(
-        paths.table("explanation_metrics"), pa.Table.from_pylist(rows, EXPLANATION_METRICS), EXPLANATION_METRICS, []
+    best = ("random", "judd_auc")
+    paths = rewritten(
+        made, tmp_path, lambda row: row | {"value": 0.99} if (row["method"], row["metric"]) == best else row
     )
     for table in maps_of(paths).classifiers[0].tables:
         assert [line.rank for line in table.lines] == list(range(1, len(table.lines) + 1))
@@ -122,14 +135,71 @@ def test_one_map_is_one_line_where_its_numbers_are_the_same(made: Made, page: Pa
     assert "EigenCAM: one map of a patch, the same for all of its labels." in section(page)
 
 
-def test_methods_on_the_sample_are_ranked_by_themselves(page: Page) -> None:
-    """Score-CAM's 0.875 would be the best of all, but it is of other patches; uniform is of the same ones."""
-    rows = by_title(page, "maps-resnet50-bicubic-sample")
-    assert list(rows) == ["Score-CAM", "uniform floor", "random floor"]
-    assert rows["Score-CAM"]["Judd AUC"].text.startswith("#1 ")
+def test_all_methods_are_ranked_on_the_patches_of_the_sample(page: Page) -> None:
+    """Score-CAM's 0.875 would be the best of all patches, but it is of the sample, where EigenCAM has 0.9375."""
+    assert sorted(RANKED_ON_SAMPLE, key=lambda method: -SAMPLE_JUDD[method]) == list(RANKED_ON_SAMPLE)
+    for shift, sr in enumerate(SR):
+        rows = by_title(page, f"maps-resnet50-{sr}-sample")
+        names = [METHOD_NAMES[method] for method in RANKED_ON_SAMPLE]
+        names[2] = "Grad-CAM = HiResCAM"
+        assert list(rows) == [*names, "uniform floor", "random floor"]
+        for place, (method, name) in enumerate(zip(RANKED_ON_SAMPLE, names, strict=True), start=1):
+            auc, row = SAMPLE_JUDD[method] + shift / 32, rows[name]
+            assert row["Judd AUC"].value == auc
+            assert row["Judd AUC"].text == f"#{place} {auc:.3f} {auc - MAP_WIDTH:.3f} to {auc + MAP_WIDTH:.3f}"
+            better = sum(POINTING[other] > POINTING[method] for other in RANKED_ON_SAMPLE)
+            assert row["Pointing \N{MINUS SIGN} area"].text.startswith(f"#{better + 1} ")
+        assert rows["random floor"]["Judd AUC"].value == SAMPLE_JUDD["random"] + shift / 32
+        assert rows["uniform floor"]["IoU 75 %"].value == 0.125
     assert rows["Score-CAM"]["Zero maps"].text == "0 of 20"
-    assert rows["uniform floor"]["IoU 75 %"].value == 0.125
-    assert "were run on the sample of patches alone" in section(page)
+    assert rows["EigenCAM"]["Zero maps"].text == "5 of 20"
+    assert "Score-CAM" not in by_title(page, "maps-resnet50-srresnet")
+    assert page.text.count(" on the sample alone") == (len(SR) + 1) * len(
+        CLASSIFIERS
+    )  # a branch each, and the differences
+    assert "Tables of the sample are of the patches of explain.sample alone, and rank all methods on them" in page.text
+
+
+def test_a_sample_of_all_patches_is_one_table(made: Made, tmp_path: Path) -> None:
+    paths = rewritten(made, tmp_path, lambda row: row | {"n": 40})
+    (first, *_) = maps_of(paths).classifiers
+    assert [(table.sr, table.sampled) for table in first.tables] == [(sr, False) for sr in SR]
+    assert [line.methods[0] for line in first.tables[0].lines] == list(RANKED_ON_SAMPLE)
+    assert "average_drop" in {column.name for column in first.tables[0].columns}
+    assert [table.sampled for table in first.minus] == [False]
+    assert not maps_of(paths).sampled
+
+
+def test_a_sample_that_lacks_maps_of_one_branch_is_a_table_of_its_own(made: Made, tmp_path: Path) -> None:
+    paths = rewritten(made, tmp_path, lambda row: row | {"n": 40 if row["sr"] == "bicubic" else row["n"]})
+    (first, *_) = maps_of(paths).classifiers
+    assert [(t.sr, t.sampled) for t in first.tables] == [(sr, of_sample) for sr in SR for of_sample in (False, True)]
+
+
+def test_floors_alone_are_no_table_beside_methods(made: Made, tmp_path: Path) -> None:
+    """Where every method is costly, random alone has maps of all patches."""
+    paths = rewritten(
+        made, tmp_path, lambda row: row if row["method"] in {"random", "uniform"} or row["subset"] == "sample" else None
+    )
+    (first, *_) = maps_of(paths).classifiers
+    assert [(table.sr, table.sampled) for table in first.tables] == [(sr, True) for sr in SR]
+    only = rewritten(made, tmp_path / "only", lambda row: row if row["method"] in {"random", "uniform"} else None)
+    (first, *_) = maps_of(only).classifiers
+    assert [[line.methods for line in table.floors] for table in first.tables[:2]] == [[("uniform",), ("random",)]] * 2
+
+
+def test_one_map_alone_and_none_that_is_zero(made: Made, tmp_path: Path) -> None:
+    paths = rewritten(made, tmp_path, lambda row: None if row["metric"] == "zero_share" else row | {"n": 1})
+    write_report(paths)
+    text = section(Page(paths.report.read_text(encoding="utf-8")))
+    assert "Localisation is of the one map whose label the reference map has." in text
+    assert "A zero map" not in text
+
+
+def test_rows_of_an_earlier_version_do_not_say_what_they_are_over_and_are_left_out(made: Made, tmp_path: Path) -> None:
+    paths = rewritten(made, tmp_path, lambda row: row | {"subset": None})
+    run = last_run(paths)
+    assert maps_of_run(paths, run.configs, run.sr, run.classifiers, MAP_METHODS) is None
 
 
 def test_a_costly_method_alone_is_told_to_have_seen_the_sample(made: Made, tmp_path: Path) -> None:
@@ -146,7 +216,8 @@ def test_a_costly_method_alone_is_told_to_have_seen_the_sample(made: Made, tmp_p
 
 
 def test_faithfulness_is_shown_where_it_is_known(page: Page) -> None:
-    rows = by_title(page, "maps-resnet18-none")
+    assert "Drop, %" not in by_title(page, "maps-resnet18-none")["LayerCAM"]  # of all patches
+    rows = by_title(page, "maps-resnet18-none-sample")
     assert rows["LayerCAM"]["Drop, %"].text == "12.5 12.5 to 12.5"  # an interval of 0.015625
     assert rows["LayerCAM"]["Deletion"].value == 0.125
     assert rows["EigenCAM"]["Drop, %"].text == NULL
@@ -158,7 +229,9 @@ def test_zero_and_quarantined_maps_are_counted(page: Page) -> None:
     rows = by_title(page, "maps-resnet18-none")
     assert rows["EigenCAM"]["Zero maps"].text == "10 of 40"  # a quarter
     assert rows["LayerCAM"]["Zero maps"].text == "0 of 40"
-    assert section(page).count("Localisation is of 20 maps, those whose label") == len(SR) * len(CLASSIFIERS)
+    for n in (20, 10):  # of all patches, and of the sample
+        assert section(page).count(f"Localisation is of the {n} maps whose label") == len(SR) * len(CLASSIFIERS)
+    assert section(page).count("A zero map, nowhere above 0, has no other number") == 1
     assert (
         "4 maps are not finite and so quarantined, over all splits: 2 of LayerCAM on srresnet with resnet18, "
         "2 of LayerCAM on srresnet with resnet50." in section(page)
@@ -166,13 +239,14 @@ def test_zero_and_quarantined_maps_are_counted(page: Page) -> None:
 
 
 def test_differences_are_to_bicubic_and_never_to_none(page: Page) -> None:
-    for classifier in CLASSIFIERS:
-        head, *rows = page.tables[f"maps-minus-{classifier}"]
+    of_all = ["Grad-CAM = HiResCAM", "EigenCAM", "LayerCAM", "Grad-CAM++", "SmoothGrad-CAM++"]
+    shown = {"": (of_all, "+0.031 +0.016 to +0.047"), "-sample": ([*of_all, "Score-CAM"], "+0.062 +0.047 to +0.078")}
+    for classifier, (subset, (names, text)) in product(CLASSIFIERS, shown.items()):
+        head, *rows = page.tables[f"maps-minus-{classifier}{subset}"]
         assert [cell.text for cell in head] == ["Method", "SR model", "Judd AUC", "Coverage"]
         assert {row[1].text for row in rows} == {"srresnet"}
-        names = ["Grad-CAM = HiResCAM", "EigenCAM", "LayerCAM", "Grad-CAM++", "SmoothGrad-CAM++", "Score-CAM"]
         assert [row[0].text for row in rows] == names
-        assert {plain(cell) for row in rows for cell in row[2:]} == {"+0.031 +0.016 to +0.047"}
+        assert {plain(cell) for row in rows for cell in row[2:]} == {text}
     assert "0.777" not in page.text
     assert "no significance is claimed" in section(page)
     assert "those of none are smaller, so nothing is compared with none" in section(page)
@@ -184,6 +258,17 @@ def test_iou_by_area_is_of_the_first_method_beside_the_floors(page: Page) -> Non
     assert [row[1].text for row in rows] == ["Grad-CAM", "uniform floor", "random floor", "area share"] * 3
     for row, add, part in zip(rows, (0.125, 0.0, 0.0625, 0.0) * 3, (1, 1, 1, 2) * 3, strict=True):
         assert [cell.value for cell in row[2:]] == [area / part + add for area in QUARTER_AREAS]
+
+
+def test_iou_by_area_of_a_costly_method_is_of_the_sample_as_are_its_floors(made: Made) -> None:
+    run = last_run(made.paths)
+    maps = maps_of_run(made.paths, run.configs, run.sr, run.classifiers, ("score_cam", *MAP_METHODS), "test")
+    assert maps is not None
+    lines = maps.classifiers[0].areas[:4]
+    assert [line.method for line in lines] == ["score_cam", "uniform", "random", "area"]
+    for line, add, part in zip(lines, (1 / 32, 0, 1 / 32, 0), (1, 1, 1, 2), strict=True):
+        values = [None if cell is None else cell.cell.value for cell in line.cells]
+        assert values == [area / part + add for area in QUARTER_AREAS]
 
 
 def test_rows_of_labels_splits_and_other_runs_stay_out(made: Made, page: Page, tmp_path: Path) -> None:
@@ -203,7 +288,9 @@ def test_without_reference_maps_coverage_stands_alone(tmp_path: Path) -> None:
     page = Page(paths.report.read_text(encoding="utf-8"))
     assert "No map was compared with land cover" in section(page)
     head, *rows = page.tables["maps-resnet18-srresnet"]
-    assert [cell.text for cell in head] == [
+    assert [cell.text for cell in head] == ["Method", "Coverage", "Zero maps"]
+    head_of_sample, *_ = page.tables["maps-resnet18-srresnet-sample"]
+    assert [cell.text for cell in head_of_sample] == [
         "Method",
         "Coverage",
         "Drop, % ↓",
@@ -253,7 +340,8 @@ def test_markdown_has_the_numbers_of_the_page(made: Made, page: Page, tmp_path: 
         if line.startswith(("| uniform", "| random")):
             assert line.count("floor |") == 2
     assert "- No map is quarantined" not in of_maps
-    assert of_maps.count("| Grad-CAM = HiResCAM |") == 2 * (3 + 1)  # a branch each, and the differences
+    assert of_maps.count("| Grad-CAM = HiResCAM |") == 2 * 2 * (3 + 1)  # a branch each, and the differences
+    assert of_maps.count("#### Maps minus bicubic on the sample alone\n") == 2
     assert re.search(r"\| Grad-CAM = HiResCAM +\| +2 \| +2 \| +0\.750 \(0\.734 to 0\.766\)", of_maps)
 
 

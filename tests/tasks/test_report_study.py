@@ -391,7 +391,7 @@ def test_pictures_of_another_archive(tmp_path: Path) -> None:
     """64 x 64 pixels of R, G, B, labels of its own, one of which no classifier knows, no tiles, no country."""
     made = make_store(tmp_path, Wanted(pictures=True, sr=("none", "bicubic")))
     page = page_of(made.paths)
-    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2 + 4 * 2
     (patch,) = pictures(page, "p1, none: true colour")
     np.testing.assert_array_equal(patch, to_picture(made.dn[1], 7))
     for caption in ("the patch, 64 px wide", "enlarged, 256 px wide"):

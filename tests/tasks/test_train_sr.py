@@ -124,7 +124,8 @@ class _Stop(Exception):  # noqa: N818  # stands for an interrupt
 def test_two_workers_stopped_on_the_way_give_the_weights_of_one_plain_loop(
     pictures: ImageFolder, tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, steps=120, validate_every=60)
+    # L1 has the sign of each difference as its gradient, and near the end rounding decides it; this loss is smooth.
+    settings = replace(SETTINGS, steps=120, validate_every=60, loss="charbonnier")
     job = job_of(pictures, tmp_path / "ray", settings)
 
     def stop_after_the_first_validation(now: SrProgress) -> None:
@@ -150,7 +151,7 @@ def test_two_workers_stopped_on_the_way_give_the_weights_of_one_plain_loop(
     found = load_state(job.out)
     moved = sum(float((value - begun[key]).abs().sum()) for key, value in expected.items())
     apart = sum(float((value - found[key]).abs().sum()) for key, value in expected.items())
-    assert apart < 0.3 * moved, "more than the order in which gradients are added up differs"  # 0.14 was seen
+    assert apart < 1e-3 * moved, "more than the order in which gradients are added up differs"
     mine, theirs = (provenance(path)["validation"][0] for path in (job.out, plain.out))
-    assert mine["psnr_db"] == pytest.approx(theirs["psnr_db"], abs=0.5)
+    assert mine["psnr_db"] == pytest.approx(theirs["psnr_db"], abs=0.01)
     assert not ray.is_initialized()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from classifiers.cam.explain import OptionValue, explain
 from classifiers.network import Classifier
 
 LABELS = 3
@@ -83,3 +84,11 @@ def recorded(model: Classifier) -> Iterator[list[Tensor]]:
 def random_images(*shape: int, seed: int = 3) -> Tensor:
     """Standard normal numbers in float64."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def masks_shown(method: str, size: tuple[int, int], **options: OptionValue) -> Tensor:
+    """The masks of RISE or LIME, (M, H, W): an input of ones shows them to the network."""
+    model = linear_in_pixels(torch.ones(1, *size, dtype=torch.float64))
+    with recorded(model) as batches:
+        explain(model, torch.ones(1, 1, *size, dtype=torch.float64), method, **options)
+    return torch.cat(batches)[:, 0]

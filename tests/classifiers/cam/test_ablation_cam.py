@@ -1,6 +1,4 @@
-"""Oracles: one forward pass for each patch and channel, and pytorch-grad-cam's weights times y."""
-
-import copy
+"""Oracle: one forward pass for each patch and channel; `test_peers.py` has other libraries."""
 
 import pytest
 import torch
@@ -42,23 +40,3 @@ def test_equals_a_forward_pass_for_each_channel(head: str, layer: str, monkeypat
     torch.testing.assert_close(
         explain(model, x, "ablation_cam", labels=[2], target_layer=layer), expected[:, [2]], rtol=1e-9, atol=1e-12
     )
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_weights_equal_those_of_pytorch_grad_cam_times_y() -> None:
-    from pytorch_grad_cam import AblationCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    model, x = network("mlp"), images()
-    a = Target(model, x, (0,)).activations.detach()
-    copied = copy.deepcopy(model).float()
-    layer = copied.backbone.get_submodule("last")
-    for label in range(3):
-        with AblationCAM(model=copied, target_layers=[layer]) as peer:
-            targets = [ClassifierOutputTarget(label)] * 2
-            weights = peer.get_cam_weights(x.float(), layer, targets, a.float().numpy(), None)
-        y = model(x)[:, label].detach()
-        ours = (torch.from_numpy(weights).double() * y[:, None])[:, :, None, None] * a
-        torch.testing.assert_close(
-            explain(model, x, "ablation_cam", labels=[label])[:, 0], ours.sum(dim=1).clamp(min=0), rtol=1e-3, atol=1e-5
-        )

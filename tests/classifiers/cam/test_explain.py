@@ -1,24 +1,15 @@
 """Oracles: identities between ways to ask, autograd by hand for chosen labels, and the state of the model before."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers.cam.explain import explain, explain_methods
+from classifiers.cam.explain import METHODS, explain, explain_methods, method_and_options
 from classifiers.network import Classifier
-from classifiers.registry import build
 from infra.errors import ConfigError, ShapeError, UnknownNameError
-
-
-@pytest.fixture(scope="module")
-def model() -> Classifier:
-    torch.manual_seed(0)
-    return build("resnet18", 5).eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+from tests.classifiers.cam.small_networks import recorded
 
 
 def test_labels_are_chosen_in_the_order_asked(model: Classifier, x: Tensor) -> None:
@@ -67,34 +58,6 @@ def test_maps_do_not_depend_on_the_batch(model: Classifier, x: Tensor) -> None:
         torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("layer", [None, "layer2", "layer4.1.bn2"])
-def test_leaves_the_model_and_the_input_as_they_were(model: Classifier, x: Tensor, layer: str | None) -> None:
-    model.train()
-    model.backbone.get_submodule("layer1").eval()
-    modes = [module.training for module in model.modules()]
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    before = x.clone()
-    explain(model, x, "grad_cam", target_layer=layer)
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
-    assert torch.equal(x, before)
-    assert not x.requires_grad
-    model.eval()
-
-
-def test_works_inside_inference_mode_and_on_frozen_models(model: Classifier, x: Tensor) -> None:
-    expected = explain(model, x, "grad_cam", target_layer="layer3")
-    model.requires_grad_(requires_grad=False)
-    try:
-        with torch.inference_mode():
-            found = explain(model, x * 1.0, "grad_cam", target_layer="layer3")
-    finally:
-        model.requires_grad_(requires_grad=True)
-    torch.testing.assert_close(found, expected)
-
-
 class Aside(nn.Module):
     """A backbone with a layer that leads nowhere, and one that is not a picture."""
 
@@ -126,9 +89,6 @@ def test_refuses_what_is_not_there(model: Classifier, x: Tensor) -> None:
         explain(model, x, "cam9")
     with pytest.raises(ConfigError, match="does not take samples: it has no options"):
         explain(model, x, "grad_cam", samples=3)
-    for labels in ([5], [-1], [], [[5], [], []]):
-        with pytest.raises(ConfigError, match="labels 0 to 4"):
-            explain(model, x, "grad_cam", labels=labels)
     with pytest.raises(ConfigError, match="3 patches need as many lists"):
         explain(model, x, "grad_cam", labels=[[0], [1]])
     with pytest.raises(ConfigError, match=r"multi-hot \(3, 5\), got none"):
@@ -139,3 +99,52 @@ def test_refuses_what_is_not_there(model: Classifier, x: Tensor) -> None:
         explain(model, x, "grad_cam", labels="predicted", thresholds=[0.5, 0.5])
     with pytest.raises(ShapeError):
         explain(model, x[0], "grad_cam")
+
+
+def test_an_integer_for_a_float_is_that_float() -> None:
+    """Or it would be another option value where values are written down."""
+    for method, given in (("smooth_grad_cam_pp", {"noise": 1}), ("lime", {"kernel_width": 2, "ridge": 3})):
+        _, options = method_and_options(method, given)
+        for name, value in given.items():
+            assert (getattr(options, name), type(getattr(options, name))) == (value, float)
+    with pytest.raises(ConfigError, match=r"samples is a int, such as 8; got 2\.0"):
+        method_and_options("smooth_grad_cam_pp", {"samples": 2.0})
+    with pytest.raises(ConfigError, match=r"noise is a float, such as 0\.3; got True"):
+        method_and_options("smooth_grad_cam_pp", {"noise": True})
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if hasattr(entry.options(), "seed")])
+def test_seeds_are_those_that_generators_take(model: Classifier, x: Tensor, method: str) -> None:
+    for seed in (-1, 1 << 63, 10**30):
+        with pytest.raises(ConfigError, match=f"{method} needs a seed from 0 to 2.63 - 1, got {seed}"):
+            method_and_options(method, {"seed": seed})
+    quick = {"rise": {"masks": 2}, "lime": {"samples": 2}}.get(method, {})
+    assert explain(model, x, method, seed=(1 << 63) - 1, **quick).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("occlusion", {"window": 65}, "a window of 65 x 65 pixels does not fit an input of 64 x 96"),
+        ("rise", {"cells": 65}, "rise: 65 cells do not fit an edge of an input of 64 x 96"),
+        ("lime", {"cells": 65}, "lime: 65 cells do not fit an edge of an input of 64 x 96"),
+        ("grad_plus_plus_score_cam", {"reduce_input": True}, "an input of 2 x 3 pixels, the size of the map, resnet18"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_any_pass_and_when_they_are_used(
+    model: Classifier, x: Tensor, method: str, options: dict[str, Any], words: str
+) -> None:
+    entry, chosen = method_and_options(method, options)
+    with pytest.raises(ConfigError, match=words):
+        explain(model, x, method, **options)
+    with recorded(model) as batches, pytest.raises(ConfigError, match=words):
+        entry.check(chosen, model, (3, 64, 96))
+    assert all(batch.is_meta for batch in batches)  # of which only the shape is known
+    entry.check(entry.options(), model, (3, 64, 96))
+    entry.check(chosen, model, (3, 1024, 1025))  # a map of 32 x 33
+
+
+def test_other_methods_fit_any_input(model: Classifier) -> None:
+    for entry in METHODS.values():
+        if entry.resolution == "layer":
+            entry.check(entry.options(), model, (3, 32, 32))

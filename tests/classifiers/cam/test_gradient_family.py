@@ -1,9 +1,7 @@
-"""Oracles: hand numbers, definitions on autograd's gradients in float64, and pytorch-grad-cam."""
+"""Oracles: hand numbers, and definitions on autograd's gradients in float64; `test_peers.py` has other libraries."""
 
-import copy
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,19 +10,8 @@ from classifiers.cam import gradient_family
 from classifiers.cam.explain import explain
 from classifiers.cam.target import Target
 from classifiers.network import Classifier, pool
-from classifiers.registry import build
-from infra.errors import ConfigError, ShapeError
-
-
-@pytest.fixture(scope="module")
-def model() -> Classifier:
-    torch.manual_seed(0)
-    return build("resnet18", 5).eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+from infra.errors import ShapeError
+from tests.classifiers.cam.small_networks import images, network
 
 
 def transcribed_grad_cam(a: Tensor, g: Tensor) -> Tensor:
@@ -63,20 +50,6 @@ DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def small(head: nn.Module, seed: int = 0) -> Classifier:
-    """A network in float64 whose `deep` is not the last stage."""
-    torch.manual_seed(seed)
-    backbone = nn.Sequential()
-    backbone.add_module("deep", nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU()))
-    backbone.add_module("last", nn.Sequential(nn.Conv2d(6, 5, 3, padding=1), nn.ReLU()))
-    return Classifier(backbone, head, "last", 3).double().eval()
-
-
-def heads() -> dict[str, nn.Module]:
-    torch.manual_seed(7)
-    return {"linear": nn.Linear(5, 3), "mlp": nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))}
-
-
 def by_definition(model: Classifier, x: Tensor, layer: str, method: str) -> Tensor:
     """Each patch and label alone, from a graph through the whole network."""
     kept: list[Tensor] = []
@@ -98,8 +71,7 @@ def by_definition(model: Classifier, x: Tensor, layer: str, method: str) -> Tens
 @pytest.mark.parametrize("layer", ["last", "deep"])
 @pytest.mark.parametrize("method", list(DEFINITIONS))
 def test_equals_the_definition_on_gradients_of_autograd(method: str, layer: str, head: str) -> None:
-    model = small(heads()[head])
-    x = torch.randn(2, 2, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    model, x = network(head), images()
     maps = explain(model, x, method, target_layer=layer)
     expected = by_definition(model, x, layer, method)
     assert expected.amax(dim=(0, 2, 3)).min() >= 0
@@ -124,14 +96,6 @@ def test_equals_cam_for_a_pooled_linear_head() -> None:
     torch.testing.assert_close(gradient_family.grad_cam_pp(target)[0, 0], a[0, 0].detach() / 4.5)
 
 
-def test_cam_refuses_what_it_is_not_defined_for() -> None:
-    x = torch.zeros(1, 2, 7, 6, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="cam needs a head that is one linear layer, classifier has Sequential"):
-        explain(small(heads()["mlp"]), x, "cam")
-    with pytest.raises(ConfigError, match="cam is defined for the last convolutional stage, last, not for deep"):
-        explain(small(heads()["linear"]), x, "cam", target_layer="deep")
-
-
 def test_hooked_layer_equals_the_closed_form(model: Classifier, x: Tensor) -> None:
     """`layer4.1` is the last block of `layer4` and has its output, but takes the path of hooks and gradients."""
     for method in DEFINITIONS:
@@ -154,56 +118,13 @@ def test_half_precision_activations_give_float32_maps(model: Classifier) -> None
         torch.testing.assert_close(maps, gradient_family.grad_cam(full))
 
 
-PEERS = {
-    "grad_cam": "GradCAM",
-    "hires_cam": "HiResCAM",
-    "x_grad_cam": "XGradCAM",
-    "grad_cam_pp": "GradCAMPlusPlus",
-    "layer_cam": "LayerCAM",
-}
-
-
-def as_the_peer_has_it(method: str, a: Tensor, g: Tensor, ours: Tensor) -> Tensor:
-    """Its documented deviations: a constant in denominators, and in Grad-CAM++ one that is not small here."""
-    if method == "grad_cam_pp":
-        alpha = g**2 / (2 * g**2 + a.sum(dim=(2, 3), keepdim=True) * g**3 + 1e-6)
-        weights = (alpha.where(g != 0, 0.0) * g.clamp(min=0)).sum(dim=(2, 3), keepdim=True)
-        return (weights * a).sum(dim=1)
-    return ours
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("layer", ["layer4", "layer3"])
-@pytest.mark.parametrize("method", list(PEERS))
-def test_equals_pytorch_grad_cam(model: Classifier, x: Tensor, layer: str, method: str) -> None:
-    """Its result is the map min-max scaled, enlarged, clipped and scaled again."""
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.image import scale_cam_image
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    maps = explain(model, x, method, target_layer=layer)
-    a, gradients = Target(model, x, tuple(range(5)), layer + ".1").gradients()
-    copied = copy.deepcopy(model)  # the peer leaves gradients in the parameters
-    with getattr(pytorch_grad_cam, PEERS[method])(
-        model=copied, target_layers=[copied.backbone.get_submodule(layer)]
-    ) as peer:
-        for label, g in enumerate(gradients):
-            theirs = peer(input_tensor=x, targets=[ClassifierOutputTarget(label)] * len(x))
-            ours = as_the_peer_has_it(method, a, g, maps[:, label]).numpy()
-            scaled = scale_cam_image(np.maximum(ours, 0), (x.shape[3], x.shape[2]))
-            scaled = scale_cam_image(np.maximum(scaled, 0))
-            if label == 0:
-                assert scaled.max() > 0.9
-            np.testing.assert_allclose(scaled, theirs, atol=2e-3)  # its 1e-7 in the denominator is felt
-
-
 def test_checks_shapes() -> None:
     with pytest.raises(ShapeError, match="one shape"):
         gradient_family.grad_cam_map(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 2))
 
 
 def test_pooled_gradients_of_a_head_that_is_not_linear_leave_no_trace() -> None:
-    model = small(heads()["mlp"])
+    model = network("mlp")
     target = Target(model, torch.ones(2, 2, 7, 6, dtype=torch.float64), (2, 0))
     with torch.no_grad():
         found = target.pooled_gradients

@@ -1,30 +1,21 @@
-"""Oracles: scikit-learn's Ridge, the coefficients of a linear function, and captum."""
+"""Oracles: scikit-learn's Ridge, and the coefficients of a linear function; `test_peers.py` has captum."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from classifiers.cam import target as target_module
 from classifiers.cam.explain import explain
 from classifiers.cam.lime import ridge_coefficients
 from infra.errors import ConfigError
-from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, random_images, recorded
-
-
-def masks_shown(size: tuple[int, int], **options: Any) -> Tensor:
-    """An input of ones shows the masks to the network."""
-    model = linear_in_pixels(torch.ones(1, *size, dtype=torch.float64))
-    with recorded(model) as batches:
-        explain(model, torch.ones(1, 1, *size, dtype=torch.float64), "lime", **options)
-    return torch.cat(batches)[:, 0]
+from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, masks_shown, random_images
 
 
 def test_samples_keep_rectangles_of_a_grid() -> None:
     """7 rows in 3 cells: 3, 2, 2; 10 columns: 4, 3, 3. The first sample keeps all, the others half."""
-    masks = masks_shown((7, 10), cells=3, samples=2000)
+    masks = masks_shown("lime", (7, 10), cells=3, samples=2000)
     assert masks.shape == (2000, 7, 10)
     kept = masks[:, [0, 3, 5]][:, :, [0, 4, 7]]
     by_hand = kept.repeat_interleave(torch.tensor([3, 2, 2]), dim=1).repeat_interleave(torch.tensor([4, 3, 3]), dim=2)
@@ -44,7 +35,7 @@ def test_equals_scikit_learn(head: str) -> None:
     model = convolutional(head)
     x = random_images(2, 2, 6, 9)
     options: dict[str, Any] = {"cells": 3, "samples": 60, "kernel_width": 0.4, "ridge": 0.7, "seed": 4}
-    masks = masks_shown((6, 9), **options)
+    masks = masks_shown("lime", (6, 9), **options)
     z = masks[:, ::2, ::3].flatten(1).numpy()
     distances = pairwise_distances(z, z[:1], metric="cosine").ravel()
     weights = np.sqrt(np.exp(-(distances**2) / 0.4**2))
@@ -85,58 +76,16 @@ def test_samples_too_far_to_count_give_zero_and_not_nan() -> None:
     """With a kernel this narrow only the whole input has a weight, which says nothing about its parts."""
     maps = explain(convolutional(), random_images(1, 2, 6, 6), "lime", cells=3, samples=20, kernel_width=1e-6)
     assert not maps.any()
-    single = explain(convolutional(), random_images(1, 2, 6, 6), "lime", cells=1, samples=1)
-    assert not single.any()
-
-
-def test_equals_captum() -> None:
-    """Its samples made ours, and its distance, which is between inputs, made one between vectors of parts."""
-    from captum._utils.models.linear_model import SkLearnRidge
-    from captum.attr import Lime
-    from captum.attr._core.lime import get_exp_kernel_similarity_function
-
-    model = convolutional()
-    x = random_images(1, 2, 6, 9)
-    options: dict[str, Any] = {"cells": 3, "samples": 40, "kernel_width": 0.4, "ridge": 0.5}
-    z = masks_shown((6, 9), **options)[:, ::2, ::3].flatten(1)
-    kernel = get_exp_kernel_similarity_function("cosine", kernel_width=0.4)
-    found = explain(model, x, "lime", **options)
-    parts = (torch.arange(6)[:, None] // 2 * 3 + torch.arange(9) // 3)[None, None]
-    for label in range(3):
-        samples = iter(z)
-        peer = Lime(
-            lambda images: model(images).sigmoid(),
-            interpretable_model=SkLearnRidge(alpha=0.5),
-            similarity_func=lambda _x, _masked, sample, **_: kernel(torch.ones_like(sample), sample, sample),
-            perturb_func=lambda *_, samples=samples, **__: next(samples)[None].long(),
-        )
-        theirs = peer.attribute(
-            x, target=label, feature_mask=parts, n_samples=40, return_input_shape=False, show_progress=False
-        )
-        torch.testing.assert_close(found[0, label].flatten(), theirs[0].double(), rtol=1e-3, atol=1e-6)  # in float32
-
-
-def test_does_not_depend_on_chunks_or_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = convolutional()
-    x = random_images(3, 2, 7, 10)
-    whole = explain(model, x, "lime", cells=3, samples=25)
-    torch.testing.assert_close(
-        torch.cat([explain(model, image[None], "lime", cells=3, samples=25) for image in x]), whole
-    )
-    assert not torch.allclose(explain(model, x, "lime", cells=3, samples=25, seed=1), whole)
-    monkeypatch.setattr(target_module, "_CPU_BYTES_AT_ONCE", 4 * 800 * 7 * 10)
-    with recorded(model) as batches:
-        torch.testing.assert_close(explain(model, x, "lime", cells=3, samples=25), whole)
-    assert max(len(batch) for batch in batches) == 4
 
 
 def test_refuses_what_it_cannot_do() -> None:
     model, x = convolutional(), random_images(1, 2, 6, 12)
     with pytest.raises(ConfigError, match="8 cells do not fit an edge of an input of 6 x 12"):
         explain(model, x, "lime")
-    refused: list[dict[str, Any]] = [{"cells": 0}, {"samples": 0}, {"kernel_width": 0.0}, {"ridge": 0.0}]
+    refused: list[dict[str, Any]] = [
+        *({name: number} for name in ("cells", "samples") for number in (1, 0, -4)),
+        *({name: number} for name in ("kernel_width", "ridge") for number in (0.0, -1.0, math.nan, math.inf)),
+    ]
     for options in refused:
         with pytest.raises(ConfigError, match="kernel_width and ridge above 0"):
             explain(model, x, "lime", **options)
-    with pytest.raises(ConfigError, match="lime looks at the input"):
-        explain(model, x, "lime", target_layer="deep")

@@ -1,10 +1,13 @@
 """Oracles: hand numbers, and one forward pass for each mask."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from classifiers.cam import target as target_module
+from classifiers.cam.explain import explain
 from classifiers.cam.masked import channel_mask_probabilities, chunks, has_mask, shared_mask_probabilities
 from classifiers.cam.target import Target, images_at_once
 from tests.classifiers.cam.small_networks import convolutional, random_images, recorded
@@ -68,3 +71,25 @@ def test_channel_masks_by_hand(monkeypatch: pytest.MonkeyPatch, at_once: int) ->
     masked = torch.stack([target.x[0] * mask, target.x[1] * mask.flip(0), target.x[1] * mask])
     torch.testing.assert_close(torch.cat(batches), masked)
     torch.testing.assert_close(found, model(masked).sigmoid().detach())
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rise", {"masks": 25, "cells": 3}),
+        ("lime", {"samples": 25, "cells": 3}),
+        ("occlusion", {"window": 3, "stride": 2}),
+    ],
+)
+def test_maps_by_shared_masks_do_not_depend_on_chunks_or_batch(
+    method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = convolutional(), random_images(3, 2, 7, 10)
+    whole = explain(model, x, method, **options)
+    torch.testing.assert_close(torch.cat([explain(model, image[None], method, **options) for image in x]), whole)
+    if method != "occlusion":
+        assert not torch.allclose(explain(model, x, method, seed=1, **options), whole)
+    monkeypatch.setattr(target_module, "_CPU_BYTES_AT_ONCE", 4 * 800 * 7 * 10)
+    with recorded(model) as batches:
+        torch.testing.assert_close(explain(model, x, method, **options), whole)
+    assert max(len(batch) for batch in batches) == 4

@@ -1,4 +1,4 @@
-"""Oracles: a double loop over windows, hand numbers, and captum."""
+"""Oracles: a double loop over windows, and hand numbers; `test_peers.py` has captum."""
 
 import math
 from typing import Any
@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifiers.cam import target as target_module
 from classifiers.cam.explain import explain
 from classifiers.network import Classifier
 from infra.errors import ConfigError
-from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, random_images, recorded
+from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, random_images
 
 
 def double_loop(model: Classifier, image: Tensor, window: int, stride: int) -> Tensor:
@@ -62,35 +61,6 @@ def test_by_hand() -> None:
     torch.testing.assert_close(found[0, 0], rows[:, None] * columns)
 
 
-@pytest.mark.parametrize(("window", "stride"), [(3, 2), (4, 3), (5, 5)])
-def test_equals_captum(window: int, stride: int) -> None:
-    from captum.attr import Occlusion
-
-    model = convolutional()
-    x = random_images(2, 2, 9, 12)
-    found = explain(model, x, "occlusion", window=window, stride=stride)
-    peer = Occlusion(lambda images: model(images).sigmoid())
-    for label in range(3):
-        theirs = peer.attribute(
-            x, sliding_window_shapes=(2, window, window), strides=(2, stride, stride), baselines=0, target=label
-        )
-        for channel in theirs.detach().unbind(dim=1):
-            torch.testing.assert_close(found[:, label].float(), channel, rtol=1e-5, atol=1e-7)  # it sums in float32
-
-
-def test_does_not_depend_on_chunks_or_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = convolutional()
-    x = random_images(3, 2, 7, 10)
-    whole = explain(model, x, "occlusion", window=3, stride=2)
-    torch.testing.assert_close(
-        torch.cat([explain(model, image[None], "occlusion", window=3, stride=2) for image in x]), whole
-    )
-    monkeypatch.setattr(target_module, "_CPU_BYTES_AT_ONCE", 4 * 800 * 7 * 10)
-    with recorded(model) as batches:
-        torch.testing.assert_close(explain(model, x, "occlusion", window=3, stride=2), whole)
-    assert max(len(batch) for batch in batches[1:]) == 4  # the first is the batch itself
-
-
 def test_refuses_what_it_cannot_do() -> None:
     model, x = convolutional(), random_images(1, 2, 6, 12)
     with pytest.raises(ConfigError, match="a window of 11 x 11 pixels does not fit an input of 6 x 12"):
@@ -99,5 +69,3 @@ def test_refuses_what_it_cannot_do() -> None:
     for options in refused:
         with pytest.raises(ConfigError, match="1 <= stride <= window"):
             explain(model, x, "occlusion", **options)
-    with pytest.raises(ConfigError, match="occlusion looks at the input"):
-        explain(model, x, "occlusion", target_layer="deep")

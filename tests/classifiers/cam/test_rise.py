@@ -8,24 +8,15 @@ import torch
 from torch import Tensor
 
 from classifiers.cam import rise as rise_module
-from classifiers.cam import target as target_module
 from classifiers.cam.explain import explain
 from infra.errors import ConfigError
-from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, random_images, recorded
-
-
-def masks_shown(size: tuple[int, int], **options: Any) -> Tensor:
-    """An input of ones shows the masks to the network."""
-    model = linear_in_pixels(torch.ones(1, *size, dtype=torch.float64))
-    with recorded(model) as batches:
-        explain(model, torch.ones(1, 1, *size, dtype=torch.float64), "rise", **options)
-    return torch.cat(batches)[:, 0]
+from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, masks_shown, random_images
 
 
 def test_is_the_mean_of_the_masks_weighted_by_the_probability() -> None:
     model = convolutional()
     x = random_images(2, 2, 7, 10)
-    masks = masks_shown((7, 10), masks=30, cells=3, keep=0.3, seed=5)
+    masks = masks_shown("rise", (7, 10), masks=30, cells=3, keep=0.3, seed=5)
     assert masks.shape == (30, 7, 10)
     expected = torch.zeros(2, 3, 7, 10, dtype=torch.float64)
     for mask in masks:
@@ -67,7 +58,7 @@ def test_shifts_are_of_less_than_a_cell_along_each_edge() -> None:
     rows = along_an_edge(4, 4, 0)
     edges = {shift: along_an_edge(20, 4, shift) for shift in range(5)}
     found = set()
-    for mask in masks_shown((4, 20), masks=60, cells=4):
+    for mask in masks_shown("rise", (4, 20), masks=60, cells=4):
         grids = {shift: torch.linalg.pinv(rows) @ mask @ torch.linalg.pinv(cols).T for shift, cols in edges.items()}
         fits = [shift for shift, grid in grids.items() if torch.allclose(rows @ grid @ edges[shift].T, mask)]
         assert fits
@@ -96,7 +87,7 @@ def test_has_the_expectation_of_a_network_that_is_linear_in_pixels(keep: float) 
     expected = (weights.flatten() / (height * width)) @ moment / keep
     model = linear_in_pixels(weights)
     found = explain(model, x, "rise", masks=count, cells=cells, keep=keep, seed=1)[0, 0].flatten()
-    masks = masks_shown((height, width), masks=count, cells=cells, keep=keep, seed=1).flatten(1)
+    masks = masks_shown("rise", (height, width), masks=count, cells=cells, keep=keep, seed=1).flatten(1)
     terms = (masks @ weights.flatten() / (height * width))[:, None] * masks / keep
     error = terms.std(dim=0) / math.sqrt(count)
     assert ((found - expected).abs() / error).max() < 4
@@ -107,33 +98,26 @@ def test_has_the_expectation_of_a_network_that_is_linear_in_pixels(keep: float) 
 
 def test_masks_keep_the_share_that_is_asked_for() -> None:
     """The mean over 2,000 masks of 25 independent cells each: 0.3 with a standard error below 0.01."""
-    masks = masks_shown((20, 20), masks=2000, cells=5, keep=0.3)
+    masks = masks_shown("rise", (20, 20), masks=2000, cells=5, keep=0.3)
     assert masks.min() >= 0
     assert masks.max() <= 1 + 1e-12
     assert (masks.mean(dim=0) - 0.3).abs().max() < 0.05
     assert abs(float(masks.mean()) - 0.3) < 0.01
-    assert (masks_shown((6, 6), masks=3, cells=2, keep=1.0) - 1).abs().max() < 1e-12
-
-
-def test_does_not_depend_on_chunks_or_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = convolutional()
-    x = random_images(3, 2, 7, 10)
-    whole = explain(model, x, "rise", masks=25, cells=3)
-    torch.testing.assert_close(
-        torch.cat([explain(model, image[None], "rise", masks=25, cells=3) for image in x]), whole
-    )
-    assert not torch.allclose(explain(model, x, "rise", masks=25, cells=3, seed=1), whole)
-    monkeypatch.setattr(target_module, "_CPU_BYTES_AT_ONCE", 4 * 800 * 7 * 10)
-    with recorded(model) as batches:
-        torch.testing.assert_close(explain(model, x, "rise", masks=25, cells=3), whole)
-    assert max(len(batch) for batch in batches) == 4
+    none, every = (torch.full((4, 2, 2), value, dtype=torch.float64) for value in (0.0, 1.0))
+    shifts = torch.arange(4) % 3
+    assert not rise_module._masks(none, shifts, shifts, 6, 6).any()
+    assert (rise_module._masks(every, shifts, shifts, 6, 6) - 1).abs().max() < 1e-12
 
 
 def test_refuses_what_it_cannot_do() -> None:
     model, x = convolutional(), random_images(1, 2, 6, 6)
-    refused: list[dict[str, Any]] = [{"masks": 0}, {"cells": 0}, {"keep": 0.0}, {"keep": 1.5}]
+    with pytest.raises(ConfigError, match="rise: 8 cells do not fit an edge of an input of 6 x 6"):
+        explain(model, x, "rise")
+    refused: list[dict[str, Any]] = [
+        *({"masks": masks} for masks in (0, -4)),
+        *({"cells": cells} for cells in (1, 0, -4)),
+        *({"keep": keep} for keep in (0.0, 1.0, -0.5, 1.5, math.nan, math.inf)),
+    ]
     for options in refused:
-        with pytest.raises(ConfigError, match="rise needs at least 1 mask and 1 cell, and keep in"):
+        with pytest.raises(ConfigError, match="rise needs at least 1 mask and 2 cells along an edge, and keep in"):
             explain(model, x, "rise", **options)
-    with pytest.raises(ConfigError, match="rise looks at the input"):
-        explain(model, x, "rise", target_layer="deep")

@@ -1,0 +1,118 @@
+"""What the tables say of the patches that the gallery shows: rows of each branch, and labels with their verdicts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from tasks.labels import is_clean
+from tasks.report_numbers import HiveFolder, Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of one patch on one branch."""
+
+    name: str
+    prob: float | None
+    """None: the classifier does not know the label."""
+    verdict: str
+    """right, wrong, missed, absent (rightly not predicted), untaught (the classifier does not know the label, which the
+    patch has) or unknown (nobody labelled the patch)."""
+    colour: str
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the classifier gave it."""
+        return self.verdict in {"right", "wrong", "unknown"}
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRows:
+    """Predictions of some patches on one branch."""
+
+    sr: str
+    config: str
+    """Of the predictions."""
+    predictions: Mapping[str, Mapping[str, Any]]
+    """By patch_id."""
+
+    def labels(self, patch: Mapping[str, Any], tints: Mapping[str, str]) -> dict[str, Label]:
+        """Return every label of a patch with its verdict, by name.
+
+        Args:
+            patch: Its row of tables/patches.
+            tints: Colours, in the order of the labels.
+        """
+        row, truth = self.predictions[patch["patch_id"]], patch["labels"]
+        given = set(row["predicted"])
+        labels = {}
+        for (name, tint), prob in zip(tints.items(), row["probs"], strict=True):
+            if prob is None:
+                verdict = "untaught" if name in (truth or ()) else "absent"
+            elif truth is None:
+                verdict = "unknown" if name in given else "absent"
+            else:
+                verdict = {(True, True): "right", (True, False): "wrong", (False, True): "missed"}.get(
+                    (name in given, name in truth), "absent"
+                )
+            labels[name] = Label(name, prob, verdict, tint)
+        return labels
+
+
+def branch_rows(folder: HiveFolder, seed: int, ids: Sequence[str]) -> BranchRows:
+    """Return one seed's predictions of some patches from a folder of tables/predictions."""
+    rows = read_folder(folder, ids=ids).to_pylist()
+    by_patch = {row["patch_id"]: row for row in rows if row["seed"] == seed}
+    return BranchRows(folder.keys["sr"], folder.keys["config"], by_patch)
+
+
+def predicted_labels(numbers: Numbers, folder: HiveFolder) -> list[dict[str, Any]]:
+    """Return patch_id, split, seed, predicted and labels of the patches without snow or cloud, or else of all."""
+    table = read_folder(folder, columns=["patch_id", "split", "seed", "predicted", "labels"])
+    scored = numbers.patches.filter(is_clean(numbers.patches))["patch_id"].combine_chunks()
+    clean = table.filter(pc.is_in(table["patch_id"], value_set=scored))
+    rows: list[dict[str, Any]] = (clean if clean.num_rows else table).sort_by("patch_id").to_pylist()
+    return rows
+
+
+def patch_rows(numbers: Numbers, ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return rows of tables/patches by patch_id."""
+    chosen = numbers.patches.filter(pc.is_in(numbers.patches["patch_id"], value_set=pa.array(ids, pa.string())))
+    return {row["patch_id"]: row for row in chosen.to_pylist()}
+
+
+def explained_folders(numbers: Numbers, classifier: str) -> list[HiveFolder]:
+    """Return the folders of tables/explanations that hold a classifier's maps."""
+    return [folder for folder in numbers.hive("explanations") if folder.keys["classifier"] == classifier]
+
+
+def explained_seed(folders: Sequence[HiveFolder], default: int) -> int:
+    """Return the seed of the network that the maps are of; the default where no row tells."""
+    for folder in folders:
+        for row in folder_dataset(folder).head(1, columns=["seed"]).to_pylist():
+            return int(row["seed"])
+    return default
+
+
+def sampled_patches(numbers: Numbers, folders: Sequence[HiveFolder]) -> frozenset[str]:
+    """Return the patches with maps in the sample of `explain.sample`; none where the run has no sample."""
+    if numbers.run.settings.get("explain", {}).get("sample") is None:
+        return frozenset()
+    names = (folder_dataset(f).to_table(columns=["patch_id"], filter=ds.field("sampled"))["patch_id"] for f in folders)
+    return frozenset(name for column in names for name in column.to_pylist())
+
+
+def read_folder(folder: HiveFolder, columns: list[str] | None = None, ids: Sequence[str] | None = None) -> pa.Table:
+    """Return columns of the rows of some patches, or of all."""
+    chosen = None if ids is None else ds.field("patch_id").isin(list(ids))
+    return folder_dataset(folder).to_table(columns=columns, filter=chosen)
+
+
+def folder_dataset(folder: HiveFolder) -> ds.Dataset:
+    """Return a folder's files as one table; names of folders are no columns."""
+    files = [str(path) for path in sorted(folder.path.glob("*.parquet"))]
+    return ds.dataset(files, format="parquet", partitioning=None)
