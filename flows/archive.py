@@ -1,6 +1,6 @@
 """The archive flow: from an archive's files to tables and a report. Every stage resumes where it stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
