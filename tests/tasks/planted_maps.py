@@ -16,7 +16,7 @@ from infra.storage import StorePaths
 from infra.tables import EXPLANATIONS, PATCHES, predictions_schema, publish
 from tasks.branch import Branch, Inputs, make_branch
 from tasks.explain import Explained
-from tasks.map_store import create_map_store, write_maps
+from tasks.map_store import MapWriter, create_map_store
 from tasks.reliability import ReliabilityJob, ReliabilityPlan, reliability_job
 from tasks.score import ScoredClassifier
 
@@ -168,7 +168,9 @@ def planted_store(
             for i in members
         ]
         predictions.write(shard, pa.Table.from_pylist(predicted, predictions_schema(3)))
-        write_maps(store, shard, np.arange(len(members)), maps[members])
+        writer = MapWriter(store, shard)
+        writer.add(np.arange(len(members)), maps[members])
+        writer.close()
         parts.write(shard, EXPLANATIONS.empty_table())
     publish(paths.table("patches"), pa.Table.from_pylist(every_row, PATCHES), PATCHES, ["patch_id"])
     scored = ScoredClassifier(
