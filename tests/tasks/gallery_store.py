@@ -14,7 +14,7 @@ from infra.storage import StorePaths
 from infra.tables import EXPLANATIONS, PATCHES, RUNS, hive_folder, publish, read_table
 from infra.zarr_store import ShardedStore
 from tasks.explain import WHOLE_PATCH
-from tasks.map_store import create_map_store, write_maps
+from tasks.map_store import MapWriter, create_map_store
 from tests.tasks.report_store import CLASSIFIERS, PATCH_IDS
 
 type Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -58,7 +58,9 @@ def add_maps(
     config = stage_parts(paths, "explanations", {"sr": sr, "method": method, "planted": True}).config
     store = paths.maps(method, config)
     create_map_store(store, names if maps.shape[1] > 1 else (WHOLE_PATCH,), maps.shape[2:], len(PATCH_IDS), 1, {})
-    write_maps(store, 0, np.array(rows), maps)
+    writer = MapWriter(store, 0)
+    writer.add(np.array(rows), maps)
+    writer.close()
     table = [
         {
             "patch_id": PATCH_IDS[row],
