@@ -171,19 +171,6 @@ def test_maps_that_are_nearly_equal_upset_nothing(seed: int) -> None:
     assert len(set.union(*of_kinds)) == sum(len(names) for names in of_kinds)  # no two kinds share one
 
 
-def test_many_landmarks_have_the_clusters_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Iterations find the eigenvectors that a full decomposition finds, five equal eigenvalues of 1 among them."""
-    rng = np.random.default_rng(10)
-    places = [(1, 1), (1, 6), (6, 1), (6, 6), (3, 3)]
-    apart = np.concatenate([spots(150, y, x, rng, noise=0.01) for y, x in places])
-    for maps, q in ((apart, 5), (varied(700, rng), 8)):
-        monkeypatch.setattr("classifiers.reliability.spectral._SMALL_MATRIX", 500)
-        by_iteration = fit_clusters(maps, ClusterSettings(q)).of_landmarks
-        monkeypatch.setattr("classifiers.reliability.spectral._SMALL_MATRIX", 10_000)
-        assert np.array_equal(by_iteration, fit_clusters(maps, ClusterSettings(q)).of_landmarks)
-    assert fit_clusters(apart, ClusterSettings(5)).of_landmarks.tolist() == np.repeat(range(5), 150).tolist()
-
-
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.1, 0.2])
 def test_maps_far_from_all_others_join_the_nearest_and_leave_the_rest_alone(noise: float) -> None:
     """Their eigenvectors would be rounding over next to nothing: a cluster of one map, and one of all the rest."""
