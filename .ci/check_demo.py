@@ -54,6 +54,14 @@ by_method = aucs.groupby("method")["value"].mean()
 assert abs(by_method["random"] - 0.5) < 0.1, by_method
 assert by_method["uniform"] == 0.5
 assert len(pd.read_parquet(tables / "quarantined_maps")) == 0
+reliability = pd.read_parquet(tables / "reliability")
+for sr, rows in reliability.groupby("sr", observed=True):
+    assert len(rows) == 19 * len(patches), f"{sr}: not every decision has its row"
+    assert rows["reliability"].notna().all()
+    assert (rows["cluster_error_rate"] + rows["reliability"] == 1).all()
+clusters = pd.read_parquet(tables / "reliability_clusters")
+assert (clusters["n"] == clusters[["tp", "tn", "fp", "fn"]].sum(axis=1)).all()
+assert set(pd.read_parquet(tables / "reliability_metrics")["metric"]) == {"accuracy", "class_accuracy", "aurc"}
 quality = pd.read_parquet(tables / "sr_quality")
 assert quality.groupby("sr", observed=True)["patch_id"].nunique().to_dict() == {
     "bicubic": len(patches),

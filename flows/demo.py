@@ -20,6 +20,9 @@ _SETTINGS = {
     "explain": {"methods": ["grad_cam", "grad_cam_pp", "eigen_cam", "hessian_ciam"]},
     "resources": {"batch_size": 8},
 }
+_RELIABILITY = {"pooled": True, "kernel_scale": 0.5}
+_RELIABLE_FROM = 48
+"""Patches from which on the validation split has enough samples for clusters."""
 
 
 def write_demo_archive(folder: Path, patches: int) -> None:
@@ -42,4 +45,8 @@ def write_archive(folder: Path, patches: int, seed: int) -> None:
 def demo_config(folder: Path) -> RunConfig:
     """Return the demo's run: resnet18 trained once on the patches as they are, then a head for each branch."""
     archive = {"layout": "bigearthnet-v2", "root": str(folder / "archive")}
-    return validated({**_SETTINGS, "archive": archive, "store": str(folder / "store")}, "demo")
+    enough = len(list((folder / "archive" / "BigEarthNet-S2").glob("*/*"))) >= _RELIABLE_FROM
+    reliability = _RELIABILITY if enough else None
+    return validated(
+        {**_SETTINGS, "archive": archive, "store": str(folder / "store"), "reliability": reliability}, "demo"
+    )

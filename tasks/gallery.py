@@ -101,7 +101,7 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
     # A method that saw only some of these patches would leave many places of the cards empty.
     whole = (m for m in titles if all(maps.has(f.keys["sr"], m, patch) for f in folders for patch in patches))
     method = next(whole, next(iter(titles), "grad_cam"))
-    cards = _cards(patches, [branch_rows(folder, seed, chosen) for folder in folders], method, sources)
+    cards = _cards(patches, [branch_rows(numbers, folder, seed, chosen) for folder in folders], method, sources)
     sheet = make_sheet(numbers, folders[0], seed, [row["patch_id"] for row in rows], sampled, sources)
     return Gallery(
         classifier=classifier,

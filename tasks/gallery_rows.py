@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ class Label:
     """right, wrong, missed, absent (rightly not predicted), untaught (the classifier does not know the label, which the
     patch has) or unknown (nobody labelled the patch)."""
     colour: str
+    reliability: float | None = None
+    """Of the decision; None: the run has no such score of it."""
 
     @property
     def predicted(self) -> bool:
@@ -39,6 +42,8 @@ class BranchRows:
     """Of the predictions."""
     predictions: Mapping[str, Mapping[str, Any]]
     """By patch_id."""
+    reliability: Mapping[tuple[str, str], float] = MappingProxyType({})
+    """By patch_id and label, where the run has such a score."""
 
     def labels(self, patch: Mapping[str, Any], tints: Mapping[str, str]) -> dict[str, Label]:
         """Return every label of a patch with its verdict, by name.
@@ -59,15 +64,23 @@ class BranchRows:
                 verdict = {(True, True): "right", (True, False): "wrong", (False, True): "missed"}.get(
                     (name in given, name in truth), "absent"
                 )
-            labels[name] = Label(name, prob, verdict, tint)
+            labels[name] = Label(name, prob, verdict, tint, self.reliability.get((patch["patch_id"], name)))
         return labels
 
 
-def branch_rows(folder: HiveFolder, seed: int, ids: Sequence[str]) -> BranchRows:
-    """Return one seed's predictions of some patches from a folder of tables/predictions."""
+def branch_rows(numbers: Numbers, folder: HiveFolder, seed: int, ids: Sequence[str]) -> BranchRows:
+    """Return one seed's predictions of some patches from a folder of tables/predictions, and how reliable they are."""
     rows = read_folder(folder, ids=ids).to_pylist()
     by_patch = {row["patch_id"]: row for row in rows if row["seed"] == seed}
-    return BranchRows(folder.keys["sr"], folder.keys["config"], by_patch)
+    sr, classifier = folder.keys["sr"], folder.keys["classifier"]
+    scores = {
+        (row["patch_id"], row["label"]): row["reliability"]
+        for scored in numbers.hive("reliability")
+        if (scored.keys["sr"], scored.keys["classifier"]) == (sr, classifier)
+        for row in read_folder(scored, ["patch_id", "label", "seed", "reliability"], ids).to_pylist()
+        if row["seed"] == seed and row["reliability"] is not None
+    }
+    return BranchRows(sr, folder.keys["config"], by_patch, scores)
 
 
 def predicted_labels(numbers: Numbers, folder: HiveFolder) -> list[dict[str, Any]]:

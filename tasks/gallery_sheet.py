@@ -78,7 +78,7 @@ def make_sheet(
         methods = [m for m in sources.methods if any(sources.maps.has(sr, m, patch) for patch in drawn)]
     if not methods:
         return None
-    branch = branch_rows(folder, seed, [patch["patch_id"] for patch in drawn])
+    branch = branch_rows(numbers, folder, seed, [patch["patch_id"] for patch in drawn])
     images: list[SheetImage] = []
     spent = 0
     for number, patch in enumerate(drawn, start=1):

@@ -1,0 +1,134 @@
+"""Reliability from the command line: on a store whose predictions are made, and what is refused before anything runs."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tests.flows.stores import PROJECT, Inputs, superscene
+
+SECTION = {"pooled": True, "clusters": 3}
+
+
+@pytest.fixture(scope="module")
+def store(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference store, with reliability on top."""
+    folder = tmp_path_factory.mktemp("reliability") / "store"
+    shutil.copytree(inputs.reference, folder)
+    result = superscene("run", inputs.config(folder, reliability=SECTION))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def table(store: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(store / "tables" / name)
+
+
+def test_every_decision_has_a_score_and_nothing_else_was_done_again(store: Path, inputs: Inputs) -> None:
+    stages = {row["stage"]: row for row in table(store, "runs").sort_values("run_id").iloc[-1]["stages"]}
+    assert [name for name, row in stages.items() if row["done"]] == [
+        "fit reliability",
+        "reliability none resnet18",
+        "reliability bicubic resnet18",
+        "judge reliability",
+    ]
+    rows, predictions = table(store, "reliability"), table(store, "predictions")
+    assert len(rows) == 19 * len(predictions)
+    given = {(row.sr, row.patch_id): set(row.predicted) for row in predictions.itertuples()}
+    for row in rows.itertuples():
+        assert row.predicted == (row.label in given[row.sr, row.patch_id])
+    assert rows.reliability.notna().all()
+    # The counts behind the scores, from the rows themselves.
+    clusters = table(store, "reliability_clusters").query("split == 'validation'")
+    patches = table(store, "patches").set_index("patch_id")
+    clean = ~(patches.has_snow.fillna(value=False) | patches.has_cloud.fillna(value=False))
+    of_validation = rows[(rows.split == "validation") & rows.patch_id.map(clean)]
+    for (sr, cluster), members in of_validation.groupby(["sr", "cluster"], observed=True):
+        (found,) = clusters.query("sr == @sr and cluster == @cluster").to_dict("records")
+        wrong = (members.predicted != members.truth).mean()
+        assert found["n"] == len(members)
+        assert found["error_rate"] == pytest.approx(wrong)
+        np.testing.assert_allclose(members.cluster_error_rate, wrong)
+    judged = table(store, "reliability_metrics")
+    test = rows[(rows.split == "test") & rows.patch_id.map(clean) & (rows.sr == "none")]
+    (accuracy,) = judged.query(
+        "sr == 'none' and split == 'test' and metric == 'accuracy' and score == 'predicted' and label.isna()"
+    ).value
+    assert accuracy == pytest.approx((test.predicted == test.truth).mean())
+
+
+def test_the_report_says_what_it_is_worth(store: Path) -> None:
+    page = (store / "report" / "index.html").read_text(encoding="utf-8")
+    section = re.search(r'<section id="reliability">(.*?)</section>', page, re.DOTALL)
+    assert section is not None
+    for words in (
+        "How far predictions can be trusted",
+        'id="reliability-table"',
+        "Mean map of cluster 1",
+        "Worth a look",
+    ):
+        assert words in section[1]
+    assert len(re.findall(r"<tr>", section[1].split('id="doubtful-table"')[1])) == 1 + 12
+    assert "reliable to" in page
+
+
+def test_a_second_run_does_nothing_and_another_threshold_repeats_no_pass(store: Path, inputs: Inputs) -> None:
+    def done() -> Mapping[str, int]:
+        last = table(store, "runs").sort_values("run_id").iloc[-1]["stages"]
+        return {row["stage"]: row["done"] for row in last if row["done"]}
+
+    result = superscene("reliability", inputs.config(store, reliability=SECTION))
+    assert result.returncode == 0, result.stderr
+    assert done() == {}
+    changed: dict[str, Any] = {**SECTION, "threshold": 0.1}
+    result = superscene("reliability", inputs.config(store, reliability=changed))
+    assert result.returncode == 0, result.stderr
+    assert not {name for name in done() if name.startswith(("predict", "train", "features"))}
+    rows = table(store, "reliability")
+    flipped = rows[rows.predicted != rows.adjusted]
+    assert len(flipped) > 0
+    assert (flipped.cluster_error_rate > 0.1).all()
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(inputs: Inputs, tmp_path: Path) -> None:
+    result = superscene("run", inputs.config(tmp_path / "few", reliability={"clusters": 8}))
+    assert result.returncode == 2
+    assert "needs 20 validation samples for each of 8 clusters, 160 in all, found" in " ".join(result.stderr.split())
+    assert not (tmp_path / "few" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"method": "lime"}, "reliability.method: lime is not among explain.methods, grad_cam"),
+        ({"clusters": 1}, "clusters"),
+        ({"threshold": 1.5}, "reliability.threshold"),
+        ({"sigma": 0.2}, "reliability.sigma: there is no such setting"),
+    ],
+)
+def test_a_section_that_cannot_be_is_refused_by_its_key(
+    inputs: Inputs, tmp_path: Path, section: dict[str, Any], words: str
+) -> None:
+    result = superscene("plan", inputs.config(tmp_path / "store", reliability=section))
+    assert result.returncode == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_the_reference_of_the_section_is_the_defaults() -> None:
+    from flows.config import ReliabilityConfig
+
+    text = (PROJECT / "docs" / "run-yaml.md").read_text(encoding="utf-8")
+    (block,) = (
+        found
+        for found in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        if "\nreliability:" in found and "kernel_scale" in found
+    )
+    told = yaml.safe_load(block)["reliability"]
+    assert set(told) == set(ReliabilityConfig.model_fields)
+    assert ReliabilityConfig(**told) == ReliabilityConfig()
