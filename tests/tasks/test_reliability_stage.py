@@ -220,7 +220,7 @@ def test_maps_of_another_network_are_refused(tmp_path: Path) -> None:
     job = store.job(plan_of())
     ReliabilityFitter([job]).run(0)
     (fitted,) = [item for label, item in from_bytes(job.file.read_bytes()).items() if label == LABELS[0]]
-    with pytest.raises(ConfigError, match="fitted on other maps than these .network"):
+    with pytest.raises(ConfigError, match=r"fitted on other maps than these .network"):
         fitted.assign(np.zeros((1, 6, 6)), {**job.maps_of, "network": "another"})
     with pytest.raises(ConfigError, match='method "grad_cam", not "lime"'):
         fitted.assign(np.zeros((1, 6, 6)), {**job.maps_of, "method": "lime"})
