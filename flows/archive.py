@@ -104,7 +104,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             branches = [
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
-            check_maps(config, branches)
+            _check_maps(config, branches)
             check_reliability(run, plan, branches)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
@@ -153,18 +153,21 @@ def _check_classifier_files(config: RunConfig) -> None:
             check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
 
 
-def check_maps(config: RunConfig, branches: Sequence[Branch]) -> None:
+def _check_maps(config: RunConfig, branches: Sequence[Branch]) -> None:
     """Refuse explanation methods whose options do not fit what a classifier sees on a branch.
 
     Raises:
         ConfigError, ShapeError: As `tasks.explain.check_methods` does.
     """
-    chosen = config.explain
-    for network in {config.network_of(name) for name in config.classifiers if name not in config.trained}:
-        with torch.device("meta"):  # its shapes are all that matters
-            meta = classifiers.build(network, 1, len(branches[0].bands)).eval()
+    chosen, bands = config.explain, branches[0].bands
+    for name in config.classifiers:
+        if name in config.trained:
+            network = check_trained(config.trained[name], bands).network
+        else:
+            with torch.device("meta"):  # its shapes are all that matters
+                network = classifiers.build(config.network_of(name), 1, len(bands)).eval()
         for branch in branches:
-            check_methods(chosen.methods, meta, chosen.options, (len(branch.bands), branch.size, branch.size))
+            check_methods(chosen.methods, network, chosen.options, (len(bands), branch.size, branch.size))
 
 
 def inputs_of(config: RunConfig, plan: Plan) -> Inputs:

@@ -1,7 +1,7 @@
 """The rows of tables/explanation_metrics that the report shows of one classifier, by the patches that they are over."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,6 +40,14 @@ class MapNumbers:
     def of_branch(self, sr: str) -> dict[str, ByMetric]:
         """Return the means of one branch by method."""
         return {key.method: metrics for key, metrics in self.means.items() if key.sr == sr}
+
+    def uniform_of(self, methods: Iterable[ByMetric]) -> ByMetric:
+        """Return what a uniform map scores on the maps of the method that has the most; nothing where none is known.
+
+        A method's zero maps have no score, so that its uniform ones are fewer too.
+        """
+        found = [self.uniform.get(config_of(metrics), {}) for metrics in methods]
+        return max(found, key=_n_maps, default={})
 
     @property
     def has_methods(self) -> bool:

@@ -91,10 +91,9 @@ def _table(numbers: MapNumbers, sr: str, methods: Sequence[str]) -> MapTable:
     """Return all methods that saw these patches, and the floors."""
     of_branch = numbers.of_branch(sr)
     ranked = [method for method in _ordered(of_branch, methods) if method not in FLOORS]
-    config = config_of(of_branch[ranked[0] if ranked else FLOOR])  # or a run of random maps alone
     floors = []
-    if config in numbers.uniform:
-        floors.append(_line((UNIFORM,), numbers.uniform[config], number))
+    if uniform := numbers.uniform_of(of_branch.values()):
+        floors.append(_line((UNIFORM,), uniform, number))
     if FLOOR in of_branch:
         floors.append(_line((FLOOR,), of_branch[FLOOR], number))
     columns = [column for column in COLUMNS if any(column.name in metrics for metrics in numbers.means.values())]

@@ -28,7 +28,7 @@ def layer_module(model: Classifier, layer: str) -> nn.Module:
     Raises:
         UnknownNameError: The backbone has no such layer.
     """
-    modules = dict(model.backbone.named_modules())
+    modules: dict[str, nn.Module] = dict(model.backbone.named_modules())
     if not layer or layer not in modules:
         children = ", ".join(name for name, _ in model.backbone.named_children())
         raise UnknownNameError(f"the backbone has no layer {layer!r}: choose one of {children}, or one inside")

@@ -202,6 +202,19 @@ def test_rows_of_an_earlier_version_do_not_say_what_they_are_over_and_are_left_o
     assert maps_of_run(paths, run.configs, run.sr, run.classifiers, MAP_METHODS) is None
 
 
+def test_uniform_is_of_the_maps_of_the_method_that_has_the_most(made: Made, tmp_path: Path) -> None:
+    """Not of Grad-CAM's, the first one, of whose maps half are zero here."""
+    rows = read_table(made.paths.table("explanation_metrics")).to_pylist()
+    configs = {row["config"] for row in rows if row["method"] == "grad_cam"}
+    fewer = {"value": 0.9, "n": 5}
+    paths = rewritten(
+        made, tmp_path, lambda row: row | fewer if row["config"] in configs and row["method"] == "uniform" else row
+    )
+    for table in maps_of(paths).classifiers[0].tables:
+        uniform = table.floors[0].cells["iou_75"]
+        assert (uniform.cell.value, uniform.n) == ((0.125, 10) if table.sampled else (0.25, 20))
+
+
 def test_a_costly_method_alone_is_told_to_have_seen_the_sample(made: Made, tmp_path: Path) -> None:
     paths = StorePaths(tmp_path / "store")
     shutil.copytree(made.paths.root, paths.root)

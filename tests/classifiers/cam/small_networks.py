@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from classifiers.cam.explain import OptionValue, explain
+from classifiers.cam.explain import explain
 from classifiers.network import Classifier
 
 LABELS = 3
@@ -86,7 +87,7 @@ def random_images(*shape: int, seed: int = 3) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def masks_shown(method: str, size: tuple[int, int], **options: OptionValue) -> Tensor:
+def masks_shown(method: str, size: tuple[int, int], **options: Any) -> Tensor:
     """The masks of RISE or LIME, (M, H, W): an input of ones shows them to the network."""
     model = linear_in_pixels(torch.ones(1, *size, dtype=torch.float64))
     with recorded(model) as batches:

@@ -118,7 +118,7 @@ def test_seeds_are_those_that_generators_take(model: Classifier, x: Tensor, meth
     for seed in (-1, 1 << 63, 10**30):
         with pytest.raises(ConfigError, match=f"{method} needs a seed from 0 to 2.63 - 1, got {seed}"):
             method_and_options(method, {"seed": seed})
-    quick = {"rise": {"masks": 2}, "lime": {"samples": 2}}.get(method, {})
+    quick: dict[str, Any] = {"rise": {"masks": 2}, "lime": {"samples": 2}}.get(method, {})
     assert explain(model, x, method, seed=(1 << 63) - 1, **quick).isfinite().all()
 
 
