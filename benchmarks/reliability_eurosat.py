@@ -1,21 +1,23 @@
 """Reliability scores in their authors' setting, on EuroSAT in two classes: what flipping and withholding are worth.
 
-    SUPERSCENE_DATA=… python benchmarks/reliability_eurosat.py [--methods grad_cam occlusion lime]
-                                                              [--kernel-scales 0.2 0.5 1.0]
+    SUPERSCENE_DATA=… python benchmarks/reliability_eurosat.py [--kernel-scales 0.2 0.5 1.0]
                                                               [--out benchmarks/results/reliability_eurosat.json]
 
 Two classes, built (Highway, Industrial, Residential) and open (the other seven), 40 pictures of each of EuroSAT's ten
 classes: 12 train, 16 validate, 12 test. Runs benchmarks/reliability_eurosat.yaml into work/reliability_eurosat once for
-each method and width of the similarity; all but the clusters is done by the first run.
+each width of the similarity; all but the clusters is done by the first run.
 """
 
 import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,19 +26,15 @@ import pandas as pd
 from benchmarks.studies import run_study
 
 BUILT = frozenset({"Highway", "Industrial", "Residential"})
-WORK = Path("work/reliability_eurosat")
 SPLITS = ("train",) * 12 + ("validation",) * 16 + ("test",) * 12
 
 
 def write_table(source: Path, root: Path) -> None:
-    """Link the pictures below a root, and write the table of their labels and splits."""
-    root.mkdir(parents=True, exist_ok=True)
+    """Copy the pictures below a root, and write the table of their labels and splits."""
     rows = []
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         for picture, split in zip(sorted(folder.iterdir()), SPLITS, strict=True):
-            link = root / picture.name
-            if not link.exists():
-                link.symlink_to(picture.resolve())
+            shutil.copyfile(picture, root / picture.name)
             rows.append((picture.name, split, "built" if folder.name in BUILT else "open"))
     with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "split", "labels"), *rows])
@@ -44,23 +42,16 @@ def write_table(source: Path, root: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["grad_cam", "occlusion", "lime"])
     parser.add_argument("--kernel-scales", nargs="+", type=float, default=[0.2, 0.5, 1.0])
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     asked = parser.parse_args()
     data = os.environ.get("SUPERSCENE_DATA")
     if not data:
         sys.exit("reliability_eurosat.yaml needs SUPERSCENE_DATA: the folder of real data and weights")
-    write_table(Path(data, "eurosat_rgb"), WORK / "pictures")
-    run_yaml = Path(__file__).with_suffix(".yaml")
-    study = run_study(run_yaml, WORK / "store")
-    found = []
-    for method in asked.methods:
-        for scale in asked.kernel_scales:
-            command = [Path(sys.executable).with_name("superscene"), "reliability", run_yaml]
-            command += ["--set", f"reliability={{method: {method}, kernel_scale: {scale}}}"]
-            subprocess.run(command, check=True, capture_output=True)
-            found += figures(study.store, method, scale)
+    with tempfile.TemporaryDirectory() as pictures:  # a table lies below the root of its pictures
+        os.environ["PICTURES"] = pictures
+        write_table(Path(data, "eurosat_rgb"), Path(pictures))
+        found = study_of(asked.kernel_scales)
     table = pd.DataFrame(found)
     print(table.round(4).to_string(index=False))
     if asked.out:
@@ -72,7 +63,19 @@ def main() -> None:
         asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def figures(store: Path, method: str, scale: float) -> list[dict[str, object]]:
+def study_of(kernel_scales: Sequence[float]) -> list[dict[str, object]]:
+    """Run the study once for each width, and return its figures."""
+    run_yaml = Path(__file__).with_suffix(".yaml")
+    study = run_study(run_yaml, Path("work/reliability_eurosat"))
+    found = []
+    for scale in kernel_scales:
+        command = [Path(sys.executable).with_name("superscene"), "reliability", run_yaml]
+        subprocess.run([*command, "--set", f"reliability={{kernel_scale: {scale}}}"], check=True, capture_output=True)
+        found += figures(study.store, scale)
+    return found
+
+
+def figures(store: Path, scale: float) -> list[dict[str, object]]:
     """Return what the last run's reliability is worth on the test split, over all decisions."""
     last = pd.read_parquet(store / "tables" / "runs").sort_values("run_id").iloc[-1]
     chosen = {
@@ -82,20 +85,17 @@ def figures(store: Path, method: str, scale: float) -> list[dict[str, object]]:
     }
     clusters = chosen["reliability_clusters"].query("split == 'validation'")
     metrics = chosen["reliability_metrics"].query("split == 'test' and label.isna()")
-    rows = []
-    for row in metrics.itertuples():
-        score = row.score if row.reference is None else f"{row.score} minus {row.reference}"
+    rows: list[dict[str, object]] = []
+    for row in metrics.to_dict("records"):
+        score = row["score"] if row["reference"] is None else f"{row['score']} minus {row['reference']}"
         rows.append(
             {
-                "method": method,
                 "kernel_scale": scale,
-                "metric": row.metric,
+                "metric": row["metric"],
                 "score": score,
-                "value": row.value,
-                "low": row.low,
-                "high": row.high,
-                "clusters_of_20": int((clusters.n >= 20).sum()),
-                "flipped": int(clusters.flipped.sum()),
+                **{name: row[name] for name in ("value", "low", "high")},
+                "clusters_of_20": int((clusters["n"] >= 20).sum()),
+                "flipped": int(clusters["flipped"].sum()),
             }
         )
     return rows
