@@ -69,7 +69,7 @@ def study_of(kernel_scales: Sequence[float]) -> list[dict[str, object]]:
     study = run_study(run_yaml, Path("work/reliability_eurosat"))
     found = []
     for scale in kernel_scales:
-        command = [Path(sys.executable).with_name("superscene"), "reliability", run_yaml]
+        command: list[str | Path] = [Path(sys.executable).with_name("superscene"), "reliability", run_yaml]
         subprocess.run([*command, "--set", f"reliability={{kernel_scale: {scale}}}"], check=True, capture_output=True)
         found += figures(study.store, scale)
     return found
