@@ -87,7 +87,7 @@ def figures(store: Path, scale: float) -> list[dict[str, object]]:
     metrics = chosen["reliability_metrics"].query("split == 'test' and label.isna()")
     rows: list[dict[str, object]] = []
     for row in metrics.to_dict("records"):
-        score = row["score"] if row["reference"] is None else f"{row['score']} minus {row['reference']}"
+        score = row["score"] if pd.isna(row["reference"]) else f"{row['score']} minus {row['reference']}"
         rows.append(
             {
                 "kernel_scale": scale,
