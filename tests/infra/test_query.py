@@ -100,7 +100,9 @@ def test_every_table_with_a_config_is_filtered(tmp_path: Path) -> None:
             folder = tmp_path / name / f"config={config}"
             if "config" in schema.names:
                 folder = tmp_path / name / "beside"
-                other = {"reference_config": [config]} if "reference_config" in schema.names else {}
+                other: dict[str, list[object]] = {}
+                if "reference_config" in schema.names:
+                    other["reference_config"] = [config]
                 write(folder / f"{config}.parquet", config=[config], **other)
             elif is_of_configs(name):
                 write(folder / "data-00000.parquet", n=[1])
@@ -117,8 +119,8 @@ def test_every_table_with_a_config_is_filtered(tmp_path: Path) -> None:
 
 def test_a_difference_to_what_an_earlier_run_had_is_no_row_of_this_one(tmp_path: Path) -> None:
     pairs = [("12345678", "12345678"), ("12345678", "abcdef01"), ("abcdef01", "12345678")]
-    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
-    write(tmp_path / "comparisons" / "a.parquet", config=ours, reference_config=theirs, n=[1, 2, 3])
+    for n, (ours, theirs) in enumerate(pairs, start=1):
+        write(tmp_path / "comparisons" / f"{n}.parquet", config=[ours], reference_config=[theirs], n=[n])
     assert query(tmp_path, ["12345678"], "SELECT n FROM comparisons").fetchall() == [(1,)]
 
 

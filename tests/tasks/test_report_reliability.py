@@ -87,7 +87,7 @@ def cluster_rows(sr: str, config: str, label: str | None) -> list[dict[str, Any]
     for split, of_split in counts.items():
         for cluster, (tp, tn, fp, fn) in enumerate(of_split):
             n = tp + tn + fp + fn
-            row = {"label": label, "cluster": cluster, "n": n, "tp": tp, "tn": tn, "fp": fp, "fn": fn}
+            row: dict[str, Any] = {"label": label, "cluster": cluster, "n": n, "tp": tp, "tn": tn, "fp": fp, "fn": fn}
             row |= {"error_rate": (fp + fn) / n if n else None, "flipped": cluster == 1, "height": 2, "width": 3}
             prototype = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if n else None
             rows.append({**of_clusters(sr, config, split), **row, "prototype": prototype})
