@@ -284,7 +284,7 @@ def super_resolve(
 
 @app.command()
 def plan(run_yaml: RunYaml, overrides: Overrides = None) -> None:
-    """Tell what a run would do: patches, shards and bytes, before anything runs."""
+    """Tell what a run would do: patches, shards, bytes and passes of costly maps, before anything runs."""
     from flows.config import load_config
     from flows.estimate import estimate
 

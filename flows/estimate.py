@@ -1,17 +1,27 @@
 """The size of a run before it starts."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 
+import classifiers
 import sr_models
+from classifiers.network import Classifier
 from flows.config import RunConfig
 from infra.archives.layouts import open_archive
 from infra.archives.model import PatchFormat
 from infra.errors import ConfigError
 from infra.zarr_store import archive_arrays
+from tasks.branch import CEILING
+from tasks.explanation_metrics import FLOOR
+from tasks.map_costs import BYTES_PER_VALUE, judging_passes, method_costs
 from tasks.patch_pixels import band_set
+from tasks.trained import check_trained
 
 
 def estimate(config: RunConfig) -> list[tuple[str, str]]:
@@ -20,6 +30,8 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
     Raises:
         ConfigError: The configuration names no archive.
         ArchiveError: The archive cannot be read.
+        ShapeError: Its patches are too small for a network whose maps are asked for.
+        WeightsError: A file of `trained` cannot be read, or is published for other bands.
     """
     chosen = config.archive
     if chosen.root is None:
@@ -39,7 +51,57 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
     values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
     sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
     rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
-    return rows
+    return rows + _map_rows(config, scan.format, splits, scan.inputs["labels"])
+
+
+def _map_rows(
+    config: RunConfig, patch_format: PatchFormat, splits: Mapping[str, int], truth: pa.ChunkedArray
+) -> list[tuple[str, str]]:
+    """Return what the activation maps of all classifiers on all branches take."""
+    chosen, methods = config.explain, config.explain.methods
+    if not methods:
+        return []
+    if patch_format.has_maps and FLOOR not in methods:
+        methods = (*methods, FLOOR)
+    patches = sum(splits.values())
+    sample = patches if chosen.sample is None else sum(min(chosen.sample, n) for n in splits.values())
+    known = truth.drop_null()
+    guessed = chosen.labels != "all" and len(known) > 0
+    bands = band_set(config.bands, patch_format)
+    n_bytes, judging, passes = 0, 0.0, dict.fromkeys(methods, 0)
+    for classifier in config.classifiers:
+        network = _network(config, classifier, bands, len(patch_format.labels))
+        # As many labels are predicted as are true, more or less.
+        explained = pc.list_value_length(known).to_numpy().mean() if guessed else network.num_labels
+        for sr in config.sr:
+            reduced = 1 if sr == CEILING else config.degrade or 1
+            edge = patch_format.size // reduced * sr_models.SR_MODELS[sr].scale
+            for cost in method_costs(
+                methods, network, (len(bands), edge, edge), patch_format.size, network.num_labels, chosen.options
+            ):
+                seen = sample if cost.costly else patches
+                n_bytes += BYTES_PER_VALUE * cost.values * seen
+                passes[cost.method] += cost.passes * seen
+            if chosen.sample is not None:
+                judging += sample * judging_passes(methods, min(explained, network.num_labels))
+    costly = ", ".join(f"{method} {n:,}" for method, n in passes.items() if n)
+    return [
+        ("maps, before compression", _size(n_bytes)),
+        ("passes of costly methods", f"{sum(passes.values()):,}" + (f" ({costly})" if costly else "")),
+        (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{judging:,.0f}"),
+    ]
+
+
+def _network(config: RunConfig, classifier: str, bands: Sequence[str], labels: int) -> Classifier:
+    """Return a classifier's network, of which only the shapes matter."""
+    if classifier in config.trained:
+        return check_trained(config.trained[classifier], bands).network
+    with torch.device("meta"):
+        if config.models_from is not None:
+            return classifiers.build(config.network_of(classifier), labels, len(bands)).eval()
+        train = config.train_of(classifier)
+        taught = labels if train.one_against_rest is None else 1
+        return classifiers.build(config.network_of(classifier), taught, len(bands), train.head).eval()
 
 
 def _bytes_per_patch(patch_format: PatchFormat) -> int:

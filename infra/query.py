@@ -11,16 +11,8 @@ import pyarrow.parquet as pq
 
 from infra.errors import ConfigError, StoreError
 
-_CONFIG_TABLES = (
-    "predictions",
-    "explanations",
-    "reliability",
-    "metrics",
-    "comparisons",
-    "calibration",
-    "sr_quality",
-    "training",
-)
+_OF_EVERY_RUN = "configs"
+"""What each config stands for; the only table with a column `config` whose rows are not of a run."""
 
 
 def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyConnection:
@@ -31,7 +23,8 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
 
     Args:
         tables: The store's `tables` folder.
-        configs: Configs of the rows to show, in tables that have a config; None shows all.
+        configs: Configs of the rows to show, wherever a table has a column or a folder `config` (and
+            `reference_config`), but for tables/configs; None shows all.
 
     Raises:
         StoreError: There are no tables, or one cannot be read.
@@ -46,8 +39,10 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
             dataset = _dataset(tables / name, files)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"the table {tables / name} cannot be read: {error}") from error
-        if configs is not None and name in _CONFIG_TABLES:
-            dataset = dataset.filter(pc.field("config").isin(pa.array(sorted(configs), pa.string())))
+        if configs is not None and name != _OF_EVERY_RUN:
+            wanted = pa.array(sorted(configs), pa.string())
+            for column in {"config", "reference_config"} & {*dataset.schema.names}:
+                dataset = dataset.filter(pc.field(column).isin(wanted))
         connection.register(name, dataset)
     for setting in (
         "python_enable_replacements = false",  # a variable of ours is no table

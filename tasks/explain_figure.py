@@ -23,6 +23,7 @@ FORMATS = (".png", ".pdf", ".svg", ".webp")
 
 _CELL_INCHES = 1.9
 _SHEET_COLUMNS = 15  # pictures and maps side by side, so that a sheet of many methods is no ribbon
+_TOLD = ("number", "patch_id", "label", "prob", "truth")  # columns of a sheet's CSV, before the verdicts
 _VERDICT = "verdict_"
 
 
@@ -97,8 +98,8 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
         The CSV: number, patch_id, label, prob, truth, and an empty column `verdict_<method>` for each method.
 
     Raises:
-        ConfigError: The file's ending is none of `FORMATS`, there is nothing to show, or somebody has marked the CSV
-            that lies there.
+        ConfigError: The file's ending is none of `FORMATS`, there is nothing to show, or the CSV that lies there is no
+            sheet's, or somebody has marked it.
     """
     check_sheet(path)
     if not rows:
@@ -123,7 +124,7 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
     _save(figure, path)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "patch_id", "label", "prob", "truth", *(f"{_VERDICT}{method}" for method in methods)])
+    writer.writerow([*_TOLD, *(f"{_VERDICT}{method}" for method in methods)])
     for number, row in enumerate(rows, start=1):
         writer.writerow(
             [number, row.patch_id, row.label, f"{row.view.prob_of(row.label):.4f}", row.truth, *("" for _ in methods)]
@@ -134,21 +135,30 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> Path:
 
 
 def check_sheet(path: Path) -> None:
-    """Refuse a file name that no sheet can have, or whose CSV holds a person's verdicts.
+    """Refuse a file name that no sheet can have, or whose CSV may hold a person's work.
+
+    Only a CSV just as `contact_sheet` writes it, with no verdict in it, may be written anew: a spreadsheet may have
+    saved it with other separators or in another encoding, or the file may be none of ours at all.
 
     Raises:
-        ConfigError: Its ending is none of `FORMATS`, or the CSV beside it is marked.
+        ConfigError: Its ending is none of `FORMATS`, or the CSV beside it has another head than a sheet's or is marked.
     """
     check_format(path)
     table = _table_of(path)
     if not table.exists():
         return
     with table.open(encoding="utf-8", errors="replace", newline="") as file:
-        for row in csv.DictReader(file):
-            if any(str(name).startswith(_VERDICT) and value for name, value in row.items()):
-                raise ConfigError(
-                    f"{table} holds verdicts, which a new sheet would erase: move it, or choose another name"
-                )
+        reader = csv.reader(file)
+        head = next(reader, [])
+        verdicts = len(_TOLD)
+        ours = tuple(head[:verdicts]) == _TOLD and all(m.startswith(_VERDICT) for m in head[verdicts:])
+        if not ours:
+            raise ConfigError(
+                f"{table} is no sheet as it was written, its first line is {','.join(head)[:80]!r}: a spreadsheet may "
+                "have saved it its own way, with verdicts that a new sheet would erase; move it, or choose another name"
+            )
+        if any(value for row in reader for value in row[verdicts:]):
+            raise ConfigError(f"{table} holds verdicts, which a new sheet would erase: move it, or choose another name")
 
 
 def _table_of(path: Path) -> Path:

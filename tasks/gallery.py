@@ -18,6 +18,7 @@ from tasks.gallery_rows import (
     patch_rows,
     predicted_labels,
     sampled_patches,
+    splits_and_first_seed,
 )
 from tasks.gallery_sheet import ReportSheet, make_sheet
 from tasks.pictures import label_colours
@@ -80,17 +81,18 @@ def make_gallery(numbers: Numbers) -> Gallery | None:
         return None
     classifier = folders[0].keys["classifier"]
     folders = [folder for folder in folders if folder.keys["classifier"] == classifier]
-    rows = predicted_labels(numbers, folders[0])
-    if not rows:
+    there = splits_and_first_seed(numbers, folders[0])
+    if there is None:
         return None
+    splits, first_seed = there
     try:
         pixels = GalleryPixels(numbers)
     except StoreError:  # no archive.zarr: the tables were copied without the pixels
         return None
     explained = explained_folders(numbers, classifier)
-    seed = explained_seed(explained, default=min(row["seed"] for row in rows))
-    split = shown_split({row["split"] for row in rows}) or ""
-    rows = [row for row in rows if row["split"] == split and row["seed"] == seed]
+    seed = explained_seed(explained, default=first_seed)
+    split = shown_split(splits) or ""
+    rows = predicted_labels(numbers, folders[0], split, seed)
     sampled = sampled_patches(numbers, explained)
     chosen = choose_patches(rows, sampled, PATCHES)
     by_name = patch_rows(numbers, chosen)

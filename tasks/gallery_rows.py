@@ -83,13 +83,35 @@ def branch_rows(numbers: Numbers, folder: HiveFolder, seed: int, ids: Sequence[s
     return BranchRows(sr, folder.keys["config"], by_patch, scores)
 
 
-def predicted_labels(numbers: Numbers, folder: HiveFolder) -> list[dict[str, Any]]:
-    """Return patch_id, split, seed, predicted and labels of the patches without snow or cloud, or else of all."""
-    table = read_folder(folder, columns=["patch_id", "split", "seed", "predicted", "labels"])
-    scored = numbers.patches.filter(is_clean(numbers.patches))["patch_id"].combine_chunks()
-    clean = table.filter(pc.is_in(table["patch_id"], value_set=scored))
-    rows: list[dict[str, Any]] = (clean if clean.num_rows else table).sort_by("patch_id").to_pylist()
+def splits_and_first_seed(numbers: Numbers, folder: HiveFolder) -> tuple[list[str], int] | None:
+    """Return the splits of the predictions to choose from and the least of their seeds; None where there are none."""
+    found = _clean_or_all(numbers, folder_dataset(folder).to_table(columns=["patch_id", "split", "seed"]))
+    return (found["split"].unique().to_pylist(), pc.min(found["seed"]).as_py()) if found.num_rows else None
+
+
+def predicted_labels(numbers: Numbers, folder: HiveFolder, split: str, seed: int) -> list[dict[str, Any]]:
+    """Return patch_id, predicted and labels of a split's patches without snow or cloud, or else of all of them.
+
+    Args:
+        numbers: Of the run.
+        folder: A folder of tables/predictions.
+        split: Whose patches; rows of others are not read.
+        seed: Training seed, likewise.
+
+    Returns:
+        Rows, sorted by patch_id.
+    """
+    wanted = (ds.field("split") == split) & (ds.field("seed") == seed)
+    table = folder_dataset(folder).to_table(columns=["patch_id", "predicted", "labels"], filter=wanted)
+    rows: list[dict[str, Any]] = _clean_or_all(numbers, table).sort_by("patch_id").to_pylist()
     return rows
+
+
+def _clean_or_all(numbers: Numbers, rows: pa.Table) -> pa.Table:
+    """Return the rows of patches without snow or cloud; all where none is left."""
+    scored = numbers.patches.filter(is_clean(numbers.patches))["patch_id"].combine_chunks()
+    clean = rows.filter(pc.is_in(rows["patch_id"], value_set=scored))
+    return clean if clean.num_rows else rows
 
 
 def patch_rows(numbers: Numbers, ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:

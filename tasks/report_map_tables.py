@@ -216,6 +216,10 @@ class Maps:
                 "Tables of the sample are of the patches of explain.sample alone, and rank all methods on them: on no "
                 "others were the methods run that cost many passes, and were maps judged by further passes."
             )
+            notes.append(
+                "Rare labels are over-represented in the sample on purpose: its numbers compare methods, and are no "
+                "estimates for the archive."
+            )
         return notes
 
     @property

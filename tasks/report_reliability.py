@@ -152,7 +152,7 @@ def _line(sr: str, classifier: str, rows: Sequence[Mapping[str, Any]]) -> Reliab
     for row in rows:
         text = number if row["reference"] is None else signed
         name = "-".join(str(row[key]) for key in ("metric", "score", "reference") if row[key] is not None)
-        cells[name] = Cell(row["value"], text(row["value"], 4), low=row["low"], high=row["high"])
+        cells[name] = Cell(row["value"], text(row["value"], 3), low=row["low"], high=row["high"])
     return ReliabilityLine(sr, classifier, cells, max(row["n"] for row in rows))
 
 

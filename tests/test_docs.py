@@ -2,12 +2,14 @@
 
 import re
 import runpy
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import xarray as xr
@@ -17,6 +19,7 @@ from classifiers import explain, explain_methods
 from classifiers.cam.explain import METHODS
 from flows.config import RunConfig
 from infra.query import query
+from infra.tables import RELIABILITY, hive_folder, publish
 from tests.flows.stores import PROJECT, Inputs, shared_inputs
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -71,10 +74,89 @@ def test_every_explanation_method_is_told_with_its_options() -> None:
         assert ("costly" in cost) == (entry.forwards == "many")
 
 
+@pytest.fixture(scope="module")
+def tables(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference store's tables, and reliability, which it has none of: scores by hand, of this run and another."""
+    folder = tmp_path_factory.mktemp("docs") / "tables"
+    shutil.copytree(inputs.reference / "tables", folder)
+    row = {"label": "Pastures", "seed": 0, "predicted": True, "truth": None, "cluster": 0, "adjusted": True}
+    scores = (("a", "test", 0.75, 0.9), ("b", "test", 0.25, 0.9), ("c", "test", 0.25, 0.6), ("d", "train", 0.0, 0.9))
+    rows: list[dict[str, Any]] = [
+        {**row, "patch_id": name, "split": split, "reliability": score, "cluster_error_rate": 1 - score, "prob": prob}
+        for name, split, score, prob in scores
+    ]
+    rows.append({**rows[0], "patch_id": "no map", "cluster": None, "reliability": None, "cluster_error_rate": None})
+    for sr in ("none", "bicubic"):
+        keys = {"sr": sr, "classifier": "resnet18", "config": "12345678"}
+        path = hive_folder(folder / "reliability", **keys)
+        publish(path, pa.Table.from_pylist(rows, RELIABILITY), RELIABILITY, ["patch_id"])
+    return folder
+
+
 @pytest.mark.parametrize("statement", blocks(README, "sql"))
-def test_the_sql_examples_answer(inputs: Inputs, statement: str) -> None:
-    rows = query(inputs.reference / "tables", None, statement).fetchall()
+def test_the_sql_examples_answer(tables: Path, statement: str) -> None:
+    rows = query(tables, None, statement).fetchall()
     assert rows
+
+
+def of_two_classifiers(tables: Path, name: str) -> pd.DataFrame:
+    """A table of the store with the rows of a second classifier, whose numbers are a little higher."""
+    rows = pd.read_parquet(tables / name)
+    return pd.concat([rows, rows.assign(classifier="other", value=rows["value"] + 0.001)])
+
+
+def test_the_example_of_methods_has_one_row_for_each_method_and_classifier(tables: Path, tmp_path: Path) -> None:
+    """The uniform map's rows stand beside those of each method in the table."""
+    statement = next(s for s in blocks(README, "sql") if "AS judd_auc" in s)
+    rows = of_two_classifiers(tables, "explanation_metrics")
+    (tmp_path / "explanation_metrics").mkdir()
+    rows.to_parquet(tmp_path / "explanation_metrics" / "data-00000.parquet")
+    wanted = rows.query("metric == 'judd_auc' and sr == 'bicubic' and split == 'test' and subset == 'all'")
+    wanted = wanted[wanted[["reference", "label", "area_quartile"]].isna().all(axis=1)]
+    assert wanted.duplicated(["classifier", "method"]).any()
+    answer = query(tmp_path, None, statement).df()
+    methods = [("resnet18", method) for method in ("grad_cam", "random", "uniform")]
+    methods += [("other", method) for _, method in methods]
+    found = [*zip(answer["classifier"], answer["method"], strict=True)]
+    assert sorted(found) == sorted(methods)
+    for key, of_classifier in answer.groupby("classifier"):
+        assert of_classifier["judd_auc"].is_monotonic_decreasing
+        expected = wanted[wanted["classifier"] == key].groupby("method")["value"].max()
+        pd.testing.assert_series_equal(
+            of_classifier.set_index("method")["judd_auc"].sort_index(), expected, check_names=False
+        )
+
+
+def test_the_example_of_reliability_lists_the_least_reliable_first(tables: Path) -> None:
+    """Of equal ones the less sure first; without the score of no map, and of the test split alone."""
+    statement = next(s for s in blocks(README, "sql") if "FROM reliability" in s)
+    answer = query(tables, None, statement).df()
+    assert answer["patch_id"].tolist() == ["c", "c", "b", "b", "a", "a"]
+    assert answer["reliability"].tolist() == [0.25] * 4 + [0.75] * 2
+    assert query(tables, ["abcdef01"], statement).fetchall() == [], "of another run"
+
+
+def test_the_example_of_coverage_is_of_one_method_of_the_last_run(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rows of an earlier run, and of a second classifier, which must not be averaged with the first."""
+    store = tmp_path / "demo" / "store"
+    shutil.copytree(inputs.reference / "tables", store / "tables")
+    (folder,) = (store / "tables" / "explanations" / "sr=none" / "classifier=resnet18" / "method=grad_cam").iterdir()
+    rows = pd.read_parquet(next(folder.glob("*.parquet")), partitioning=None)
+    other = folder.parents[1].with_name("classifier=other") / "method=grad_cam" / folder.name
+    for path, value in ((folder.with_name("config=0000000a"), 8.0), (other, 5.0)):
+        path.mkdir(parents=True)
+        rows.assign(coverage=value).to_parquet(path / "data-00000.parquet")
+    (example,) = (text for text in blocks(README, "python") if "explained" in text and "pd." in text)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), found)
+    answer = found["coverage"]
+    expected = rows[rows["split"] == "test"].groupby("label", observed=True)["coverage"].mean()
+    ours = answer.xs("none", level="sr").xs("resnet18", level="classifier")
+    assert ours.to_dict() == pytest.approx(expected.to_dict(), nan_ok=True)
+    assert set(answer.xs("other", level="classifier")) == {5.0}
 
 
 def test_the_gain_example_is_what_pandas_finds(inputs: Inputs) -> None:

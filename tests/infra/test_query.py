@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import duckdb
@@ -7,6 +8,7 @@ import pytest
 
 from infra.errors import ConfigError, StoreError
 from infra.query import check_expression, connect, query
+from infra.tables import SCHEMAS
 
 
 def write(path: Path, **columns: list[object]) -> None:
@@ -82,6 +84,44 @@ def test_configs_are_filtered(tables: Path, configs: list[str] | None, expected:
     assert query(tables, configs, "SELECT count(*) FROM patches").fetchall() == [(3,)], "patches have no config"
     n_metrics = sum(configs is None or config in configs for config in ("12345678", "abcdef01"))
     assert query(tables, configs, "SELECT count(*) FROM metrics").fetchall() == [(n_metrics,)]
+
+
+def is_of_configs(name: str) -> bool:
+    """Whether rows of a table have a config, by its schema, or by the folders that the page of tables tells."""
+    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
+    (heading,) = re.findall(rf"^## tables/{name}(?:, .*)?$", page, re.MULTILINE)
+    return "config" in SCHEMAS[name].names or "config=" in heading
+
+
+def test_every_table_with_a_config_is_filtered(tmp_path: Path) -> None:
+    """But for tables/configs, which says what the configs of all runs stand for."""
+    for name, schema in SCHEMAS.items():
+        for config in ("12345678", "abcdef01"):
+            folder = tmp_path / name / f"config={config}"
+            if "config" in schema.names:
+                folder = tmp_path / name / "beside"
+                other: dict[str, list[object]] = {}
+                if "reference_config" in schema.names:
+                    other["reference_config"] = [config]
+                write(folder / f"{config}.parquet", config=[config], **other)
+            elif is_of_configs(name):
+                write(folder / "data-00000.parquet", n=[1])
+            else:
+                write(tmp_path / name / f"{config}.parquet", n=[1])
+    rows = {name: query(tmp_path, ["abcdef01"], f"SELECT * FROM {name}").df() for name in SCHEMAS}
+    filtered = {name for name in SCHEMAS if len(rows[name]) == 1}
+    assert filtered == {name for name in SCHEMAS if is_of_configs(name)} - {"configs"}
+    assert filtered >= {"predictions", "explanation_metrics", "quarantined_maps", "reliability", "risk_coverage"}
+    assert all(set(rows[name]["config"]) == {"abcdef01"} for name in filtered)
+    assert all(len(rows[name]) == 2 for name in SCHEMAS.keys() - filtered)
+    assert all(len(query(tmp_path, None, f"SELECT * FROM {name}").df()) == 2 for name in SCHEMAS)
+
+
+def test_a_difference_to_what_an_earlier_run_had_is_no_row_of_this_one(tmp_path: Path) -> None:
+    pairs = [("12345678", "12345678"), ("12345678", "abcdef01"), ("abcdef01", "12345678")]
+    for n, (ours, theirs) in enumerate(pairs, start=1):
+        write(tmp_path / "comparisons" / f"{n}.parquet", config=[ours], reference_config=[theirs], n=[n])
+    assert query(tmp_path, ["12345678"], "SELECT n FROM comparisons").fetchall() == [(1,)]
 
 
 @pytest.mark.parametrize(

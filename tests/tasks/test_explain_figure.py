@@ -154,6 +154,44 @@ def test_verdicts_are_never_erased(tmp_path: Path) -> None:
     assert (table.read_bytes(), path.read_bytes()) == before
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("verdict", ["pass", ""])
+def test_verdicts_that_a_spreadsheet_saved_in_its_own_way_are_not_erased(
+    tmp_path: Path, separator: str, verdict: str
+) -> None:
+    """One with a comma for decimals writes semicolons; what has no verdicts of it cannot be told from what has."""
+    path, table = tmp_path / "sheet.png", tmp_path / "sheet.csv"
+    contact_sheet(path, sheet(2))
+    with table.open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[2][-1] = verdict
+    with table.open("w", newline="", encoding="utf-8-sig" if separator == ";" else "utf-8") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    before = table.read_bytes()
+    with pytest.raises(ConfigError, match=r"sheet\.csv is no sheet as it was written.*choose another name"):
+        contact_sheet(path, sheet(2))
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "patch,label\na,b\n",
+        "number,patch_id,label,prob,truth,judgement\n",
+        "patch_id,number,label,prob,truth,verdict_cam\n",
+        "",
+        "number,patch_id,label,prob,truth,verdict_cam\n1,p,water,0.5,,,pass\n",
+    ],
+)
+def test_a_table_that_is_no_sheet_is_not_overwritten(tmp_path: Path, text: str) -> None:
+    """The last one's verdict lies in a column that its head does not name."""
+    (tmp_path / "sheet.csv").write_text(text)
+    with pytest.raises(ConfigError, match=r"sheet\.csv .*move it, or choose another name"):
+        check_sheet(tmp_path / "sheet.png")
+    (tmp_path / "sheet.csv").write_text("number,patch_id,label,prob,truth,verdict_cam\n1,p,water,0.5,,\n")
+    check_sheet(tmp_path / "sheet.png")
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     for name in ("figure.jpg", "figure", "figure.tif"):
         with pytest.raises(ConfigError, match=r"figures end in \.png, \.pdf, \.svg, \.webp"):

@@ -158,6 +158,8 @@ def test_all_methods_are_ranked_on_the_patches_of_the_sample(page: Page) -> None
         CLASSIFIERS
     )  # a branch each, and the differences
     assert "Tables of the sample are of the patches of explain.sample alone, and rank all methods on them" in page.text
+    assert page.text.count("Rare labels are over-represented in the sample on purpose") == 1
+    assert "its numbers compare methods, and are no estimates for the archive." in page.text
 
 
 def test_a_sample_of_all_patches_is_one_table(made: Made, tmp_path: Path) -> None:
@@ -168,6 +170,7 @@ def test_a_sample_of_all_patches_is_one_table(made: Made, tmp_path: Path) -> Non
     assert "average_drop" in {column.name for column in first.tables[0].columns}
     assert [table.sampled for table in first.minus] == [False]
     assert not maps_of(paths).sampled
+    assert not any("over-represented" in note for note in maps_of(paths).notes)
 
 
 def test_a_sample_that_lacks_maps_of_one_branch_is_a_table_of_its_own(made: Made, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""`superscene plan` on a small archive, by hand numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from flows.config import RunConfig
+from flows.estimate import estimate
+from infra.archives.synthetic import write_synthetic_archive
+
+PATCHES = 12
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("plan") / "archive"
+    write_synthetic_archive(root, PATCHES)
+    return root
+
+
+def planned(archive: Path, **changes: Any) -> dict[str, str]:
+    settings: dict[str, Any] = {
+        "archive": {"layout": "bigearthnet-v2", "root": archive},
+        "store": archive.parent / "store",
+        "classifiers": ["resnet18"],
+        "train": {"backbone": "random"},
+        **changes,
+    }
+    return dict(estimate(RunConfig.model_validate(settings)))
+
+
+def of_splits(archive: Path) -> pd.DataFrame:
+    return pd.read_parquet(archive / "metadata.parquet", columns=["split", "labels"])
+
+
+def test_maps_of_every_patch(archive: Path) -> None:
+    """Grad-CAM and the floor, which has one map for all labels, of 4 x 4 places without and 15 x 15 with bicubic."""
+    n = len(of_splits(archive))
+    rows = planned(archive)
+    n_bytes = 2 * n * (16 + 225) * (19 + 1)
+    assert rows["maps, before compression"] == f"{n_bytes / 1000:.3g} kB"
+    assert rows["passes of costly methods"] == "0"
+    assert rows["passes that judge maps, about"] == "0"
+
+
+def test_costly_methods_without_a_sample_see_every_patch(archive: Path) -> None:
+    n = len(of_splits(archive))
+    explain = {"methods": ["grad_cam", "rise"], "options": {"rise": {"masks": 1000}}}
+    rows = planned(archive, explain=explain, classifiers=["resnet18", "resnet50"])
+    n_bytes = 2 * 2 * n * ((16 + 225) * (19 + 1) + 2 * 120 * 120 * 19)
+    assert rows["maps, before compression"] == f"{n_bytes / 1e6:.3g} MB"
+    assert rows["passes of costly methods"] == f"{2 * 2 * 1000 * n:,} (rise {2 * 2 * 1000 * n:,})"
+    assert rows["passes that judge maps, about"] == "0"
+
+
+@pytest.mark.parametrize("labels", ["all", "true"])
+def test_a_sample_bounds_the_passes_and_has_those_that_judge(archive: Path, labels: str) -> None:
+    """Two patches of each split: three maps of 71 passes for each label, and the floor's, on two branches."""
+    truth = of_splits(archive)
+    n, sampled = len(truth), sum(min(2, count) for count in truth["split"].value_counts())
+    assert sampled < n
+    methods = ["grad_cam", "rise", "score_cam"]
+    explain = {"methods": methods, "sample": 2, "labels": labels, "options": {"rise": {"masks": 1000}}}
+    rows = planned(archive, explain=explain)
+    n_bytes = 2 * (n * (16 + 225) * (19 + 1) + sampled * ((16 + 225) * 19 + 2 * 120 * 120 * 19))
+    assert rows["maps, before compression"] == f"{n_bytes / 1e6:.3g} MB"
+    told = f"{2 * sampled * 1512:,} (rise {2 * sampled * 1000:,}, score_cam {2 * sampled * 512:,})"
+    assert rows["passes of costly methods"] == told
+    if labels == "all":
+        assert rows["passes that judge maps, at most"] == f"{2 * sampled * 71 * (3 * 19 + 1):,}"
+    else:
+        mean = truth["labels"].map(len).mean()
+        assert rows["passes that judge maps, about"] == f"{2 * sampled * 71 * (3 * mean + 1):,.0f}"
+
+
+def test_a_network_of_one_label_has_one_map(archive: Path) -> None:
+    n = len(of_splits(archive))
+    rows = planned(archive, train={"backbone": "random", "one_against_rest": "Pastures"})
+    assert rows["maps, before compression"] == f"{2 * n * (16 + 225) * 2 / 1000:.3g} kB"
+
+
+def test_without_methods_nothing_is_said_of_maps(archive: Path) -> None:
+    assert not [what for what in planned(archive, explain={"methods": []}) if "maps" in what or "passes" in what]
