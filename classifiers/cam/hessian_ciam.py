@@ -52,6 +52,8 @@ def _hessian_product(target: Target) -> Tensor:
 def _curvature(logits: Tensor, direction: Tensor, activation: Activation) -> Tensor:
     """Return the Hessian of the energy with respect to the logits times a direction, (N, L)."""
     if activation == "softmax":
+        # What all logits share is no direction of the softmax's; left in, it cancels once the largest p rounds to 1.
+        direction = direction - direction[logits.argmax(dim=1)][:, None]
         probs = logits.softmax(dim=1)
         along = probs * direction
         return along - probs * along.sum(dim=1, keepdim=True)
@@ -80,4 +82,11 @@ def _derivative(value: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _energy(logits: Tensor, activation: Activation) -> Tensor:
-    return (logits.logsumexp(dim=1) if activation == "softmax" else F.softplus(logits).sum(dim=1)).sum()
+    """Return the sum of E over patches, in terms whose second derivatives keep their digits for confident patches."""
+    if activation == "softmax":
+        # logsumexp with the largest logit taken out: its own probability never enters as 1 - p.
+        top = logits.argmax(dim=1, keepdim=True)
+        peak = logits.gather(1, top)
+        return (peak[:, 0] + (logits - peak).exp().scatter(1, top, 0.0).sum(dim=1).log1p()).sum()
+    # softplus(y) = y + softplus(-y): the curvature of softplus itself rounds to 0 from logits of 17 on.
+    return torch.where(logits > 0, logits + F.softplus(-logits), F.softplus(logits)).sum()
