@@ -44,7 +44,7 @@ def test_scale_neither_vanishes_nor_overflows(factor: float) -> None:
     ("matrix", "first"),
     [
         ([[1.0, 5.0], [1.0, -5.0]], 50.0),  # the column sums of M M' lie along the second eigenvector
-        ([[1.0, 1.0], [5.0, -5.0]], 50.0),  # those of M' M too
+        ([[1.0, 1.0], [5.0, -5.0], [0.0, 0.0]], 50.0),  # those of M' M, which is smaller
         ([[3.0, 0.0, 0.0], [0.0, 2.0, -2.0], [0.0, -2.0, 2.0]], 16.0),
     ],
 )
