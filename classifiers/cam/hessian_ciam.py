@@ -38,11 +38,13 @@ def hessian_ciam(target: Target) -> Tensor:
 def _hessian_product(target: Target) -> Tensor:
     """Return Hv up to a factor of each patch's own, (N, K, h, w), or (N, K, 1, 1) where it is constant over space."""
     if not target.is_pooled:
-        return _product_at_layer(target, target.layer or "")
+        return _product_at_layer(target)
     pooled = pool(target.activations)
     head = target.model.head
     if isinstance(head, nn.Linear):
-        product = _curvature(target.model.classify(pooled), head.weight.sum(dim=1), target.activation) @ head.weight
+        logits = target.model.classify(pooled)
+        weight = head.weight.to(logits.dtype)
+        product = _curvature(logits, weight.sum(dim=1), target.activation) @ weight
         return product[:, :, None, None].to(target.activations.dtype)
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = pooled.clone().requires_grad_()
@@ -61,10 +63,10 @@ def _curvature(logits: Tensor, direction: Tensor, activation: Activation) -> Ten
     return logits.sigmoid() * (-logits).sigmoid() * direction
 
 
-def _product_at_layer(target: Target, layer: str) -> Tensor:
-    logits, leaf = layer_graph(target.model, target.x, layer)
+def _product_at_layer(target: Target) -> Tensor:
+    logits, leaf = layer_graph(target.model, target.x, target.layer_name)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        gradient = gradient_of(_energy(logits, target.activation), leaf, layer, differentiable=True)
+        gradient = gradient_of(_energy(logits, target.activation), leaf, target.layer_name, differentiable=True)
         return _derivative(gradient.sum(), leaf)
 
 
