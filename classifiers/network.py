@@ -91,8 +91,13 @@ class Classifier(nn.Module):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return the logits (N, L) of pooled features (N, K); never in half precision, so that ranks keep."""
+        dtype = next(self.head.parameters()).dtype
         with torch.autocast(pooled.device.type, enabled=False):
-            return cast("Tensor", self.head(pooled.to(next(self.head.parameters()).dtype)))
+            if torch.promote_types(dtype, torch.float32) == dtype:
+                return cast("Tensor", self.head(pooled.to(dtype)))
+            tensors = [*self.head.named_parameters(), *self.head.named_buffers()]
+            at_full = {name: value.float() for name, value in tensors}
+            return cast("Tensor", functional_call(self.head, at_full, (pooled.float(),)))
 
     def forward_with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits (N, L) and the activations (N, K, h, w) of one forward pass over x (N, C, H, W)."""

@@ -249,9 +249,9 @@ class ShardExplanations:
                 return
             batch = batch.of_sample
         maps = self._item.entry.run(batch.target, self._options)
-        if maps.shape[-1] > self._grid:
-            maps = on_grid(maps, self._grid)
-        self._maps.add(batch.rows, maps.float().cpu().numpy())
+        # Numbers are of the maps as they are: means over a pixel of the grid would mix what speaks for and against.
+        stored = on_grid(maps, self._grid) if maps.shape[-1] > self._grid else maps
+        self._maps.add(batch.rows, stored.float().cpu().numpy())
         self._describe(batch, maps)
 
     def write(self) -> None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from numpy.typing import NDArray
 
 from classifiers import checkpoint
@@ -50,7 +51,7 @@ class PatchView:
     probs: NDArray[np.float32]
     """Of those labels."""
     maps: Mapping[str, NDArray[np.float32]]
-    """By method, raw on the patch's grid: (L, S, S), or (1, S, S) of a method without labels."""
+    """By method, rectified, then on the patch's grid: (L, S, S), or (1, S, S) of a method without labels; >= 0."""
 
     def map_of(self, method: str, label: str) -> NDArray[np.float32]:
         """Return the map (S, S) that a method makes of a label, or of the patch."""
@@ -163,7 +164,7 @@ class PatchExplainer:
             seeds = [patch_seed(place.patch_id)]
             target = Target(trained.network, trained.standardiser(x), labels, None, trained.activation, seeds=seeds)
             maps = {
-                method: on_grid(entry.run(target, options), size)[0].float().cpu().numpy()
+                method: on_grid(F.relu(entry.run(target, options)), size)[0].float().cpu().numpy()
                 for method, (entry, options) in self._methods.items()
             }
             probs = target.probabilities[0].cpu().numpy()

@@ -34,7 +34,7 @@ def create_map_store(
     """
     chunk = max(1, min(64, _CHUNK_BYTES // (2 * len(names) * size[0] * size[1])))
     of_maps: dict[str, Json] = {
-        "long_name": "activation map in units of its scale, at its own resolution",
+        "long_name": "activation map in units of its scale, at its own resolution; on the patch's grid where finer",
         "units": "1; times scale, the unit of the method",
     }
     of_scale: dict[str, Json] = {"long_name": "largest absolute value of the map; NaN for a map that is not finite"}

@@ -28,7 +28,7 @@ def ablation_cam(target: Target) -> Tensor:
     Source: Ramaswamy et al. 2020, doi:10.1109/WACV45572.2020.9093360, eq. 3 and 4, without the division of eq. 3.
     """
     if not target.is_pooled:
-        return weighted_sum(target.activations, _drops_at_layer(target, target.layer or ""))
+        return weighted_sum(target.activations, _drops_at_layer(target))
     pooled = pool(target.activations)
     if target.linear_head is not None:
         return weighted_sum(target.activations, target.pooled_gradients * pooled[:, None])
@@ -51,7 +51,7 @@ def _drops_of_head(target: Target, pooled: Tensor) -> Tensor:
     return torch.stack(drops)
 
 
-def _drops_at_layer(target: Target, layer: str) -> Tensor:
+def _drops_at_layer(target: Target) -> Tensor:
     """Return the drops (N, L, K) by passes through the network, a channel of the layer's output set to 0 in each."""
     a = target.activations
     drops = a.new_zeros(len(a), len(target.labels), a.shape[1])
@@ -59,7 +59,7 @@ def _drops_at_layer(target: Target, layer: str) -> Tensor:
         alive = (a[row] != 0).flatten(1).any(dim=1).nonzero().flatten()
         logits = target.model(image[None])[:, list(target.labels)]
         for part in torch.split(alive, images_at_once(target.x)):
-            with hooked_layer(target.model, layer, partial(_without, channels=part)):
+            with hooked_layer(target.model, target.layer_name, partial(_without, channels=part)):
                 ablated = target.model(image.expand(len(part), -1, -1, -1))
             drops[row, :, part] = (logits - ablated[:, list(target.labels)]).T.to(a.dtype)
     return drops

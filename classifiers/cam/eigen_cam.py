@@ -27,7 +27,8 @@ def first_component(matrices: Tensor) -> Tensor:
     """Return M v of each matrix, v its first right-singular vector, of either sign.
 
     The eigenvector of the smaller of M M' and M' M is found by power iteration; where the first two singular values
-    are too close for it, by a full decomposition of that small matrix.
+    are too close for it, or nothing proves that what it found is the first, by a full decomposition of that small
+    matrix.
 
     Args:
         matrices: M, (N, P, K), any range.
@@ -53,7 +54,7 @@ def first_component(matrices: Tensor) -> Tensor:
 
 
 def _power_iteration(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first eigenvector (N, P), its eigenvalue (N,), and whether each has converged."""
+    """Return the first eigenvector (N, P), its eigenvalue (N,), and whether each has converged and is the first."""
     # The column sums are no worse a start than any other, and nearly the answer where no activation is negative.
     vector = _unit(gram.sum(dim=2))
     for _ in range(_ITERATIONS):
@@ -64,7 +65,12 @@ def _power_iteration(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if bool(converged.all()):
             break
         vector = _unit(product)
-    return vector, value, converged
+    # A start without a part along the first eigenvector finds another. Two proofs that it did not: an eigenvalue above
+    # half of their sum is the largest; and without negative entries, neither has the first eigenvector any (Perron),
+    # so that column sums have a part along it.
+    half_of_all = gram.diagonal(dim1=1, dim2=2).sum(dim=1) / 2
+    is_first = (value > half_of_all) | (gram.flatten(1).amin(dim=1) >= 0)
+    return vector, value, converged & is_first
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -74,8 +80,13 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def signed(component: Tensor, reference: Tensor) -> Tensor:
     """Return components with the sign that correlates positively with a reference, both (N, P)."""
-    centred = reference - reference.mean(dim=1, keepdim=True)
-    covariance = ((component - component.mean(dim=1, keepdim=True)) * centred).sum(dim=1)
+    a, b = _of_peak_one(component), _of_peak_one(reference)  # or products of tiny values vanish
+    covariance = ((a - a.mean(dim=1, keepdim=True)) * (b - b.mean(dim=1, keepdim=True))).sum(dim=1)
     # Where either is constant there is no correlation: the sign of the scalar product remains.
-    agrees = torch.where(covariance == 0, (component * reference).sum(dim=1), covariance) >= 0
+    agrees = torch.where(covariance == 0, (a * b).sum(dim=1), covariance) >= 0
     return torch.where(agrees[:, None], component, -component)
+
+
+def _of_peak_one(values: Tensor) -> Tensor:
+    peak = values.abs().amax(dim=1, keepdim=True)
+    return values / torch.where(peak == 0, 1.0, peak)

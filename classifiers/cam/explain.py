@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -189,8 +189,9 @@ def explain(
 
     Raises:
         UnknownNameError: There is no such method, or the backbone has no such layer.
-        ConfigError: An option or a label that the method or the model does not have, one that does not fit x, a layer
-            where the method looks at the input, or a head it is not defined for.
+        ConfigError: An option or a label that the method or the model does not have, one that does not fit x, an
+            activation that there is not, not as many seeds as patches, a layer where the method looks at the input, or
+            a head it is not defined for.
         ShapeError: x is not 4-D, or too small for the network; the layer's output is not 4-D, it does not run once, or
             no logit depends on it.
     """
@@ -257,7 +258,12 @@ def _wanted_labels(
         return truth.to(target.x.device, torch.bool)
     lists = [list(item) if isinstance(item, Sequence) else [item] for item in labels]
     per_patch = any(isinstance(item, Sequence) for item in labels)
-    asked = [int(label) for item in lists for label in item]
+    if per_patch and not all(isinstance(item, Sequence) for item in labels):
+        raise ConfigError(f"labels are indices or a list of indices for each patch, not both; got {list(labels)}")
+    given = [label for item in lists for label in item]
+    if not all(isinstance(label, SupportsIndex) and not isinstance(label, bool) for label in given):
+        raise ConfigError(f"labels are indices, not truth values, names or fractions; got {list(labels)}")
+    asked = [int(label) for label in given]
     if min(asked, default=0) < 0 or max(asked, default=0) >= num_labels or not lists:
         raise ConfigError(f"the model has labels 0 to {num_labels - 1}, asked were {list(labels)}")
     if not per_patch:

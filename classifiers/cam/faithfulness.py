@@ -24,7 +24,9 @@ a curve by trapezoids of 36 steps is off by no more than 1/72 of the curve's tot
 
 @dataclass(frozen=True, slots=True)
 class Faithfulness:
-    """Numbers of every map, each (M,), float32, on the maps' device; NaN for a map that says nothing.
+    """Numbers of every map, each (M,), float32, on the maps' device.
+
+    NaN for a map that says nothing, and where a probability that a number is made of is not a number.
 
     Y is the probability of the label, O that of the input multiplied by the map, min-max scaled and enlarged.
     """
@@ -104,8 +106,8 @@ def _judged(target: Target, maps: Tensor, patch: Tensor, label: Tensor, steps: i
     ends = whole[:, None], blank[:, None]
     return torch.stack(
         [
-            torch.where(whole > masked, 100 * (whole - masked) / whole, 0.0),
-            torch.where(whole < masked, 100.0, 0.0).double(),
+            torch.where((whole == 0) & ~masked.isnan(), 0.0, 100 * (whole - masked).clamp(min=0) / whole),
+            torch.where((whole + masked).isnan(), torch.nan, 100 * (whole < masked).double()),
             torch.trapezoid(torch.cat([ends[0], deleted, ends[1]], dim=1), counts / counts[-1]),
             torch.trapezoid(torch.cat([ends[1], inserted, ends[0]], dim=1), counts / counts[-1]),
         ]

@@ -35,7 +35,7 @@ def grad_cam(target: Target) -> Tensor:
 
     Source: Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2.
     """
-    return _maps(target, grad_cam_map, lambda _, gamma: gamma)
+    return _maps(target, grad_cam_map, lambda gamma: gamma)
 
 
 def hires_cam(target: Target) -> Tensor:
@@ -43,7 +43,7 @@ def hires_cam(target: Target) -> Tensor:
 
     Source: Draelos and Carin 2020, arXiv:2011.08891, section 3.2.
     """
-    return _maps(target, hires_cam_map, lambda _, gamma: gamma)
+    return _maps(target, hires_cam_map, lambda gamma: gamma)
 
 
 def x_grad_cam(target: Target) -> Tensor:
@@ -51,7 +51,7 @@ def x_grad_cam(target: Target) -> Tensor:
 
     Source: Fu et al. 2020, arXiv:2008.02312, eq. 8.
     """
-    return _maps(target, x_grad_cam_map, lambda _, gamma: gamma)
+    return _maps(target, x_grad_cam_map, lambda gamma: gamma)
 
 
 def grad_cam_pp(target: Target) -> Tensor:
@@ -73,7 +73,7 @@ def layer_cam(target: Target) -> Tensor:
 
     Source: Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 8 and 9.
     """
-    return _maps(target, layer_cam_map, lambda _, gamma: F.relu(gamma))
+    return _maps(target, layer_cam_map, F.relu)
 
 
 def grad_cam_map(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def alpha_weights(activations: Tensor, first: Tensor, second: Tensor, third: Ten
     Source: Chattopadhay et al. 2018, arXiv:1710.11063, eq. 19.
     """
     denominator = 2 * second + activations.sum(dim=(2, 3), keepdim=True) * third
-    alpha = torch.where(denominator == 0, 0.0, second / torch.where(denominator == 0, 1.0, denominator))
+    alpha = second / denominator.masked_fill(denominator == 0, torch.inf)
     return (alpha * F.relu(first)).sum(dim=(2, 3))
 
 
@@ -172,7 +172,7 @@ def grad_cam_pp_weights(target: Target) -> Tensor:
     gamma = target.pooled_gradients / places
     gamma = gamma if gamma.ndim == 3 else gamma[None]
     denominator = 2 + gamma * a.sum(dim=(2, 3))[:, None]
-    return torch.where(denominator == 0, 0.0, places * F.relu(gamma) / torch.where(denominator == 0, 1.0, denominator))
+    return places * F.relu(gamma) / denominator.masked_fill(denominator == 0, torch.inf)
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
@@ -189,13 +189,13 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     return F.relu(torch.einsum(equation, activations, weights))
 
 
-def _maps(target: Target, definition: Definition, weight: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return the maps by the closed form, whose weights are a function of A and gamma, or by the definition."""
+def _maps(target: Target, definition: Definition, weight: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the maps by the closed form, whose weights are a function of gamma, or by the definition."""
     if not target.is_pooled:
         return _by_layer(target, definition)
     a = target.activations
     gamma = target.pooled_gradients / (a.shape[2] * a.shape[3])
-    return weighted_sum(a, weight(a, gamma))
+    return weighted_sum(a, weight(gamma))
 
 
 def _by_layer(target: Target, definition: Definition) -> Tensor:

@@ -38,11 +38,13 @@ def hessian_ciam(target: Target) -> Tensor:
 def _hessian_product(target: Target) -> Tensor:
     """Return Hv up to a factor of each patch's own, (N, K, h, w), or (N, K, 1, 1) where it is constant over space."""
     if not target.is_pooled:
-        return _product_at_layer(target, target.layer or "")
+        return _product_at_layer(target)
     pooled = pool(target.activations)
     head = target.model.head
     if isinstance(head, nn.Linear):
-        product = _curvature(target.model.classify(pooled), head.weight.sum(dim=1), target.activation) @ head.weight
+        logits = target.model.classify(pooled)
+        weight = head.weight.to(logits.dtype)
+        product = _curvature(logits, weight.sum(dim=1), target.activation) @ weight
         return product[:, :, None, None].to(target.activations.dtype)
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = pooled.clone().requires_grad_()
@@ -52,6 +54,8 @@ def _hessian_product(target: Target) -> Tensor:
 def _curvature(logits: Tensor, direction: Tensor, activation: Activation) -> Tensor:
     """Return the Hessian of the energy with respect to the logits times a direction, (N, L)."""
     if activation == "softmax":
+        # What all logits share is no direction of the softmax's; left in, it cancels once the largest p rounds to 1.
+        direction = direction - direction[logits.argmax(dim=1)][:, None]
         probs = logits.softmax(dim=1)
         along = probs * direction
         return along - probs * along.sum(dim=1, keepdim=True)
@@ -59,10 +63,10 @@ def _curvature(logits: Tensor, direction: Tensor, activation: Activation) -> Ten
     return logits.sigmoid() * (-logits).sigmoid() * direction
 
 
-def _product_at_layer(target: Target, layer: str) -> Tensor:
-    logits, leaf = layer_graph(target.model, target.x, layer)
+def _product_at_layer(target: Target) -> Tensor:
+    logits, leaf = layer_graph(target.model, target.x, target.layer_name)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        gradient = gradient_of(_energy(logits, target.activation), leaf, layer, differentiable=True)
+        gradient = gradient_of(_energy(logits, target.activation), leaf, target.layer_name, differentiable=True)
         return _derivative(gradient.sum(), leaf)
 
 
@@ -80,4 +84,11 @@ def _derivative(value: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _energy(logits: Tensor, activation: Activation) -> Tensor:
-    return (logits.logsumexp(dim=1) if activation == "softmax" else F.softplus(logits).sum(dim=1)).sum()
+    """Return the sum of E over patches, in terms whose second derivatives keep their digits for confident patches."""
+    if activation == "softmax":
+        # logsumexp with the largest logit taken out: its own probability never enters as 1 - p.
+        top = logits.argmax(dim=1, keepdim=True)
+        peak = logits.gather(1, top)
+        return (peak[:, 0] + (logits - peak).exp().scatter(1, top, 0.0).sum(dim=1).log1p()).sum()
+    # softplus(y) = y + softplus(-y): the curvature of softplus itself rounds to 0 from logits of 17 on.
+    return torch.where(logits > 0, logits + F.softplus(-logits), F.softplus(logits)).sum()

@@ -71,7 +71,8 @@ def occlusion(target: Target, options: OcclusionOptions) -> Tensor:
         ],
         dim=1,
     )
-    drops = (target.probabilities[:, None] - probs).reshape(len(x), len(in_rows), len(in_cols), -1)
+    # Not `target.probabilities`, whose activations may come of a pass in another precision than the others.
+    drops = (target.probabilities_of(x)[:, None] - probs).reshape(len(x), len(in_rows), len(in_cols), -1)
     dtype = torch.promote_types(drops.dtype, torch.float32)
     sums = torch.einsum("nijl,ih,jw->nlhw", drops.to(dtype), in_rows.to(dtype), in_cols.to(dtype))
     return sums / (in_rows.sum(dim=0)[:, None] * in_cols.sum(dim=0))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
 from classifiers.cam.gradient_family import alpha_weights, grad_cam_pp, weighted_sum
@@ -41,36 +42,38 @@ def smooth_grad_cam_pp(target: Target, options: SmoothOptions) -> Tensor:
     """
     if target.linear_head is not None:
         return grad_cam_pp(target)
-    means = _mean_powers(target, options)
-    a = target.activations
-    weights = [alpha_weights(a, *(mean[:, label] for mean in means)) for label in range(len(target.labels))]
-    return weighted_sum(a, torch.stack(weights, dim=1))
+    # Gradients are as large as the activations, for every label: no more than those of one patch are held.
+    weights = [_weights(target, row, options) for row in range(len(target.x))]
+    return weighted_sum(target.activations, torch.stack(weights))
 
 
-def _mean_powers(target: Target, options: SmoothOptions) -> list[Tensor]:
-    """Return the means of g, g^2 and g^3 over the noisy inputs, (N, L, K, h, w) each."""
-    a = target.activations
-    rows = []
-    for row, image in enumerate(target.x):
-        noise = torch.randn(
-            options.samples, *image.shape, generator=target.generator(row, options.seed), dtype=torch.float32
-        )
-        noisy = image + options.noise * noise.to(image)
-        sums = [a.new_zeros(len(target.labels), *a.shape[1:]) for _ in range(3)]
-        for sample in noisy:
-            seen = Target(target.model, sample[None], target.labels, target.layer, target.activation)
-            for label, gradient in enumerate(_gradients(seen)):
-                for power, total in enumerate(sums, start=1):
-                    total[label] += gradient**power
-        rows.append([total / options.samples for total in sums])
-    return [torch.stack(of_power) for of_power in zip(*rows, strict=True)]
+def _weights(target: Target, row: int, options: SmoothOptions) -> Tensor:
+    """Return the weights of Grad-CAM++ of one patch, from the means of g, g^2 and g^3 over noisy inputs, (L, K)."""
+    image, a = target.x[row], target.activations[row]
+    noise = torch.randn(
+        options.samples, *image.shape, generator=target.generator(row, options.seed), dtype=torch.float32
+    )
+    noisy = image + options.noise * noise.to(image)
+    # Gradients that are constant over space are kept once.
+    sums = [a.new_zeros(len(target.labels), *(a.shape[:1] if target.is_pooled else a.shape)) for _ in range(3)]
+    for sample in noisy:
+        seen = Target(target.model, sample[None], target.labels, target.layer, target.activation)
+        for label, gradient in enumerate(_gradients(seen)):
+            for power, total in enumerate(sums, start=1):
+                total[label] += gradient**power
+    first, second, third = (total / options.samples for total in sums)
+    if target.is_pooled:
+        # alpha is constant over space too: its sum over hw places is hw times itself.
+        denominator = 2 * second + a.sum(dim=(1, 2)) * third
+        alpha = second / denominator.masked_fill(denominator == 0, torch.inf)
+        return a.shape[1] * a.shape[2] * alpha * F.relu(first)
+    return alpha_weights(a[None].expand_as(first), first, second, third)
 
 
 def _gradients(target: Target) -> Iterator[Tensor]:
-    """Yield dy/dA of one input and label after label, (K, h, w)."""
+    """Yield dy/dA of one input and label after label, (K, h, w), or (K,) where it is constant over space."""
     if target.is_pooled:
-        shape = target.activations.shape[1:]
-        of_pooled = target.pooled_gradients.expand(1, -1, -1) / (shape[1] * shape[2])
-        yield from of_pooled[0, :, :, None, None].expand(-1, *shape)
+        places = target.activations.shape[2] * target.activations.shape[3]
+        yield from target.pooled_gradients.expand(1, -1, -1)[0] / places
     else:
         yield from (gradient[0] for gradient in target.gradients()[1])

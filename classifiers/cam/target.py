@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,7 @@ def check_seed(method: str, seed: int) -> None:
 class Target:
     """One batch, seen at one layer of a network in evaluation mode; each thing is computed once, on first use.
 
-    Attributes:
-        model: The classifier, in evaluation mode.
-        x: Standardised input, (N, C, H, W).
-        labels: Label indices, L of them, in the order of the maps.
-        layer: Module of the backbone that is looked at; None: the last convolutional stage, all that the head sees.
-        activation: What turns the model's logits into probabilities.
-        seeds: A number of each patch's own, for methods that draw noise.
-        channel_scores: Probabilities of x masked by one channel of the layer each, for the methods that need them.
+    What `__init__` takes lies in attributes of the same names.
     """
 
     def __init__(
@@ -65,15 +58,23 @@ class Target:
         """Look at one batch.
 
         Args:
-            model: See above.
-            x: See above.
-            labels: See above.
-            layer: See above.
-            activation: See above.
+            model: The classifier, in evaluation mode.
+            x: Standardised input, (N, C, H, W).
+            labels: Label indices, L of them, in the order of the maps.
+            layer: Module of the backbone to look at; None: the last convolutional stage, all that the head sees.
+            activation: What turns the model's logits into probabilities.
             activations: The layer's output for x, (N, K, h, w), where it is at hand.
             seeds: A number of each patch's own, N of them, for methods that draw noise; None: its place in the batch.
-            channel_scores: Those of another target for the same batch and layer.
+            channel_scores: Probabilities of x masked by one channel of the layer each, as another target for the same
+                batch and layer has them; None: none yet.
+
+        Raises:
+            ConfigError: There is no such activation, or there are not as many seeds as patches.
         """
+        if activation not in get_args(Activation):
+            raise ConfigError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")
+        if seeds is not None and len(seeds) != len(x):
+            raise ConfigError(f"{len(x)} patches need as many seeds, got {len(seeds)}")
         self.model = model
         self.x = x
         self.labels = labels
@@ -107,6 +108,11 @@ class Target:
     def is_pooled(self) -> bool:
         """Whether the head sees the layer through its spatial mean alone, so that gradients are constant over space."""
         return self.layer is None
+
+    @property
+    def layer_name(self) -> str:
+        """Name of the layer, of the last stage too."""
+        return self.model.target_layer if self.layer is None else self.layer
 
     @property
     def linear_head(self) -> nn.Linear | None:
@@ -148,7 +154,7 @@ class Target:
             UnknownNameError: The backbone has no such layer.
             ShapeError: The layer's output is not 4-D, it does not run once, or no logit depends on it.
         """
-        a, gradients = label_gradients(self.model, self.x, self.layer or self.model.target_layer, self.labels)
+        a, gradients = label_gradients(self.model, self.x, self.layer_name, self.labels)
         dtype = torch.promote_types(a.dtype, torch.float32)
         return a.to(dtype), (gradient.to(dtype) for gradient in gradients)
 

@@ -563,6 +563,39 @@ def test_maps_of_a_head_with_hidden_units_are_those_of_explain(
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3 * expected.max())
 
 
+def first_at_480(store: Plan, shard: int) -> torch.Tensor:
+    """Reflectance of a shard's first patch as the branch `bicubic` has it, (1, 3, 480, 480)."""
+    dn = np.minimum(next(iter(files_of(store, shard, ("B04", "B03", "B02")))), 3000)
+    lr = torch.from_numpy(dn[None].astype(np.float32) / 3000)
+    large = F.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
+    return (large * 3000).round() / 3000
+
+
+def test_numbers_of_signed_maps_finer_than_the_patch_are_of_the_rectified_map(
+    store: Plan, plan: Plan, tmp_path: Path
+) -> None:
+    """Occlusion's windows end within a pixel of the patch, whose mean of both signs would have one sign or none."""
+    branch = branch_of(plan, "bicubic", batch_size=2)
+    file = untrained(branch, tmp_path / "480.safetensors")
+    options: dict[str, Any] = {"window": 250, "stride": 250}
+    wanted = ExplainPlan(("occlusion",), "all", {"occlusion": options})
+    rows = rows_by_key(explained(plan, file, wanted, (3,), branch)["occlusion"].parts.read(3))
+    trained, name = checkpoint.load(file), patches_of(store, 3)[0]["patch_id"]
+    maps = classifiers.explain(trained.network, trained.standardiser(first_at_480(store, 3)), "occlusion", **options)[0]
+    differ = 0
+    for label, cam in zip(NAMES, maps, strict=True):
+        positive, signed = (m.reshape(120, 4, 120, 4).mean(dim=(1, 3)) for m in (cam.clamp(min=0), cam))
+        share = float((positive > 0).double().mean())
+        assert rows[name, label]["coverage"] == (pytest.approx(share, abs=1e-6) if share else None)
+        differ += share != float((signed > 0).double().mean())
+        mask = truth_of(store, name, label)
+        if mask.any():
+            for column in ("judd_auc", "similarity", "correlation"):
+                expected = localised(positive, mask)[column]
+                assert rows[name, label][column] == (None if expected is None else pytest.approx(expected, abs=1e-3))
+    assert differ
+
+
 def test_maps_finer_than_the_patch_are_stored_on_its_grid(store: Plan, plan: Plan, tmp_path: Path) -> None:
     """RISE on 480 pixels, of which 4 x 4 are a pixel of the patch."""
     branch = branch_of(plan, "bicubic", batch_size=2)
@@ -576,12 +609,9 @@ def test_maps_finer_than_the_patch_are_stored_on_its_grid(store: Plan, plan: Pla
         15,
         15,
     )
-    dn = np.minimum(next(iter(files_of(store, 3, ("B04", "B03", "B02")))), 3000)
     first = patches_of(store, 3)[0]
-    lr = torch.from_numpy(dn[None].astype(np.float32) / 3000)
-    large = F.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
     trained = checkpoint.load(file)
-    x = trained.standardiser((large * 3000).round() / 3000)
+    x = trained.standardiser(first_at_480(store, 3))
     maps = classifiers.explain(trained.network, x, "rise", masks=2)[0].reshape(19, 120, 4, 120, 4).mean(dim=(2, 4))
     for label in (0, 7):
         found = read_map(opened, 3 * plan.shard_size + first["row"], label)

@@ -63,7 +63,7 @@ def test_a_view_has_the_pixels_probabilities_and_maps_of_the_patch(store: Plan, 
         raw = classifiers.explain(
             trained.network, seen, method, seeds=[patch_seed(last["patch_id"])], **options.get(method, {})
         )
-        large = F.interpolate(raw, size=120, mode="bilinear")[0].numpy()
+        large = F.interpolate(raw.clamp(min=0), size=120, mode="bilinear")[0].numpy()
         for label in (0, 11):
             expected = large[label if len(large) > 1 else 0]
             found = view.map_of(method, NAMES[label])

@@ -40,6 +40,20 @@ def test_scale_neither_vanishes_nor_overflows(factor: float) -> None:
     torch.testing.assert_close(first_component(matrix * factor) / factor, first_component(matrix))
 
 
+@pytest.mark.parametrize(
+    ("matrix", "first"),
+    [
+        ([[1.0, 5.0], [1.0, -5.0]], 50.0),  # the column sums of M M' lie along the second eigenvector
+        ([[1.0, 1.0], [5.0, -5.0], [0.0, 0.0]], 50.0),  # those of M' M, which is smaller
+        ([[3.0, 0.0, 0.0], [0.0, 2.0, -2.0], [0.0, -2.0, 2.0]], 16.0),
+    ],
+)
+def test_a_start_that_misses_the_first_direction_is_noticed(matrix: list[list[float]], first: float) -> None:
+    """By hand: the largest eigenvalue of M M' is the square of the component's length."""
+    component = first_component(torch.tensor([matrix]))
+    torch.testing.assert_close(component.square().sum(), torch.tensor(first))
+
+
 def test_zeros_stay_zeros() -> None:
     assert not first_component(torch.zeros(2, 4, 5)).any()
 
@@ -50,6 +64,14 @@ def test_sign_follows_the_reference() -> None:
     assert torch.equal(signed(component, torch.tensor([[3.0, 1.0]])), component)
     assert torch.equal(signed(component, torch.tensor([[1.0, 3.0]])), -component)
     assert torch.equal(signed(-torch.ones(1, 2), torch.tensor([[1.0, 3.0]])), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_sign_follows_the_reference_at_any_scale(factor: float) -> None:
+    """In float32 the squares of these are 0, or infinite."""
+    small = torch.tensor([[1.0, -1.0]]) * factor
+    assert torch.equal(signed(-small, small), small)
+    assert torch.equal(signed(small, -small), -small)
 
 
 @pytest.mark.parametrize("layer", ["last", "deep"])

@@ -128,6 +128,19 @@ def test_maps_are_at_least_float32(method: str, head: str, layer: str | None, dt
         torch.testing.assert_close(maps.double(), maps_of(network(head), x, method, layer), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@in_every_case
+def test_half_precision_gives_the_maps_of_its_weights(
+    method: str, head: str, layer: str | None, dtype: torch.dtype
+) -> None:
+    """Differences of probabilities among them, which half precision of the head would round away."""
+    model, x = network(head).to(dtype), random_images(2, 2, 8, 7).to(dtype)
+    found = maps_of(model, x, method, layer)
+    full = maps_of(model.float(), x.float(), method, layer)
+    both = torch.stack([found.double().flatten(), full.double().flatten()])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.99
+
+
 @pytest.mark.gpu
 @in_every_case
 def test_maps_of_a_gpu_are_those_of_the_cpu(method: str, head: str, layer: str | None) -> None:

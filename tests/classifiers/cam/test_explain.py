@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,13 +52,6 @@ def test_no_patch_with_a_label_gives_no_map(model: Classifier, x: Tensor) -> Non
     assert explain(model, x, "grad_cam", "predicted", thresholds=1.1).isnan().all()
 
 
-def test_maps_do_not_depend_on_the_batch(model: Classifier, x: Tensor) -> None:
-    for layer in ("layer4", "layer2"):
-        whole = explain(model, x, "grad_cam", target_layer=layer)
-        single = torch.cat([explain(model, image[None], "grad_cam", target_layer=layer) for image in x])
-        torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-7)
-
-
 class Aside(nn.Module):
     """A backbone with a layer that leads nowhere, and one that is not a picture."""
 
@@ -99,6 +93,39 @@ def test_refuses_what_is_not_there(model: Classifier, x: Tensor) -> None:
         explain(model, x, "grad_cam", labels="predicted", thresholds=[0.5, 0.5])
     with pytest.raises(ShapeError):
         explain(model, x[0], "grad_cam")
+
+
+def test_an_unknown_activation_is_refused_before_any_pass(model: Classifier, x: Tensor) -> None:
+    with recorded(model) as batches, pytest.raises(ConfigError, match="one of sigmoid, softmax, got 'soft_max'"):
+        explain(model, x, "occlusion", activation="soft_max")  # type: ignore[arg-type]
+    assert not batches
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "random"])
+def test_seeds_are_as_many_as_patches(model: Classifier, x: Tensor, method: str) -> None:
+    for seeds in ([1], [1, 2, 3, 4], []):
+        with (
+            recorded(model) as batches,
+            pytest.raises(ConfigError, match=f"3 patches need as many seeds, got {len(seeds)}"),
+        ):
+            explain(model, x, method, seeds=seeds)
+        assert not batches
+
+
+def test_labels_are_of_one_kind(model: Classifier, x: Tensor) -> None:
+    for labels in ([0, [1], [2]], [[1], 0, 2]):
+        with pytest.raises(ConfigError, match="indices or a list of indices for each patch, not both"):
+            explain(model, x, "grad_cam", labels=labels)  # type: ignore[arg-type]
+
+
+def test_labels_are_indices(model: Classifier, x: Tensor) -> None:
+    """A mask of truth values is not taken for the indices 0 and 1."""
+    wrong: list[Any] = [[True, False], [[True], [], []], [1.5], ["0"], [[0], ["a"], []], list(np.array([True]))]
+    for labels in wrong:
+        with pytest.raises(ConfigError, match="labels are indices, not truth values, names or fractions"):
+            explain(model, x, "grad_cam", labels=labels)
+    numpys = explain(model, x, "grad_cam", labels=list(np.array([3, 0])))
+    assert torch.equal(numpys, explain(model, x, "grad_cam", labels=[3, 0]))
 
 
 def test_an_integer_for_a_float_is_that_float() -> None:

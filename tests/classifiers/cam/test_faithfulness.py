@@ -155,6 +155,37 @@ def test_maps_that_say_nothing_are_null_and_change_no_other() -> None:
     assert all(values.shape == (0,) for values in asdict(nothing).values())
 
 
+class BrokenBelow(nn.Module):
+    """Logits that are NaN where the first pooled feature lies below a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return torch.where(pooled[:, :1] < self.limit, torch.nan, self.scale * pooled[:, :1])
+
+
+@pytest.mark.parametrize("limit", [2.0, 0.75])
+def test_a_probability_that_is_not_a_number_is_no_perfect_score(limit: float) -> None:
+    """That of the whole input, and that of the half which the map keeps."""
+    x, where = torch.ones(1, 1, 4, 4), torch.zeros(1, 4, 4)
+    where[0, :2] = 1.0
+    found = judged(Target(Classifier(nn.Identity(), BrokenBelow(limit), "backbone", 1).eval(), x, (0,)), where)
+    assert all(getattr(found, name).isnan().all() for name in NAMES)
+
+
+def test_a_label_without_any_probability_cannot_drop() -> None:
+    """A logit of -800 has a probability of 0; a sixteenth of the input has -50, half of it -400, which is 0 too."""
+    head = nn.Linear(1, 1, bias=False)
+    head.weight.data.fill_(-800.0)
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0], maps[1, :2] = 1.0, 1.0
+    found = judged(Target(Classifier(nn.Identity(), head, "backbone", 1).eval(), torch.ones(2, 1, 4, 4), (0,)), maps)
+    assert (found.average_drop.tolist(), found.average_increase.tolist()) == ([0.0, 0.0], [100.0, 0.0])
+
+
 def test_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
     whole = judged(target_of(images(5)), maps)

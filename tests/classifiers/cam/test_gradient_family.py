@@ -74,8 +74,7 @@ def test_equals_the_definition_on_gradients_of_autograd(method: str, layer: str,
     model, x = network(head), images()
     maps = explain(model, x, method, target_layer=layer)
     expected = by_definition(model, x, layer, method)
-    assert expected.amax(dim=(0, 2, 3)).min() >= 0
-    assert expected.max() > 0
+    assert expected.amax(dim=(0, 2, 3)).min() > 0
     assert maps.shape == (2, 3, 7, 6)
     assert not maps.requires_grad
     torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-12)

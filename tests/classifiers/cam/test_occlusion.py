@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from classifiers.cam.explain import explain
+from classifiers.cam.occlusion import OcclusionOptions, occlusion
+from classifiers.cam.target import Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError
 from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, random_images
@@ -69,3 +71,12 @@ def test_refuses_what_it_cannot_do() -> None:
     for options in refused:
         with pytest.raises(ConfigError, match="1 <= stride <= window"):
             explain(model, x, "occlusion", **options)
+
+
+def test_activations_of_a_pass_in_lower_precision_change_nothing() -> None:
+    """Both probabilities of a difference are of the same kind of pass."""
+    model, x = convolutional("mlp"), random_images(2, 2, 8, 7)
+    coarse = Target(model, x, (0, 1, 2), activations=model.features(x).detach().bfloat16())
+    with torch.no_grad():
+        found = occlusion(coarse, OcclusionOptions(window=3))
+    torch.testing.assert_close(found, explain(model, x, "occlusion", window=3))

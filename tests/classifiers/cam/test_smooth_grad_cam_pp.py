@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from classifiers.cam.explain import explain
 from classifiers.cam.target import Target
@@ -71,6 +72,28 @@ def test_equals_the_transcription_on_the_same_noise(head: str, layer: str) -> No
     alone = explain(model, x[1:], "smooth_grad_cam_pp", target_layer=layer, seeds=[12], **options)
     torch.testing.assert_close(alone[0], found[1])
     assert not torch.allclose(found, explain(model, x, "grad_cam_pp", target_layer=layer))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
+@pytest.mark.parametrize(("head", "layer", "per_patch"), [("mlp", "last", 5 * 42), ("linear", "deep", 3 * 6 * 42)])
+def test_gradients_of_one_patch_at_most_are_held(head: str, layer: str, per_patch: int) -> None:
+    """Of 6 x 7 places: of each label where they differ between places, and never more than the activations if not."""
+    x = images(8)
+    with LargestTensor() as largest:
+        explain(network(head), x, "smooth_grad_cam_pp", target_layer=layer, samples=1)
+    assert largest.numbers <= max(len(x) * 6 * 42, per_patch)
 
 
 def test_refuses_options_without_a_meaning() -> None:
