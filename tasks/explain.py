@@ -266,17 +266,12 @@ class ShardExplanations:
 
     def _describe(self, batch: ExplainBatch, maps: Tensor) -> None:
         known = self._trained.labels
-        patch, label = np.nonzero(_wanted_labels(batch.predicted, known, self._item.labels))
+        # Of every map, not of those alone that get a row: a NaN probability predicts no label, and so has no row.
+        finite = maps.isfinite().all(dim=(2, 3)).cpu().numpy()  # (N, L), or (N, 1) without labels
+        self._faults.append(self._fault_rows(batch, finite))
+        patch, label = np.nonzero(_wanted_labels(batch.predicted, known, self._item.labels) & finite)
         of_label = label if self._item.entry.per_label else np.zeros_like(label)
         chosen = maps[torch.from_numpy(patch), torch.from_numpy(of_label)]  # (M, h, w)
-        finite = chosen.isfinite().all(dim=(1, 2)).cpu().numpy()
-        self._faults.append(self._fault_rows(batch, patch[~finite], label[~finite]))
-        patch, label, of_label, chosen = (
-            patch[finite],
-            label[finite],
-            of_label[finite],
-            chosen[torch.from_numpy(finite)],
-        )
         names = [known[i] for i in label]
         columns = {
             **self._summary(chosen),
@@ -303,12 +298,14 @@ class ShardExplanations:
             .cast(EXPLANATIONS)
         )
 
-    def _fault_rows(self, batch: ExplainBatch, patch: NDArray[np.intp], label: NDArray[np.intp]) -> pa.Table:
+    def _fault_rows(self, batch: ExplainBatch, finite: NDArray[np.bool_]) -> pa.Table:
+        patch, label = np.nonzero(~finite)
+        names = self._trained.labels if self._item.entry.per_label else (WHOLE_PATCH,)
         detail = f"the {self._item.method} map of {self._branch.sr} has values that are not finite"
         return pa.table(
             {
                 "patch_id": batch.predicted["patch_id"].take(pa.array(patch)),
-                "label": pa.array([self._trained.labels[i] for i in label], pa.string()),
+                "label": pa.array([names[i] for i in label], pa.string()),
                 "seed": batch.predicted["seed"].take(pa.array(patch)),
                 "reason": ["not finite"] * len(patch),
                 "detail": [detail] * len(patch),

@@ -25,7 +25,7 @@ from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
 from infra.zarr_store import ShardedStore
 from tasks import explain, map_store
 from tasks.branch import Branch
-from tasks.explain import QUARANTINED, Explained, ExplainPlan, patch_seed
+from tasks.explain import QUARANTINED, Explained, ExplainLabels, ExplainPlan, patch_seed
 from tasks.explained_patch import PatchExplainer
 from tasks.map_store import read_map
 from tasks.plan import Plan
@@ -353,7 +353,7 @@ def test_a_map_that_is_not_finite_is_quarantined_and_the_others_stay(
     assert [NAMES[i] for i in range(19) if nan[i]] == [labels[0]]
 
 
-def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
+def test_a_patch_s_map_that_is_not_finite_is_quarantined_once_and_has_no_row(
     store: Plan, plan: Plan, network_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a method without labels, and of a map of infinite values."""
@@ -369,9 +369,7 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
     monkeypatch.setattr(explain, "METHODS", {**METHODS, "eigen_cam": replace(entry, run=poisoned)})
     item = explained(plan, network_file, ExplainPlan(("eigen_cam",), "true"))["eigen_cam"]
     faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
-    assert [(row["patch_id"], row["label"]) for row in faults] == [
-        (bad["patch_id"], label) for label in sorted(bad["labels"], key=NAMES.index)
-    ]
+    assert [(row["patch_id"], row["label"]) for row in faults] == [(bad["patch_id"], "patch")]
     assert bad["patch_id"] not in item.parts.read(0)["patch_id"].to_pylist()
 
 
@@ -401,19 +399,28 @@ def test_maps_are_written_while_their_shard_runs_and_are_the_same(
         np.testing.assert_array_equal(stores[1].read(0, name), stores[0].read(0, name))
 
 
+@pytest.mark.parametrize("labels", ["predicted", "true", "all"])
 def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
-    store: Plan, plan: Plan, tmp_path: Path
+    store: Plan, plan: Plan, tmp_path: Path, labels: ExplainLabels
 ) -> None:
-    """Of all methods that take no passes of their own, by a channel that is NaN; random maps do not look at it."""
+    """Of all methods that take no passes of their own, by a channel that is NaN; random maps do not look at it.
+
+    Probabilities are NaN too, so that nothing is predicted; one patch has no true label. Neither hides a map.
+    """
     network = classifiers.build("resnet18", len(NAMES), 3).eval()
     with torch.no_grad():
         network.backbone.get_submodule("layer4.1.bn2").get_parameter("bias")[0] = torch.nan
     file = untrained(branch_of(store), tmp_path / "nan.safetensors", network=network)
     cheap = tuple(method for method, entry in METHODS.items() if entry.is_cheap(network))
     patches = patches_of(store, 0)
-    wanted = {(row["patch_id"], label) for row in patches for label in row["labels"] or ()}
+    assert any(row["labels"] is None for row in patches)
+    wanted = {
+        (row["patch_id"], label)
+        for row in patches
+        for label in {"predicted": (), "true": row["labels"] or (), "all": NAMES}[labels]
+    }
     sample = frozenset(row["patch_id"] for row in patches[:2])
-    items = explained(plan, file, ExplainPlan(cheap, "true", sample_size=2, sample=sample))
+    items = explained(plan, file, ExplainPlan(cheap, labels, sample_size=2, sample=sample))
     assert len(items) == len(cheap) > 9
     for method, item in items.items():
         faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
@@ -423,8 +430,10 @@ def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
             assert (len(faults), set(rows_by_key(rows))) == (0, wanted)
             assert np.isfinite(maps).all()
         else:
-            assert {(row["patch_id"], row["label"]) for row in faults} == wanted, method
-            assert (len(faults), rows.num_rows) == (len(wanted), 0)
+            of_each = NAMES if METHODS[method].per_label else ("patch",)
+            keys = [(row["patch_id"], row["label"]) for row in faults]
+            assert sorted(keys) == sorted((row["patch_id"], label) for row in patches for label in of_each), method
+            assert rows.num_rows == 0
             assert np.isnan(maps).all()
 
 
