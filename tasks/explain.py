@@ -40,7 +40,7 @@ QUARANTINED = "quarantined_maps"
 WHOLE_PATCH = "patch"
 """What the maps of a method without labels are of."""
 
-_SCHEMA = 2  # raised when a column of EXPLANATIONS comes, goes or changes
+_SCHEMA = 3  # raised when a column of EXPLANATIONS or QUARANTINED_MAPS comes, goes or changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,17 @@ def check_methods(
 
 
 def explained(
-    branch: Branch, plan: ExplainPlan, network: Classifier, seed: int, predictions: StageParts
+    branch: Branch, plan: ExplainPlan, classifier: str, network: Classifier, seed: int, digest: str
 ) -> dict[str, Explained]:
-    """Return what is made of each method for a classifier, under configs that the predictions' config determines.
+    """Return what is made of each method for a classifier; checkpoints of its other seeds change no config.
+
+    Args:
+        branch: What it sees.
+        plan: Which maps are wanted.
+        classifier: Its name.
+        network: The network explained.
+        seed: Of that network.
+        digest: SHA-256 of its checkpoint.
 
     Raises:
         UnknownNameError, ConfigError, ShapeError: As `check_methods` does.
@@ -132,10 +140,13 @@ def explained(
         determines: dict[str, Json] = {
             "method": method,
             "options": dict(values),
-            "labels": plan.labels,
+            "rows": plan.labels,
             "sample": plan.sample_digest,
-            "predictions": predictions.config,
+            "classifier": classifier,
+            "checkpoint": digest,
             "seed": seed,
+            "pixels": branch.pixels.config,
+            "labels": list(branch.inputs.format.labels),
             "schema": _SCHEMA,
         }
         parts = stage_parts(branch.paths, "explanations", determines)

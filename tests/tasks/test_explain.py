@@ -21,6 +21,7 @@ from classifiers.cam.faithfulness import judge_faithfulness
 from classifiers.cam.target import Target
 from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.errors import ConfigError, UnknownNameError
+from infra.parts import recorded_configs
 from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
 from infra.zarr_store import ShardedStore
 from tasks import explain, map_store
@@ -29,7 +30,7 @@ from tasks.explain import QUARANTINED, Explained, ExplainLabels, ExplainPlan, pa
 from tasks.explained_patch import PatchExplainer
 from tasks.map_store import read_map
 from tasks.plan import Plan
-from tasks.score import ShardScorer, create_map_stores, scored_classifier
+from tasks.score import ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
 from tests.tasks.small_store import branch_of, copied, snapshot, untrained
 from tests.tasks.test_branch import files_of
 
@@ -499,6 +500,33 @@ def test_configs_follow_whatever_determines_rows_and_maps_and_nothing_else(
     assert len({first, *others}) == 7
 
 
+def test_configs_follow_the_one_network_that_is_explained(store: Plan, plan: Plan, tmp_path: Path) -> None:
+    """Further seeds have predictions of their own, and the maps of the first stay as they are."""
+    branch = branch_of(plan)
+    files = {seed: untrained(branch, tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)}
+    wanted = ExplainPlan(("grad_cam",), "true")
+
+    def scored(seeds: Sequence[int], name: str = "resnet18", of: Branch = branch) -> ScoredClassifier:
+        return scored_classifier(of, name, {seed: files[seed] for seed in seeds}, wanted)
+
+    one = scored((0,))
+    create_map_stores(branch, [one], plan.shard_size, max(plan.shards) + 1)
+    ShardScorer(branch, [one]).run(3)
+    before = snapshot(plan.paths.root)
+    both = scored((0, 1))
+    assert both.explanations == one.explanations
+    assert both.predictions != one.predictions
+    ShardScorer(branch, [both]).run(3)
+    assert snapshot(plan.paths.root).items() >= before.items()
+    assert both.predictions.read(3)["seed"].to_pylist().count(1) == len(patches_of(store, 3))
+    clipped = branch_of(plan)
+    clipped = replace(clipped, pixels=replace(clipped.pixels, config="a0000000"))
+    others = [scored((1,)), scored((1, 0)), scored((0,), "another"), scored((0,), of=clipped)]
+    configs = [item.explanations["grad_cam"].parts.config for item in (one, *others)]
+    assert configs[1] == configs[2]  # the first of the two is explained
+    assert len(set(configs)) == 4
+
+
 def test_methods_added_later_leave_those_that_are_done_alone(plan: Plan, network_file: Path) -> None:
     explained(plan, network_file, ExplainPlan(("grad_cam",), "true"), (0, 1))
     before = snapshot(plan.paths.root)
@@ -535,13 +563,13 @@ def test_a_method_for_linear_heads_alone_is_refused_before_any_work(store: Plan,
 def test_options_that_do_not_fit_the_branch_are_refused_before_any_work(
     store: Plan, network_file: Path, method: str, options: dict[str, Any], words: str
 ) -> None:
-    before = snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations")
-    wanted = ExplainPlan((method,), options={method: options})
+    before = [row for row in recorded_configs(store.paths) if row["stage"] == "explanations"]
+    wanted = ExplainPlan(("grad_cam", method), options={method: options})
     with pytest.raises(ConfigError, match=words):
         scored_classifier(branch_of(store), "resnet18", {0: network_file}, wanted)
     with pytest.raises(ConfigError, match=words):
         PatchExplainer(branch_of(store), network_file, [method], {method: options})
-    assert snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations") == before
+    assert [row for row in recorded_configs(store.paths) if row["stage"] == "explanations"] == before
 
 
 @pytest.mark.parametrize(
