@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
 import torch
 from prefect import flow
 
@@ -18,7 +17,7 @@ from flows.config import RunConfig, TrainConfig
 from flows.progress import summary_artifact
 from flows.reliability import check_reliability, job_of_reliability, score_reliability
 from flows.run import Run, stage_task
-from infra.archives.layouts import determining, open_archive
+from infra.archives.layouts import LAYOUTS, determining, open_archive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
@@ -37,7 +36,7 @@ from tasks.evaluate import (
     publish_metrics,
 )
 from tasks.explain import ExplainPlan, check_methods
-from tasks.explain_sample import stratified_sample
+from tasks.explain_sample import planned_sample
 from tasks.explanation_metrics import FLOOR, ExplainedBranch, publish_explanation_metrics
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
@@ -326,7 +325,7 @@ def _settings(chosen: TrainConfig) -> TrainSettings:
 @stage_task
 def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) -> list[Predicted]:
     """Classify and explain every patch of one branch in one pass; return what is to be evaluated."""
-    explain = _explain_plan(run, plan, branch.inputs)
+    explain = explain_plan(run.config, branch.inputs)
     scored = [
         scored_classifier(branch, name, trained.checkpoints, explain, trained.features)
         for name, trained in models.items()
@@ -356,15 +355,20 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
     ]
 
 
-def _explain_plan(run: Run, plan: Plan, inputs: Inputs) -> ExplainPlan:
-    chosen = run.config.explain
+def explain_plan(config: RunConfig, inputs: Inputs) -> ExplainPlan:
+    """Return which maps a run wants: what RUN.yaml and the plan say, so that a failed shard does not change it.
+
+    Args:
+        config: The run.
+        inputs: What its branches see of the archive.
+    """
+    chosen = config.explain
     methods = chosen.methods
-    if methods and plan.format.has_maps and FLOOR not in methods:
+    if methods and LAYOUTS[config.archive.layout].mapped and FLOOR not in methods:
         methods = (*methods, FLOOR)  # no number of localisation says anything without it
     drawn: frozenset[str] = frozenset()
     if chosen.sample is not None:
-        columns = [inputs.patches(shard).select(["patch_id", "split", "labels"]) for shard in plan.ingested()]
-        drawn = stratified_sample(pa.concat_tables(columns), chosen.sample)
+        drawn = planned_sample(inputs, chosen.sample)
     return ExplainPlan(methods, chosen.labels, chosen.options, chosen.sample, drawn)
 
 

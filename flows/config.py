@@ -160,6 +160,11 @@ class ExplainConfig(_Section):
     options: dict[str, dict[str, OptionValue]] = Field(default_factory=dict)
     """Options of methods, by method."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _true_is_a_word(cls, labels: object) -> object:
+        return "true" if labels is True else labels  # YAML reads a bare `true` as a boolean
+
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ EXPLANATIONS = pa.schema(
 QUARANTINED_MAPS = pa.schema(
     [
         _required("patch_id", pa.string(), "Name of the patch"),
-        _required("label", pa.string(), "Label that the map should explain"),
+        _required("label", pa.string(), "Label of the map; patch: it is of none, but of the whole patch"),
         _required("seed", pa.int32(), "Training seed of the network"),
         _required("reason", pa.string(), "Kind of fault"),
         _required("detail", pa.string(), "What was found, in one sentence"),

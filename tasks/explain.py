@@ -40,7 +40,7 @@ QUARANTINED = "quarantined_maps"
 WHOLE_PATCH = "patch"
 """What the maps of a method without labels are of."""
 
-_SCHEMA = 2  # raised when a column of EXPLANATIONS comes, goes or changes
+_SCHEMA = 3  # raised when a column of EXPLANATIONS or QUARANTINED_MAPS comes, goes or changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,17 @@ def check_methods(
 
 
 def explained(
-    branch: Branch, plan: ExplainPlan, network: Classifier, seed: int, predictions: StageParts
+    branch: Branch, plan: ExplainPlan, classifier: str, network: Classifier, seed: int, digest: str
 ) -> dict[str, Explained]:
-    """Return what is made of each method for a classifier, under configs that the predictions' config determines.
+    """Return what is made of each method for a classifier; checkpoints of its other seeds change no config.
+
+    Args:
+        branch: What it sees.
+        plan: Which maps are wanted.
+        classifier: Its name.
+        network: The network explained.
+        seed: Of that network.
+        digest: SHA-256 of its checkpoint.
 
     Raises:
         UnknownNameError, ConfigError, ShapeError: As `check_methods` does.
@@ -132,10 +140,13 @@ def explained(
         determines: dict[str, Json] = {
             "method": method,
             "options": dict(values),
-            "labels": plan.labels,
+            "rows": plan.labels,
             "sample": plan.sample_digest,
-            "predictions": predictions.config,
+            "classifier": classifier,
+            "checkpoint": digest,
             "seed": seed,
+            "pixels": branch.pixels.config,
+            "labels": list(branch.inputs.format.labels),
             "schema": _SCHEMA,
         }
         parts = stage_parts(branch.paths, "explanations", determines)
@@ -266,17 +277,12 @@ class ShardExplanations:
 
     def _describe(self, batch: ExplainBatch, maps: Tensor) -> None:
         known = self._trained.labels
-        patch, label = np.nonzero(_wanted_labels(batch.predicted, known, self._item.labels))
+        # Of every map, not of those alone that get a row: a NaN probability predicts no label, and so has no row.
+        finite = maps.isfinite().all(dim=(2, 3)).cpu().numpy()  # (N, L), or (N, 1) without labels
+        self._faults.append(self._fault_rows(batch, finite))
+        patch, label = np.nonzero(_wanted_labels(batch.predicted, known, self._item.labels) & finite)
         of_label = label if self._item.entry.per_label else np.zeros_like(label)
         chosen = maps[torch.from_numpy(patch), torch.from_numpy(of_label)]  # (M, h, w)
-        finite = chosen.isfinite().all(dim=(1, 2)).cpu().numpy()
-        self._faults.append(self._fault_rows(batch, patch[~finite], label[~finite]))
-        patch, label, of_label, chosen = (
-            patch[finite],
-            label[finite],
-            of_label[finite],
-            chosen[torch.from_numpy(finite)],
-        )
         names = [known[i] for i in label]
         columns = {
             **self._summary(chosen),
@@ -303,12 +309,14 @@ class ShardExplanations:
             .cast(EXPLANATIONS)
         )
 
-    def _fault_rows(self, batch: ExplainBatch, patch: NDArray[np.intp], label: NDArray[np.intp]) -> pa.Table:
+    def _fault_rows(self, batch: ExplainBatch, finite: NDArray[np.bool_]) -> pa.Table:
+        patch, label = np.nonzero(~finite)
+        names = self._trained.labels if self._item.entry.per_label else (WHOLE_PATCH,)
         detail = f"the {self._item.method} map of {self._branch.sr} has values that are not finite"
         return pa.table(
             {
                 "patch_id": batch.predicted["patch_id"].take(pa.array(patch)),
-                "label": pa.array([self._trained.labels[i] for i in label], pa.string()),
+                "label": pa.array([names[i] for i in label], pa.string()),
                 "seed": batch.predicted["seed"].take(pa.array(patch)),
                 "reason": ["not finite"] * len(patch),
                 "detail": [detail] * len(patch),

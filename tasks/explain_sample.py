@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from itertools import cycle
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.bigearthnet.bands import S1
+from tasks.branch import Inputs
+from tasks.labels import is_clean
+from tasks.plan import planned_inputs
 
 _SHEET_SEED = 0
 
@@ -18,6 +24,23 @@ def drawn_at_random[T](items: Sequence[T], count: int) -> list[T]:
         count: Items to draw; fewer where there are no more.
     """
     return random.Random(_SHEET_SEED).sample(items, min(count, len(items)))
+
+
+def planned_sample(inputs: Inputs, size: int) -> frozenset[str]:
+    """Return the sample of an archive, drawn from its plan, so that no shard that fails makes it another one.
+
+    Patches that the plan knows to have snow or cloud are not drawn, since they are not scored; nor those without a
+    Sentinel-1 pair where the bands ask for one. A patch that is drawn and cannot be read is missing from the sample.
+
+    Args:
+        inputs: What the branches see of the archive.
+        size: Patches of each split; fewer where it has no more.
+    """
+    planned = planned_inputs(inputs.ingest)
+    planned = planned.filter(is_clean(planned))
+    if S1 in inputs.groups:
+        planned = planned.filter(pc.is_valid(planned["s1_name"]))
+    return stratified_sample(planned, size)
 
 
 def stratified_sample(patches: pa.Table, size: int) -> frozenset[str]:

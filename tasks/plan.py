@@ -173,6 +173,27 @@ def _places(plans: Sequence[Path], patch_ids: pa.Array | None) -> dict[str, int]
     return places
 
 
+def planned_inputs(parts: StageParts) -> pa.Table:
+    """Return what was known of every planned input before its pixels were read, whatever became of it since.
+
+    Args:
+        parts: Parts of the ingest stage.
+
+    Returns:
+        patch_id, split, labels, has_snow, has_cloud and s1_name, one row for each patch; of one that was planned twice,
+        since it could be read at last, the later.
+    """
+    columns = ["patch_id", "split", "labels", "has_snow", "has_cloud", "s1_name"]
+    tables = [pa.schema([PLAN_SCHEMA.field(name) for name in columns]).empty_table()]
+    settled = pa.array([], pa.string())
+    for path in reversed(_plan_files(parts)):
+        plan = pq.ParquetFile(path).read(columns=columns)
+        plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
+        settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])
+        tables.append(plan)
+    return pa.concat_tables(tables)
+
+
 def quarantined_pixels(parts: StageParts) -> pa.Table:
     """Return the quarantine rows of all ingested shards, but for inputs that have been given a new place since."""
     shards = sorted(parts.done())

@@ -101,7 +101,8 @@ def scored_classifier(
     )
     if first is None:
         raise ConfigError(f"{classifier} has no checkpoint on the branch {branch.sr}")
-    explanations = explained(branch, explain, first.network, next(iter(checkpoints)), predictions)
+    seed = next(iter(checkpoints))
+    explanations = explained(branch, explain, classifier, first.network, seed, str(digests[str(seed)]))
     return ScoredClassifier(
         classifier,
         first.name,

@@ -46,6 +46,8 @@ class LayoutSpec:
     """Options that it has use for."""
     labelled: bool
     """Whether its patches have labels."""
+    mapped: bool
+    """Whether land-cover reference maps belong to it; an archive may come without."""
     source: str
     """Where the layout is described."""
 
@@ -61,18 +63,21 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
             build=lambda root, options: BigEarthNetV2(root, options.include_flagged, options.subset),
             options=_BIGEARTHNET_OPTIONS,
             labelled=True,
+            mapped=True,
             source="Clasen et al. 2024, arXiv:2407.03653",
         ),
         "bigearthnet-v1": LayoutSpec(
             build=lambda root, options: BigEarthNetV1(root, options.include_flagged, options.subset),
             options=_BIGEARTHNET_OPTIONS,
             labelled=True,
+            mapped=False,
             source="Sumbul et al. 2019, arXiv:1902.06148",
         ),
         "scene": LayoutSpec(
             build=lambda root, options: SceneArchive(root, options.boa_add_offset),
             options=frozenset({"boa_add_offset"}),
             labelled=False,
+            mapped=False,
             source="infra/archives/scene.py",
         ),
         "image-folder": LayoutSpec(
@@ -81,6 +86,7 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
             ),
             options=frozenset({"image_size", "validation_share", "split_seed"}),
             labelled=True,
+            mapped=False,
             source="infra/archives/image_folder.py",
         ),
         "image-table": LayoutSpec(
@@ -94,6 +100,7 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
             ),
             options=frozenset({"subset", "label_table", "image_size", "validation_share", "split_seed"}),
             labelled=True,
+            mapped=False,
             source="infra/archives/image_table.py",
         ),
     }

@@ -8,6 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flows.archive import explain_plan
+from flows.config import load_config
+from infra.archives.layouts import LAYOUTS
+from infra.archives.synthetic import write_synthetic_archive
+from infra.parts import StageParts
+from infra.storage import StorePaths
+from tasks.score import scored_classifier
 from tests.flows.stores import (
     PATCHES,
     Inputs,
@@ -19,6 +26,7 @@ from tests.flows.stores import (
     superscene,
     tables,
 )
+from tests.tasks.small_store import branch_of, ingest, inputs_of, untrained, v2
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +92,43 @@ def test_prefect_keeps_a_bar_for_each_stage_and_a_summary(variants: dict[str, Pa
     assert {"ingest", "train none resnet18", "predict none", "super-resolve bicubic"} <= stages
     assert any("macro AP" in summary for summary in summaries)
     assert "COMPLETED" in states
+
+
+def test_a_shard_that_fails_to_be_ingested_changes_no_map_that_is_wanted(tmp_path: Path) -> None:
+    """Else one of them would have the maps of the whole archive made again, once it is mended."""
+    root = tmp_path / "archive"
+    write_synthetic_archive(root, PATCHES)
+    plan = ingest(v2(root), tmp_path / "store", shard_size=4)
+    run_yaml = tmp_path / "RUN.yaml"
+    run_yaml.write_text(
+        f"{{archive: {{layout: bigearthnet-v2, root: {root}}}, store: {tmp_path / 'store'}, classifiers: [resnet18],\n"
+        "train: {backbone: random}, explain: {methods: [grad_cam, rise], sample: 2}}"
+    )
+    config, branch = load_config(run_yaml), branch_of(plan)
+    file = untrained(branch, tmp_path / "0.safetensors")
+
+    def configs() -> dict[str, str]:
+        scored = scored_classifier(branch, "resnet18", {0: file}, explain_plan(config, branch.inputs))
+        return {method: item.parts.config for method, item in scored.explanations.items()}
+
+    assert len(explain_plan(config, branch.inputs).sample) == 2 * len(set(plan.shards.values()))
+    before = configs()
+    assert before.keys() == {"grad_cam", "rise", "random"}
+    for shard in plan.ingested("train")[:1] + plan.ingested("test"):
+        plan.parts.path(shard).unlink()
+        assert configs() == before
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_noise_is_added_where_maps_are_compared_with_land_cover_alone(tmp_path: Path, layout: str) -> None:
+    """Of the five layouts one has reference maps; what there are no methods for needs no floor."""
+    run_yaml = tmp_path / "RUN.yaml"
+    text = (
+        f"{{archive: {{layout: {layout}, root: /data}}, store: /store, classifiers: [resnet18],\n"
+        "sr: [none], train: {backbone: random}, explain: {methods: METHODS}}"
+    )
+    for methods, expected in (("grad_cam", ("grad_cam", "random")), ("random, cam", ("random", "cam")), ("", ())):
+        run_yaml.write_text(text.replace("METHODS", f"[{methods}]"))
+        found = explain_plan(load_config(run_yaml), inputs_of(StageParts(StorePaths(tmp_path), "ingest", "a0000000")))
+        given = tuple(methods.split(", ")) if methods else ()
+        assert found.methods == (expected if layout == "bigearthnet-v2" else given)

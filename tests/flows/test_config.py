@@ -31,6 +31,16 @@ def test_settings_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
     assert (config.train.epochs, config.sr, config.archive.subset) == (3, ("none",), "present")
 
 
+@pytest.mark.parametrize(("written_as", "labels"), [("true", "true"), ("'true'", "true"), ("all", "all")])
+def test_labels_to_explain_need_no_quotes(tmp_path: Path, written_as: str, labels: str) -> None:
+    """YAML takes a bare `true` for a boolean."""
+    config = load_config(written(tmp_path, GOOD + f"explain: {{labels: {written_as}}}"))
+    assert config.explain.labels == labels
+    changed = load_config(written(tmp_path, GOOD), [f"explain.labels={written_as}"])
+    assert changed.explain.labels == labels
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -61,6 +71,7 @@ def test_settings_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
         (GOOD + "explain: {methods: [lucky]}", ["lucky", "grad_cam"]),
         (GOOD + "explain: {methods: [cam, cam]}", ["twice"]),
         (GOOD + "explain: {sample: 0}", ["explain.sample"]),
+        (GOOD + "explain: {labels: false}", ["explain.labels", "predicted"]),
         (GOOD + "explain: {options: {rise: {masks: 4}}}", ["rise", "not among the methods"]),
         (GOOD + "explain: {methods: [rise], options: {rise: {mask: 4}}}", ["explain", "does not take mask", "masks"]),
         (GOOD + "explain: {methods: [rise], options: {rise: {masks: 0}}}", ["explain", "at least 1 mask"]),

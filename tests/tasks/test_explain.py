@@ -21,15 +21,16 @@ from classifiers.cam.faithfulness import judge_faithfulness
 from classifiers.cam.target import Target
 from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.errors import ConfigError, UnknownNameError
+from infra.parts import recorded_configs
 from infra.tables import EXPLANATIONS, QUARANTINED_MAPS
 from infra.zarr_store import ShardedStore
 from tasks import explain, map_store
 from tasks.branch import Branch
-from tasks.explain import QUARANTINED, Explained, ExplainPlan, patch_seed
+from tasks.explain import QUARANTINED, Explained, ExplainLabels, ExplainPlan, patch_seed
 from tasks.explained_patch import PatchExplainer
 from tasks.map_store import read_map
 from tasks.plan import Plan
-from tasks.score import ShardScorer, create_map_stores, scored_classifier
+from tasks.score import ScoredClassifier, ShardScorer, create_map_stores, scored_classifier
 from tests.tasks.small_store import branch_of, copied, snapshot, untrained
 from tests.tasks.test_branch import files_of
 
@@ -353,7 +354,7 @@ def test_a_map_that_is_not_finite_is_quarantined_and_the_others_stay(
     assert [NAMES[i] for i in range(19) if nan[i]] == [labels[0]]
 
 
-def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
+def test_a_patch_s_map_that_is_not_finite_is_quarantined_once_and_has_no_row(
     store: Plan, plan: Plan, network_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a method without labels, and of a map of infinite values."""
@@ -369,9 +370,7 @@ def test_a_patch_s_map_that_is_not_finite_is_quarantined_for_every_label(
     monkeypatch.setattr(explain, "METHODS", {**METHODS, "eigen_cam": replace(entry, run=poisoned)})
     item = explained(plan, network_file, ExplainPlan(("eigen_cam",), "true"))["eigen_cam"]
     faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
-    assert [(row["patch_id"], row["label"]) for row in faults] == [
-        (bad["patch_id"], label) for label in sorted(bad["labels"], key=NAMES.index)
-    ]
+    assert [(row["patch_id"], row["label"]) for row in faults] == [(bad["patch_id"], "patch")]
     assert bad["patch_id"] not in item.parts.read(0)["patch_id"].to_pylist()
 
 
@@ -401,19 +400,28 @@ def test_maps_are_written_while_their_shard_runs_and_are_the_same(
         np.testing.assert_array_equal(stores[1].read(0, name), stores[0].read(0, name))
 
 
+@pytest.mark.parametrize("labels", ["predicted", "true", "all"])
 def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
-    store: Plan, plan: Plan, tmp_path: Path
+    store: Plan, plan: Plan, tmp_path: Path, labels: ExplainLabels
 ) -> None:
-    """Of all methods that take no passes of their own, by a channel that is NaN; random maps do not look at it."""
+    """Of all methods that take no passes of their own, by a channel that is NaN; random maps do not look at it.
+
+    Probabilities are NaN too, so that nothing is predicted; one patch has no true label. Neither hides a map.
+    """
     network = classifiers.build("resnet18", len(NAMES), 3).eval()
     with torch.no_grad():
         network.backbone.get_submodule("layer4.1.bn2").get_parameter("bias")[0] = torch.nan
     file = untrained(branch_of(store), tmp_path / "nan.safetensors", network=network)
     cheap = tuple(method for method, entry in METHODS.items() if entry.is_cheap(network))
     patches = patches_of(store, 0)
-    wanted = {(row["patch_id"], label) for row in patches for label in row["labels"] or ()}
+    assert any(row["labels"] is None for row in patches)
+    wanted = {
+        (row["patch_id"], label)
+        for row in patches
+        for label in {"predicted": (), "true": row["labels"] or (), "all": NAMES}[labels]
+    }
     sample = frozenset(row["patch_id"] for row in patches[:2])
-    items = explained(plan, file, ExplainPlan(cheap, "true", sample_size=2, sample=sample))
+    items = explained(plan, file, ExplainPlan(cheap, labels, sample_size=2, sample=sample))
     assert len(items) == len(cheap) > 9
     for method, item in items.items():
         faults = item.parts.read_side(QUARANTINED, 0).to_pylist()
@@ -423,8 +431,10 @@ def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
             assert (len(faults), set(rows_by_key(rows))) == (0, wanted)
             assert np.isfinite(maps).all()
         else:
-            assert {(row["patch_id"], row["label"]) for row in faults} == wanted, method
-            assert (len(faults), rows.num_rows) == (len(wanted), 0)
+            of_each = NAMES if METHODS[method].per_label else ("patch",)
+            keys = [(row["patch_id"], row["label"]) for row in faults]
+            assert sorted(keys) == sorted((row["patch_id"], label) for row in patches for label in of_each), method
+            assert rows.num_rows == 0
             assert np.isnan(maps).all()
 
 
@@ -490,6 +500,33 @@ def test_configs_follow_whatever_determines_rows_and_maps_and_nothing_else(
     assert len({first, *others}) == 7
 
 
+def test_configs_follow_the_one_network_that_is_explained(store: Plan, plan: Plan, tmp_path: Path) -> None:
+    """Further seeds have predictions of their own, and the maps of the first stay as they are."""
+    branch = branch_of(plan)
+    files = {seed: untrained(branch, tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)}
+    wanted = ExplainPlan(("grad_cam",), "true")
+
+    def scored(seeds: Sequence[int], name: str = "resnet18", of: Branch = branch) -> ScoredClassifier:
+        return scored_classifier(of, name, {seed: files[seed] for seed in seeds}, wanted)
+
+    one = scored((0,))
+    create_map_stores(branch, [one], plan.shard_size, max(plan.shards) + 1)
+    ShardScorer(branch, [one]).run(3)
+    before = snapshot(plan.paths.root)
+    both = scored((0, 1))
+    assert both.explanations == one.explanations
+    assert both.predictions != one.predictions
+    ShardScorer(branch, [both]).run(3)
+    assert snapshot(plan.paths.root).items() >= before.items()
+    assert both.predictions.read(3)["seed"].to_pylist().count(1) == len(patches_of(store, 3))
+    clipped = branch_of(plan)
+    clipped = replace(clipped, pixels=replace(clipped.pixels, config="a0000000"))
+    others = [scored((1,)), scored((1, 0)), scored((0,), "another"), scored((0,), of=clipped)]
+    configs = [item.explanations["grad_cam"].parts.config for item in (one, *others)]
+    assert configs[1] == configs[2]  # the first of the two is explained
+    assert len(set(configs)) == 4
+
+
 def test_methods_added_later_leave_those_that_are_done_alone(plan: Plan, network_file: Path) -> None:
     explained(plan, network_file, ExplainPlan(("grad_cam",), "true"), (0, 1))
     before = snapshot(plan.paths.root)
@@ -526,13 +563,13 @@ def test_a_method_for_linear_heads_alone_is_refused_before_any_work(store: Plan,
 def test_options_that_do_not_fit_the_branch_are_refused_before_any_work(
     store: Plan, network_file: Path, method: str, options: dict[str, Any], words: str
 ) -> None:
-    before = snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations")
-    wanted = ExplainPlan((method,), options={method: options})
+    before = [row for row in recorded_configs(store.paths) if row["stage"] == "explanations"]
+    wanted = ExplainPlan(("grad_cam", method), options={method: options})
     with pytest.raises(ConfigError, match=words):
         scored_classifier(branch_of(store), "resnet18", {0: network_file}, wanted)
     with pytest.raises(ConfigError, match=words):
         PatchExplainer(branch_of(store), network_file, [method], {method: options})
-    assert snapshot(store.paths.maps(method, "x").parent, store.paths.work / "explanations") == before
+    assert [row for row in recorded_configs(store.paths) if row["stage"] == "explanations"] == before
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,20 @@
 import hashlib
+import os
 import random
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tasks.explain_sample import drawn_at_random, stratified_sample
+from infra.bigearthnet.bands import BAND_SETS, stretch_max_dn
+from infra.storage import StorePaths
+from tasks.explain_sample import drawn_at_random, planned_sample, stratified_sample
+from tasks.plan import Plan, make_plan
+from tests.tasks.small_store import MAX_DN, SHARD_SIZE, band_file, branch_of, copied, ingest, metadata, v2
 
 type Patch = tuple[str, str, list[str] | None]
 """patch_id, split, labels."""
@@ -112,3 +121,59 @@ def test_a_draw_is_the_same_of_the_same_items_and_favours_no_place() -> None:
     # Places 0..399 have a mean of 199.5; a mean of 100 of them is off by 10 (one standard error), hardly by 40.
     assert sum(int(name[1:]) for name in drawn) / 100 == pytest.approx(199.5, abs=40)
     assert drawn != sorted(drawn)
+
+
+def clean_patches(root: Path) -> list[Patch]:
+    """Patches of an archive's metadata that it does not flag."""
+    return [
+        (row["patch_id"], row["split"], row["labels"])
+        for row in metadata(root)
+        if not (row["contains_seasonal_snow"] or row["contains_cloud_or_shadow"])
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_the_sample_of_an_archive_is_drawn_from_its_metadata(store: Plan, size: int) -> None:
+    """From flagged patches not, from those of damaged pixels as from others: who could know before they are read?"""
+    root = store.paths.root.parent / "archive"
+    found = planned_sample(branch_of(store).inputs, size)
+    assert found == stratified_sample(table(clean_patches(root)), size)
+    assert len(metadata(root)) == 24
+    assert len(found) == {1: 3, 4: 12, 1000: 23}[size]
+
+
+def test_a_shard_that_failed_to_be_ingested_leaves_the_sample_as_it_is(store: Plan, tmp_path: Path) -> None:
+    plan = copied(store, tmp_path / "store")
+    for shard in (0, 3):
+        plan.parts.path(shard).unlink()
+    assert planned_sample(branch_of(plan).inputs, 4) == planned_sample(branch_of(store).inputs, 4)
+
+
+def test_an_input_that_is_mended_leaves_the_sample_as_it_is(archive_copy: Path, tmp_path: Path) -> None:
+    """It is planned twice then, and drawn once."""
+    damaged = band_file(archive_copy, clean_patches(archive_copy)[0][0])
+    sound = shutil.copy(damaged, tmp_path / "sound.tif")
+    os.truncate(damaged, 1000)
+    before = ingest(v2(archive_copy), tmp_path / "store")
+    samples = [planned_sample(branch_of(before).inputs, size) for size in (4, 1000)]
+    shutil.copy(sound, damaged)
+    after = ingest(v2(archive_copy), tmp_path / "store")
+    assert len(after.shards) == len(before.shards) + 1
+    assert [planned_sample(branch_of(after).inputs, size) for size in (4, 1000)] == samples
+    assert len(samples[1]) == 23
+
+
+def test_patches_without_the_bands_are_not_drawn(archive_copy: Path, tmp_path: Path) -> None:
+    """Sentinel-1 of every other patch is gone from the metadata."""
+    file = archive_copy / "metadata.parquet"
+    rows = pq.ParquetFile(file).read()
+    names = [name if place % 2 else None for place, name in enumerate(rows["s1_name"].to_pylist())]
+    pq.write_table(rows.set_column(rows.schema.get_field_index("s1_name"), "s1_name", pa.array(names)), file)
+    plan = make_plan(v2(archive_copy), StorePaths(tmp_path / "store"), "bigearthnet-v2", SHARD_SIZE)
+    rgb = branch_of(plan).inputs
+    bands = BAND_SETS["s1s2"]
+    both = replace(rgb, bands=bands, max_dn=stretch_max_dn(bands, MAX_DN))
+    clean = {patch for patch, *_ in clean_patches(archive_copy)}
+    with_pair = {row["patch_id"] for row in metadata(archive_copy) if row["s1_name"] is not None}
+    assert planned_sample(rgb, 1000) == clean
+    assert planned_sample(both, 1000) == clean & with_pair < clean
