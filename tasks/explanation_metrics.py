@@ -14,6 +14,7 @@ from infra.storage import StorePaths
 from infra.tables import EXPLANATION_METRICS, EXPLANATIONS, publish, read_table
 from tasks.comparisons import REFERENCES, is_compared
 from tasks.explain import Explained
+from tasks.labels import is_clean
 
 UNIFORM = "uniform"
 """What stands in the column `method` for a map without any contrast."""
@@ -100,13 +101,15 @@ def publish_explanation_metrics(paths: StorePaths, branches: Sequence[ExplainedB
     """Write tables/explanation_metrics: every method's means, and each branch's differences to none and bicubic.
 
     Beside every method stands `uniform`, what a map without any contrast scores on the same rows. Where there is a
-    sample, the means over its patches alone stand beside those over all: costly methods have no others.
+    sample, the means over its patches alone stand beside those over all: costly methods have no others. Patches with
+    snow or cloud are not scored.
 
     Args:
         paths: The store.
         branches: All maps of a run.
     """
-    patches = read_table(paths.table("patches")).select(["patch_id", "tile"])
+    patches = read_table(paths.table("patches"))
+    patches = patches.filter(is_clean(patches)).select(["patch_id", "tile"])
     of_network: dict[tuple[str, str, int], list[ExplainedBranch]] = {}
     for branch in branches:
         of_network.setdefault((branch.classifier, branch.item.method, branch.seed), []).append(branch)
@@ -153,10 +156,16 @@ def _names(branch: ExplainedBranch, method: str, reference: str | None, subset: 
 
 
 def _judged(branch: ExplainedBranch, patches: pa.Table) -> dict[str, _Judged]:
-    """Return the rows of one branch by subset; those that a method or a run does not have are left out."""
+    """Return the rows of one branch by subset; those that a method or a run does not have are left out.
+
+    Args:
+        branch: The branch.
+        patches: patch_id and tile of the patches that are scored.
+    """
     done = sorted(set(branch.shards) & branch.parts.done())
     rows = read_parts(branch.parts, done) if done else EXPLANATIONS.empty_table()
     # Sums are rounded, and ties between quarters broken, alike however the patches are spread over shards.
+    rows = rows.filter(pc.is_in(rows["patch_id"], value_set=patches["patch_id"].combine_chunks()))
     rows = rows.sort_by([("patch_id", "ascending"), ("label", "ascending")])
     values = {name: _floats(rows, name) for name in MAP_METRICS}
     area = _floats(rows, "area_share")

@@ -1,6 +1,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ COMPARED = ("judd_auc", EXCESS, ZERO, "insertion_auc")
 VALUES = ("value", "low", "high", "n")
 SHARDS = (0, 1, 2)
 N = 60
+FLAGGED = {"p03", "p04", "p06", "p09"}
+"""Patches with snow or cloud, where a test has any."""
 
 type Row = dict[str, Any]
 
@@ -76,10 +79,11 @@ def paths(tmp_path: Path) -> StorePaths:
     return found
 
 
-def patches(paths: StorePaths, tiles: Sequence[str | None]) -> None:
+def patches(paths: StorePaths, tiles: Sequence[str | None], flags: Mapping[int, Row] = MappingProxyType({})) -> None:
     common = {"shard": 0, "row": 0, "split": "all", "has_s1": False, "has_map": True, "nodata_share": 0.0}
     rows = [
-        {"patch_id": f"p{patch:02d}", "tile": tile, "source_version": "x", **common} for patch, tile in enumerate(tiles)
+        {"patch_id": f"p{patch:02d}", "tile": tile, "source_version": "x", **common, **flags.get(patch, {})}
+        for patch, tile in enumerate(tiles)
     ]
     publish(paths.table("patches"), pa.Table.from_pylist(rows, PATCHES), PATCHES, ["patch_id"])
 
@@ -180,6 +184,26 @@ def test_patches_without_tiles_are_resampled_themselves(paths: StorePaths) -> No
         draws.append(np.concatenate([by_patch[names[i]] for i in drawn]).mean())
     row = value_of(published(paths), method="grad_cam", split="train", metric="entropy")
     np.testing.assert_allclose([row["low"], row["high"]], np.percentile(draws, [2.5, 97.5]), rtol=1e-9)
+
+
+def test_patches_with_snow_or_cloud_are_not_scored(paths: StorePaths, tmp_path: Path) -> None:
+    """As if they had no rows: in no mean, floor, quarter or difference, and their tiles are not drawn."""
+    tiles: list[str | None] = [tile_of(patch) for patch in range(N)]
+    tiles[6] = "flagged"
+    tiles[9] = None
+    flags = {3: {"has_snow": True}, 4: {"has_snow": False, "has_cloud": True}, 5: {"has_snow": False}}
+    flags |= {6: {"has_snow": True, "has_cloud": False}, 9: {"has_snow": True, "has_cloud": True}}
+    patches(paths, tiles, flags)
+    branches = {"none": rows_of(1), "bicubic": rows_of(0)}
+    publish_explanation_metrics(paths, [branch_of(paths, rows, sr) for sr, rows in branches.items()])
+    other = StorePaths(tmp_path / "other")
+    patches(other, [tile_of(patch) for patch in range(N)])
+    clean = {sr: [row for row in rows if row["patch_id"] not in FLAGGED] for sr, rows in branches.items()}
+    publish_explanation_metrics(other, [branch_of(other, rows, sr) for sr, rows in clean.items()])
+    pd.testing.assert_frame_equal(published(paths), published(other), check_exact=True)
+    row = value_of(published(paths), sr="none", method="grad_cam", split="train", metric=ZERO)
+    assert row["n"] == sum(row["split"] == "train" for row in clean["none"])
+    assert {row["patch_id"] for row in branches["none"]} >= FLAGGED
 
 
 def test_one_tile_has_no_interval(paths: StorePaths) -> None:
