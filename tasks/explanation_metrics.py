@@ -97,7 +97,7 @@ class JudgeJob:
 
 
 def judge_jobs(paths: StorePaths, branches: Sequence[ExplainedBranch]) -> list[JudgeJob]:
-    """Return one job for each branch, under the config that determines its rows.
+    """Return one job for each branch, under the config that determines its rows; those of a network lie together.
 
     Call it when the maps are made: the shards that have any, of the branch and of its references, are part of the
     config, so maps of more shards are judged anew.
@@ -107,7 +107,7 @@ def judge_jobs(paths: StorePaths, branches: Sequence[ExplainedBranch]) -> list[J
         branches: All maps of a run.
     """
     jobs = []
-    for branch in branches:
+    for branch in sorted(branches, key=_network):
         references = tuple(
             other
             for other in branches
@@ -157,18 +157,21 @@ class ExplanationJudge:
     def __init__(self, paths: StorePaths, jobs: Sequence[JudgeJob]) -> None:
         self._jobs = jobs
         self._patches = _Patches.of(paths)
+        self._held: dict[str, dict[str, Rows]] = {}
 
     def run(self, item: int) -> ShardCount:
-        """Judge one job; in memory are its branch and one reference at a time."""
+        """Judge one job; in memory are its branch and its references, which the next job may have too."""
         job = self._jobs[item]
         branch = job.branch
-        ours = _subsets(branch, self._patches)
+        wanted = {one.parts.config for one in (branch, *job.references)}
+        self._held = {config: subsets for config, subsets in self._held.items() if config in wanted}
+        ours = self._subsets(branch)
         table: list[dict[str, object]] = []
         for subset, rows in ours.items():
             columns = chain(_columns(rows, branch.item.method), _uniform(rows))
             table += mean_rows(_names(branch, None, subset), rows, columns, by_quartile=True)
         for reference in job.references:
-            theirs = _subsets(reference, self._patches)
+            theirs = self._subsets(reference)
             for subset in [name for name in ours if name in theirs]:
                 first, second = _pairs(ours[subset], theirs[subset])
                 both, others = ours[subset].take(first), theirs[subset].take(second)
@@ -176,6 +179,12 @@ class ExplanationJudge:
                 table += mean_rows(_names(branch, reference.sr, subset), both, columns, by_quartile=False)
         job.parts.write(0, pa.Table.from_pylist(table, EXPLANATION_METRICS))
         return ShardCount(max((len(np.unique(rows.patch)) for rows in ours.values()), default=0))
+
+    def _subsets(self, branch: ExplainedBranch) -> dict[str, Rows]:
+        config = branch.parts.config
+        if config not in self._held:
+            self._held[config] = _subsets(branch, self._patches)
+        return self._held[config]
 
 
 def _names(branch: ExplainedBranch, reference: str | None, subset: str) -> dict[str, object]:

@@ -519,3 +519,24 @@ def test_patches_come_in_any_order_and_labels_differ_between_branches(paths: Sto
     assert of_pairs.label.dropna().tolist() == ["water"]
     assert of_pairs[["value", "n"]].to_numpy().tolist() == [[0.5, 1], [0.5, 1]]
     assert set(found[found.sr == "none"].label.dropna()) == {"sand", "water"}
+
+
+def test_what_branches_are_compared_with_is_read_once(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two methods, whose branches come in turn; after the second there is nothing left of the first."""
+    methods, sr_models = ("grad_cam", "cam"), ("none", "bicubic", "swinir_m")
+    branches = [branch_of(paths, rows_of(0), sr, method=method) for sr in sr_models for method in methods]
+    read: list[tuple[str, int]] = []
+    as_it_was = StageParts.read
+
+    def counted(parts: StageParts, shard: int) -> pa.Table:
+        read.append((parts.config, shard))
+        return as_it_was(parts, shard)
+
+    monkeypatch.setattr(StageParts, "read", counted)
+    jobs = judge_jobs(paths, branches)
+    worker = ExplanationJudge(paths, jobs)
+    for item in range(len(jobs)):
+        worker.run(item)
+        last = {branch.parts.config for branch in (jobs[item].branch, *jobs[item].references)}
+        assert worker._held.keys() == last
+    assert sorted(read) == sorted(product((branch.parts.config for branch in branches), SHARDS))
