@@ -37,7 +37,13 @@ from tasks.evaluate import (
 )
 from tasks.explain import ExplainPlan, check_methods
 from tasks.explain_sample import planned_sample
-from tasks.explanation_metrics import FLOOR, ExplainedBranch, publish_explanation_metrics
+from tasks.explanation_metrics import (
+    FLOOR,
+    ExplainedBranch,
+    ExplanationJudge,
+    judge_jobs,
+    publish_explanation_metrics,
+)
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
 from tasks.models_from import borrowed_checkpoints
@@ -49,6 +55,7 @@ from tasks.reliability import ReliabilityJob
 from tasks.report import write_report
 from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
+from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
@@ -375,7 +382,19 @@ def explain_plan(config: RunConfig, inputs: Inputs) -> ExplainPlan:
 @stage_task
 def judge_maps(run: Run, branches: list[ExplainedBranch]) -> None:
     """Score how well the maps point, and compare the branches."""
-    publish_explanation_metrics(run.paths, branches)
+    jobs = judge_jobs(run.paths, branches)
+    if not jobs:
+        return
+    run.stage_of(
+        "judge maps",
+        partial(ExplanationJudge, run.paths, jobs),
+        [PartsOfItems([(job.parts, 0) for job in jobs])],
+        list(range(len(jobs))),
+        {job.parts: [0] for job in jobs},
+        run.resources.without_gpu(),
+    )
+    for job in jobs:
+        publish_explanation_metrics(job)
 
 
 @stage_task

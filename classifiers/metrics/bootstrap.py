@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ type Clusters = Sequence[int] | Sequence[str] | NDArray[np.generic] | None
 
 COUNTS_AT_ONCE = 1 << 22
 """Bounds the memory of multiplicities: resamples at once times clusters."""
+
+COUNTS_KEPT = 1 << 18
+"""Up to so many multiplicities are kept for the next one who asks, and 64 times as many in all."""
 
 
 class Interval(NamedTuple):
@@ -74,13 +78,26 @@ def cluster_counts(n_clusters: int, n_resamples: int, seed: int) -> Iterator[Flo
         raise ConfigError(f"a bootstrap needs at least one resample, got {n_resamples}")
     if n_clusters < 2:
         return
+    if n_clusters * n_resamples <= min(COUNTS_KEPT, COUNTS_AT_ONCE):
+        yield _few_counts(n_clusters, n_resamples, seed)
+        return
     rng = np.random.default_rng(seed)
     at_once = max(1, COUNTS_AT_ONCE // n_clusters)
     for start in range(0, n_resamples, at_once):
-        size = min(at_once, n_resamples - start)
-        yield np.stack(
-            [np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters) for _ in range(size)]
-        ).astype(np.float64)
+        yield _drawn(rng, n_clusters, min(at_once, n_resamples - start))
+
+
+@lru_cache(maxsize=64)
+def _few_counts(n_clusters: int, n_resamples: int, seed: int) -> Floats:
+    """Return all multiplicities at once, read-only, since others get the same array."""
+    counts = _drawn(np.random.default_rng(seed), n_clusters, n_resamples)
+    counts.setflags(write=False)
+    return counts
+
+
+def _drawn(rng: np.random.Generator, n_clusters: int, n_resamples: int) -> Floats:
+    counts = [np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters) for _ in range(n_resamples)]
+    return np.stack(counts).astype(np.float64)
 
 
 def seed_counts(n_seeds: int, n_resamples: int, seed: int) -> Floats:
@@ -118,8 +135,28 @@ def bootstrap_means(
         np.stack([np.bincount(index, column, minlength=n_clusters) for column in columns.T], axis=1)
         for columns in (np.where(known, table, 0.0), known)
     )
+    return means_of_sums(sums, counts, n_resamples, seed)
+
+
+def means_of_sums(sums: Floats, counts: Floats, n_resamples: int = 1000, seed: int = 0) -> tuple[Interval, ...]:
+    """Return what `bootstrap_means` does, of values that are summed over each cluster already.
+
+    Args:
+        sums: Sum of each column's values, (C, K), in the order of the clusters' names; 0 where there are none.
+        counts: How many values that are, (C, K).
+        n_resamples: At least 1.
+        seed: As there.
+
+    Raises:
+        ConfigError: n_resamples is below 1.
+    """
     means = ratio(sums.sum(axis=0), counts.sum(axis=0), otherwise=np.nan)
-    weights = cluster_counts(n_clusters, n_resamples, seed)
-    none = np.empty((0, table.shape[1]))
+    weights = cluster_counts(len(sums), n_resamples, seed)
+    none = np.empty((0, sums.shape[1]))
     draws = np.concatenate([none, *(ratio(w @ sums, w @ counts, otherwise=np.nan) for w in weights)])
-    return tuple(interval_of(mean, column) for mean, column in zip(means, draws.T, strict=True))
+    whole = np.flatnonzero(~np.isnan(draws).any(axis=0) & (len(draws) > 0))  # as a rule all, and then at once
+    bounds = np.percentile(draws[:, whole], [2.5, 97.5], axis=0).T if len(whole) else ()
+    at_once = {
+        k: Interval(float(means[k]), float(low), float(high)) for k, (low, high) in zip(whole, bounds, strict=True)
+    }
+    return tuple(at_once.get(k) or interval_of(means[k], draws[:, k]) for k in range(len(means)))

@@ -1,6 +1,8 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.parts import StageParts
+from infra.ray_pool import Done, Failed, Resources
 from infra.storage import StorePaths
 from infra.tables import EXPLANATION_METRICS, EXPLANATIONS, PATCHES, publish, read_table
+from tasks import stage
 from tasks.explain import Explained
-from tasks.explanation_metrics import EXCESS, MAP_METRICS, UNIFORM, ZERO, ExplainedBranch, publish_explanation_metrics
+from tasks.explanation_metrics import (
+    EXCESS,
+    MAP_METRICS,
+    UNIFORM,
+    ZERO,
+    ExplainedBranch,
+    ExplanationJudge,
+    JudgeJob,
+    judge_jobs,
+    publish_explanation_metrics,
+)
+from tasks.stage import PartsOfItems, ShardCount, StageReport
 
 LABELS = ("forest", "sand", "water")
 IOUS = ("iou_95", "iou_90", "iou_85", "iou_80", "iou_75")
@@ -22,8 +37,11 @@ COMPARED = ("judd_auc", EXCESS, ZERO, "insertion_auc")
 VALUES = ("value", "low", "high", "n")
 SHARDS = (0, 1, 2)
 N = 60
+FLAGGED = {"p03", "p04", "p06", "p09"}
+"""Patches with snow or cloud, where a test has any."""
 
 type Row = dict[str, Any]
+type Outcome = Done[ShardCount] | Failed
 
 
 def rows_of(seed: int) -> list[Row]:
@@ -76,12 +94,23 @@ def paths(tmp_path: Path) -> StorePaths:
     return found
 
 
-def patches(paths: StorePaths, tiles: Sequence[str | None]) -> None:
+def patches(paths: StorePaths, tiles: Sequence[str | None], flags: Mapping[int, Row] = MappingProxyType({})) -> None:
     common = {"shard": 0, "row": 0, "split": "all", "has_s1": False, "has_map": True, "nodata_share": 0.0}
     rows = [
-        {"patch_id": f"p{patch:02d}", "tile": tile, "source_version": "x", **common} for patch, tile in enumerate(tiles)
+        {"patch_id": f"p{patch:02d}", "tile": tile, "source_version": "x", **common, **flags.get(patch, {})}
+        for patch, tile in enumerate(tiles)
     ]
     publish(paths.table("patches"), pa.Table.from_pylist(rows, PATCHES), PATCHES, ["patch_id"])
+
+
+def judge(paths: StorePaths, branches: Sequence[ExplainedBranch]) -> None:
+    """Judge and publish all branches, in this process."""
+    jobs = judge_jobs(paths, branches)
+    worker = ExplanationJudge(paths, jobs)
+    for item in range(len(jobs)):
+        worker.run(item)
+    for job in jobs:
+        publish_explanation_metrics(job)
 
 
 def published(paths: StorePaths) -> pd.DataFrame:
@@ -121,7 +150,7 @@ def of_subsets(frame: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, list[str]]]
 def test_values_are_the_means_that_pandas_has(paths: StorePaths) -> None:
     """Of every metric: of all labels, and of each; over all patches, and over the sample."""
     rows = rows_of(0)
-    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    judge(paths, [branch_of(paths, rows)])
     found, frame = published(paths), with_derived(rows)
     of_method = found[(found.method == "grad_cam") & found.area_quartile.isna()]
     seen = 0
@@ -141,7 +170,7 @@ def test_values_are_the_means_that_pandas_has(paths: StorePaths) -> None:
 
 def test_intervals_are_those_of_a_loop_over_resampled_tiles(paths: StorePaths) -> None:
     rows = rows_of(0)
-    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    judge(paths, [branch_of(paths, rows)])
     frame = with_derived(rows)
     cases = (
         ("all", "train", None, "judd_auc"),
@@ -170,7 +199,7 @@ def test_patches_without_tiles_are_resampled_themselves(paths: StorePaths) -> No
     """Even where one alone has none: as many clusters as patches."""
     patches(paths, [None if patch == 5 else tile_of(patch) for patch in range(N)])
     rows = rows_of(1)
-    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    judge(paths, [branch_of(paths, rows)])
     frame = with_derived(rows)
     chosen = frame[frame.split == "train"]
     by_patch = {str(name): group["entropy"].dropna().to_numpy() for name, group in chosen.groupby("patch_id")}
@@ -182,9 +211,29 @@ def test_patches_without_tiles_are_resampled_themselves(paths: StorePaths) -> No
     np.testing.assert_allclose([row["low"], row["high"]], np.percentile(draws, [2.5, 97.5]), rtol=1e-9)
 
 
+def test_patches_with_snow_or_cloud_are_not_scored(paths: StorePaths, tmp_path: Path) -> None:
+    """As if they had no rows: in no mean, floor, quarter or difference, and their tiles are not drawn."""
+    tiles: list[str | None] = [tile_of(patch) for patch in range(N)]
+    tiles[6] = "flagged"
+    tiles[9] = None
+    flags = {3: {"has_snow": True}, 4: {"has_snow": False, "has_cloud": True}, 5: {"has_snow": False}}
+    flags |= {6: {"has_snow": True, "has_cloud": False}, 9: {"has_snow": True, "has_cloud": True}}
+    patches(paths, tiles, flags)
+    branches = {"none": rows_of(1), "bicubic": rows_of(0)}
+    judge(paths, [branch_of(paths, rows, sr) for sr, rows in branches.items()])
+    other = StorePaths(tmp_path / "other")
+    patches(other, [tile_of(patch) for patch in range(N)])
+    clean = {sr: [row for row in rows if row["patch_id"] not in FLAGGED] for sr, rows in branches.items()}
+    judge(other, [branch_of(other, rows, sr) for sr, rows in clean.items()])
+    pd.testing.assert_frame_equal(published(paths), published(other), check_exact=True)
+    row = value_of(published(paths), sr="none", method="grad_cam", split="train", metric=ZERO)
+    assert row["n"] == sum(row["split"] == "train" for row in clean["none"])
+    assert {row["patch_id"] for row in branches["none"]} >= FLAGGED
+
+
 def test_one_tile_has_no_interval(paths: StorePaths) -> None:
     patches(paths, ["T0"] * N)
-    publish_explanation_metrics(paths, [branch_of(paths, rows_of(0))])
+    judge(paths, [branch_of(paths, rows_of(0))])
     found = published(paths)
     assert found.low.isna().all()
     assert found.high.isna().all()
@@ -201,7 +250,7 @@ def test_differences_are_of_the_patches_and_labels_that_both_have(paths: StorePa
         branch_of(paths, rows_of(4), "bicubic", method="cam"),
         branch_of(paths, rows_of(5), "bicubic", seed=4, config="another-seed"),
     ]
-    publish_explanation_metrics(paths, branches)
+    judge(paths, branches)
     found = published(paths)
     pairs = {(str(row.sr), str(row.reference)) for row in found[found.reference.notna()].itertuples() if row.seed == 3}
     assert pairs == {("swinir_m", "none"), ("swinir_m", "bicubic"), ("bicubic", "none")}
@@ -233,7 +282,7 @@ def test_differences_are_of_the_patches_and_labels_that_both_have(paths: StorePa
 def test_a_uniform_map_scores_what_chance_gives_on_the_same_rows(paths: StorePaths) -> None:
     """Against noise: the pixels of a uniform map in a random order, drawn anew for each mask."""
     rows = rows_of(0)
-    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    judge(paths, [branch_of(paths, rows)])
     found, frame = published(paths), with_derived(rows)
     of_split = frame[frame.split == "train"]
     rng, pixels = np.random.default_rng(0), 120**2
@@ -261,7 +310,7 @@ def test_a_uniform_map_scores_what_chance_gives_on_the_same_rows(paths: StorePat
 
 def test_quarters_are_by_area_the_smallest_first(paths: StorePaths) -> None:
     rows = rows_of(0)
-    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    judge(paths, [branch_of(paths, rows)])
     found, frame = published(paths), with_derived(rows)
     for (subset, (of_subset, _)), split in product(of_subsets(frame).items(), ("train", "test")):
         of_split = of_subset[of_subset.split == split]
@@ -309,7 +358,7 @@ def test_a_costly_method_stands_beside_cheap_ones_and_floors_on_the_sample(paths
             sampled=True,
         ),
     ]
-    publish_explanation_metrics(paths, branches)
+    judge(paths, branches)
     found = published(paths)
     of_bicubic = found[(found.sr == "bicubic") & found.label.isna() & found.area_quartile.isna()]
 
@@ -344,11 +393,11 @@ def test_a_costly_method_stands_beside_cheap_ones_and_floors_on_the_sample(paths
 def test_without_a_sample_there_is_one_row_of_each_name(paths: StorePaths, tmp_path: Path) -> None:
     """A costly method saw every patch then; a sample only adds to it."""
     rows = rows_of(0)
-    publish_explanation_metrics(paths, [branch_of(paths, rows)])
+    judge(paths, [branch_of(paths, rows)])
     other = StorePaths(tmp_path / "other")
     patches(other, [tile_of(patch) for patch in range(N)])
     unjudged = [row | dict.fromkeys(FAITHFUL) | {"sampled": False} for row in rows]
-    publish_explanation_metrics(other, [branch_of(other, unjudged)])
+    judge(other, [branch_of(other, unjudged)])
     with_sample, without = published(paths), published(other)
     assert set(without.subset) == {"all"}
     pd.testing.assert_frame_equal(
@@ -360,7 +409,7 @@ def test_without_a_sample_there_is_one_row_of_each_name(paths: StorePaths, tmp_p
 
 def test_shards_and_the_order_of_their_rows_change_nothing(paths: StorePaths, tmp_path: Path) -> None:
     rows = rows_of(0)
-    publish_explanation_metrics(paths, [branch_of(paths, rows), branch_of(paths, rows_of(1), "none")])
+    judge(paths, [branch_of(paths, rows), branch_of(paths, rows_of(1), "none")])
     other = StorePaths(tmp_path / "other")
     patches(other, [tile_of(patch) for patch in range(N)])
     branches: list[ExplainedBranch] = []
@@ -370,7 +419,7 @@ def test_shards_and_the_order_of_their_rows_change_nothing(paths: StorePaths, tm
             of_shard = mixed[shard :: len(SHARDS)]
             branch.parts.write(shard, pa.Table.from_pylist(of_shard, EXPLANATIONS))
         branches.append(branch)
-    publish_explanation_metrics(other, branches)
+    judge(other, branches)
     keys = [name for name in EXPLANATION_METRICS.names if name not in VALUES]
     first, second = (published(p).sort_values(keys, ignore_index=True) for p in (paths, other))
     pd.testing.assert_frame_equal(first, second, check_exact=True)
@@ -378,7 +427,7 @@ def test_shards_and_the_order_of_their_rows_change_nothing(paths: StorePaths, tm
 
 def test_a_branch_without_any_part_has_no_rows_and_says_so(paths: StorePaths) -> None:
     branches = [branch_of(paths, rows_of(0), "bicubic", shards=()), branch_of(paths, rows_of(1), "none")]
-    publish_explanation_metrics(paths, branches)
+    judge(paths, branches)
     found = published(paths)
     assert set(found.sr) == {"none"}
     assert completeness(paths) == {"bicubic": b"false", "none": b"true"}
@@ -386,10 +435,10 @@ def test_a_branch_without_any_part_has_no_rows_and_says_so(paths: StorePaths) ->
 
 def test_a_missing_shard_of_the_reference_makes_a_comparison_incomplete(paths: StorePaths) -> None:
     branches = [branch_of(paths, rows_of(0), "bicubic"), branch_of(paths, rows_of(1), "none", shards=(0, 1))]
-    publish_explanation_metrics(paths, branches)
+    judge(paths, branches)
     assert completeness(paths) == {"bicubic": b"false", "none": b"false"}
     branches[1] = branch_of(paths, rows_of(1), "none")
-    publish_explanation_metrics(paths, branches)
+    judge(paths, branches)
     assert completeness(paths) == {"bicubic": b"true", "none": b"true"}
 
 
@@ -398,3 +447,96 @@ def completeness(paths: StorePaths) -> Mapping[str, bytes]:
         path.name.split("-")[0]: pq.ParquetFile(path).schema_arrow.metadata[b"superscene.complete"]
         for path in paths.table("explanation_metrics").glob("*.parquet")
     }
+
+
+def part_times(jobs: Sequence[JudgeJob]) -> list[int]:
+    return [job.parts.path(0).stat().st_mtime_ns for job in jobs]
+
+
+def run_judge(paths: StorePaths, branches: Sequence[ExplainedBranch], failing: str = "") -> StageReport:
+    """The stage as a run has it, its pool in this process; the items of one SR model may fail."""
+    jobs = judge_jobs(paths, branches)
+    work = PartsOfItems([(job.parts, 0) for job in jobs])
+
+    def pool(build: Callable[[], ExplanationJudge], items: Sequence[int], _: Resources) -> Iterator[Outcome]:
+        for item in items:
+            if jobs[item].branch.sr == failing:
+                yield Failed(item, 1, "killed")
+            else:
+                yield Done(item, build().run(item))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "run_pool", pool)
+        report = stage.run_stage(
+            "judge maps", partial(ExplanationJudge, paths, jobs), [work], list(range(len(jobs))), Resources()
+        )
+    for job in jobs:
+        publish_explanation_metrics(job)
+    return report
+
+
+def test_a_second_run_judges_nothing_and_one_with_more_shards_what_they_change(paths: StorePaths) -> None:
+    """Of three branches: swinir_m is compared with bicubic and none, bicubic with none, and none with nothing."""
+    seeds = {"none": 0, "bicubic": 1, "swinir_m": 2}
+    branches = [branch_of(paths, rows_of(seed), sr, shards=(0, 1)) for sr, seed in seeds.items()]
+    first = run_judge(paths, branches)
+    assert (first.done, first.skipped) == (3, 0)
+    assert first.patches == sum(
+        len({row["patch_id"] for row in rows_of(seed) if int(row["patch_id"][1:]) % 3 < 2}) for seed in seeds.values()
+    )
+    before, times = published(paths), part_times(judge_jobs(paths, branches))
+    again = run_judge(paths, branches)
+    assert (again.done, again.skipped) == (0, 3)
+    assert part_times(judge_jobs(paths, branches)) == times
+    pd.testing.assert_frame_equal(published(paths), before, check_exact=True)
+    for sr, n_done in (("swinir_m", 1), ("bicubic", 2), ("none", 3)):
+        whole = branch_of(paths, rows_of(seeds[sr]), sr)
+        branches = [whole if branch.sr == sr else branch for branch in branches]
+        more = run_judge(paths, branches)
+        assert (more.done, more.skipped) == (n_done, 3 - n_done)
+    assert completeness(paths) == dict.fromkeys(seeds, b"true")
+    assert published(paths).n.max() > before.n.max()
+
+
+def test_what_was_judged_before_a_run_died_is_kept(paths: StorePaths) -> None:
+    branches = [branch_of(paths, rows_of(seed), sr) for seed, sr in enumerate(("none", "bicubic"))]
+    died = run_judge(paths, branches, failing="bicubic")
+    assert (died.done, [failure.shard for failure in died.failures]) == (1, [1])
+    assert set(published(paths).sr) == {"none"}
+    assert completeness(paths) == {"none": b"true", "bicubic": b"false"}
+    resumed = run_judge(paths, branches)
+    assert (resumed.done, resumed.skipped, resumed.complete) == (1, 1, True)
+    assert completeness(paths) == {"none": b"true", "bicubic": b"true"}
+
+
+def test_patches_come_in_any_order_and_labels_differ_between_branches(paths: StorePaths) -> None:
+    """By hand: of two branches' maps only those of p2 and water are of one patch and label."""
+    ours = [scored(2, 0.75, 0.5, 1, label="water"), scored(1, 0.5, 0.5, 1, label="forest")]
+    theirs = [scored(2, 0.5, 0.5, 0, label="sand"), scored(2, 0.25, 0.5, 0, label="water"), scored(1, 1.0, 0.5, 0)]
+    judge(paths, [branch_of(paths, ours), branch_of(paths, theirs, "none")])
+    found = published(paths)
+    of_pairs = found[found.reference.notna() & (found.metric == "judd_auc")]
+    assert of_pairs.label.dropna().tolist() == ["water"]
+    assert of_pairs[["value", "n"]].to_numpy().tolist() == [[0.5, 1], [0.5, 1]]
+    assert set(found[found.sr == "none"].label.dropna()) == {"sand", "water"}
+
+
+def test_what_branches_are_compared_with_is_read_once(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two methods, whose branches come in turn; after the second there is nothing left of the first."""
+    methods, sr_models = ("grad_cam", "cam"), ("none", "bicubic", "swinir_m")
+    branches = [branch_of(paths, rows_of(0), sr, method=method) for sr in sr_models for method in methods]
+    read: list[tuple[str, int]] = []
+    as_it_was = StageParts.read
+
+    def counted(parts: StageParts, shard: int) -> pa.Table:
+        read.append((parts.config, shard))
+        return as_it_was(parts, shard)
+
+    monkeypatch.setattr(StageParts, "read", counted)
+    jobs = judge_jobs(paths, branches)
+    worker = ExplanationJudge(paths, jobs)
+    for item in range(len(jobs)):
+        worker.run(item)
+        last = {branch.parts.config for branch in (jobs[item].branch, *jobs[item].references)}
+        assert worker._held.keys() == last
+    assert sorted(read) == sorted(product((branch.parts.config for branch in branches), SHARDS))

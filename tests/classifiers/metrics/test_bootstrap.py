@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from classifiers.metrics import Sample, bootstrap_means, interval_of, seed_counts
+from classifiers.metrics import Sample, bootstrap, bootstrap_means, interval_of, means_of_sums, seed_counts
+from classifiers.metrics.bootstrap import cluster_counts
 from infra.errors import ConfigError, ShapeError
 
 
@@ -49,6 +50,40 @@ def test_means_of_one_cluster_and_of_none() -> None:
         bootstrap_means([[1.0], [3.0]], ["a"])
     with pytest.raises(ConfigError, match="at least one resample"):
         bootstrap_means([[1.0]], None, n_resamples=0)
+
+
+def test_means_of_sums_are_those_of_the_values_behind_them() -> None:
+    """Of columns that every resample knows, that some do not, and that none does; a cluster may have no value."""
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(6), 20)
+    values = rng.normal(size=(120, 3))
+    values[clusters > 0, 1] = np.nan
+    values[:, 2] = np.nan
+    of_clusters = [values[clusters == cluster] for cluster in range(6)]
+    sums, counts = (np.stack([of(rows) for rows in of_clusters]) for of in (lambda v: np.nansum(v, axis=0), known))
+    found = means_of_sums(sums, counts, n_resamples=200, seed=2)
+    assert found[0].low < found[0].value < found[0].high
+    names = np.random.default_rng(2).integers(6, size=(200, 6))
+    draws = [np.concatenate([values[clusters == i, 0] for i in drawn]).mean() for drawn in names]
+    assert found[0] == pytest.approx((values[:, 0].mean(), *np.percentile(draws, [2.5, 97.5])), rel=1e-12)
+    assert found[1] == pytest.approx((values[:20, 1].mean(),) * 3, rel=1e-12)
+    assert found[2] == pytest.approx((np.nan,) * 3, nan_ok=True)
+
+
+def known(values: np.ndarray) -> np.ndarray:
+    return (~np.isnan(values)).sum(axis=0).astype(float)
+
+
+def test_counts_that_are_kept_are_those_drawn_anew_and_nobody_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    (kept,) = cluster_counts(5, 40, seed=3)
+    (again,) = cluster_counts(5, 40, seed=3)
+    assert again is kept
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0, 0] = 7
+    monkeypatch.setattr(bootstrap, "COUNTS_AT_ONCE", 60)
+    pieces = list(cluster_counts(5, 40, seed=3))
+    assert [len(piece) for piece in pieces] == [12, 12, 12, 4]
+    assert np.array_equal(np.concatenate(pieces), kept)
 
 
 def test_an_interval_leaves_out_resamples_without_a_value() -> None:
