@@ -115,7 +115,7 @@ def judge_jobs(paths: StorePaths, branches: Sequence[ExplainedBranch]) -> list[J
         )
         determines: dict[str, Json] = {
             "explanations": _origin(branch),
-            "references": [_origin(reference) for reference in references],
+            "references": [_origin(reference) for reference in sorted(references, key=lambda one: one.sr)],
             "schema": 1,
         }
         jobs.append(JudgeJob(branch, references, stage_parts(paths, "explanation_metrics", determines)))

@@ -487,6 +487,7 @@ def test_a_second_run_judges_nothing_and_one_with_more_shards_what_they_change(p
     before, times = published(paths), part_times(judge_jobs(paths, branches))
     again = run_judge(paths, branches)
     assert (again.done, again.skipped) == (0, 3)
+    assert run_judge(paths, branches[::-1]).skipped == 3  # whichever order the run names them in
     assert part_times(judge_jobs(paths, branches)) == times
     pd.testing.assert_frame_equal(published(paths), before, check_exact=True)
     for sr, n_done in (("swinir_m", 1), ("bicubic", 2), ("none", 3)):
