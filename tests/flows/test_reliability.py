@@ -46,7 +46,8 @@ def test_every_decision_has_a_score_and_nothing_else_was_done_again(store: Path,
     ]
     rows, predictions = table(store, "reliability"), table(store, "predictions")
     assert len(rows) == 19 * len(predictions)
-    given = {(row.sr, row.patch_id): set(row.predicted) for row in predictions.itertuples()}
+    columns = zip(predictions.sr, predictions.patch_id, predictions.predicted.tolist(), strict=True)
+    given = {(sr, patch): set(labels) for sr, patch, labels in columns}
     for row in rows.itertuples():
         assert row.predicted == (row.label in given[row.sr, row.patch_id])
     assert rows.reliability.notna().all()
