@@ -53,7 +53,7 @@ SHOWN = {
     "AURC, reliability ↓": ("aurc", "reliability", None, "0.062 0.050 to 0.075"),
     "probability ↓": ("aurc", "probability", None, "0.125 0.100 to 0.150"),
     "temperature ↓": ("aurc", "temperature", None, "0.156 0.100 to 0.200"),
-    "reliability minus temperature": (
+    "reliability minus temp.": (
         "aurc",
         "reliability",
         "temperature",
