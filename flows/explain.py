@@ -66,6 +66,8 @@ def draw_patch(config: RunConfig, patch_id: str, out: Path, label: str | None, c
 def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier: str | None) -> list[Path]:
     """Write a contact sheet of patches at random on the run's first branch, and a CSV to mark; return both paths.
 
+    Patches with snow or cloud are left out, unless there are no others: so does the report's sheet.
+
     Args:
         config: The run, whose store holds its predictions.
         count: Patches, fewer where the split has no more.
@@ -86,7 +88,7 @@ def draw_sheet(config: RunConfig, count: int, split: str, out: Path, classifier:
         raise ConfigError(f"the store has no patch of the split {split!r}: it has {', '.join(there)}")
     explainer = next(iter(run.branches.values()))
     rows = []
-    for place in drawn_at_random(places, count):
+    for place in drawn_at_random([place for place in places if place.clean] or places, count):
         view = explainer.view(place)
         shown = view.labels[int(view.probs.argmax())]
         rows.append(SheetRow(place.patch_id, view, shown, ";".join(place.labels or ())))

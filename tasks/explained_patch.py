@@ -22,6 +22,7 @@ from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
 from tasks.branch import Branch, BranchReader, Inputs, worker_device
 from tasks.explain import check_methods, patch_seed
+from tasks.labels import is_clean
 from tasks.pictures import to_rgb8
 from tasks.trained import load_trained
 
@@ -37,6 +38,8 @@ class PatchPlace:
     """True labels, None where nobody knows."""
     has_map: bool
     """Whether a reference map is stored."""
+    clean: bool
+    """Whether it has neither snow nor cloud, as far as anybody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,13 @@ def patch_places(inputs: Inputs, shards: Sequence[int], patch_id: str | None = N
         patch_id: The only patch wanted; None: all.
     """
     for shard in shards:
-        patches = inputs.patches(shard).select(["patch_id", "row", "labels", "has_map"])
+        patches = inputs.patches(shard)
+        patches = patches.select(["patch_id", "row", "labels", "has_map"]).append_column("clean", is_clean(patches))
         if patch_id is not None:
             patches = patches.filter(pc.equal(patches["patch_id"], patch_id))
         for row in patches.to_pylist():
             labels = None if row["labels"] is None else tuple(row["labels"])
-            yield PatchPlace(row["patch_id"], shard, row["row"], labels, row["has_map"])
+            yield PatchPlace(row["patch_id"], shard, row["row"], labels, row["has_map"], row["clean"])
 
 
 def find_patch(inputs: Inputs, shards: Sequence[int], patch_id: str) -> PatchPlace:

@@ -3,10 +3,12 @@
 import csv
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -16,6 +18,8 @@ from flows.cli import app
 from flows.config import RunConfig, load_config, validated
 from flows.explain import draw_patch, draw_sheet, first_seed, likeliest
 from infra.errors import ConfigError, PipelineError, StoreError, UnknownNameError
+from infra.parts import StageParts
+from infra.storage import StorePaths
 from tasks import explained_patch
 from tasks.explained_patch import PatchPlace
 from tests.flows.stores import Inputs, maps_by_patch, superscene
@@ -106,6 +110,33 @@ def test_a_sheet_shows_patches_of_the_split_and_its_table_says_which(
     assert len((tmp_path / "sheet.csv").read_text().splitlines()) == 1 + (patches.split == "test").sum()
 
 
+def test_a_sheet_leaves_out_patches_with_snow_or_cloud(inputs: Inputs, patches: pd.DataFrame, tmp_path: Path) -> None:
+    """As far as anybody knows; where all have some, they are shown."""
+    store = shutil.copytree(inputs.reference, tmp_path / "store")
+    explain = {"methods": ["grad_cam"]}
+    config = load_config(inputs.config(store, tmp_path / "RUN.yaml", explain=explain, sr=["none"]))
+    (ingest,) = {path.parent for path in (store / "work" / "ingest").glob("*/part-*.parquet")}
+    parts = StageParts(StorePaths(store), "ingest", ingest.name)
+
+    def flag(snow: Callable[[str], bool], cloud: Callable[[str], bool]) -> None:
+        for shard in parts.done():
+            rows = parts.read(shard)
+            for name, chosen in (("has_snow", snow), ("has_cloud", cloud)):
+                values = pa.array([chosen(patch) or None for patch in rows["patch_id"].to_pylist()], pa.bool_())
+                rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), values)
+            parts.write(shard, rows)
+
+    of_test = sorted(patches.index[patches.split == "test"])
+    for snow, cloud, expected in (
+        (of_test[:1], of_test[1:2], of_test[2:]),
+        (of_test, [], of_test),
+    ):
+        flag(snow.__contains__, cloud.__contains__)
+        (tmp_path / "sheet.csv").unlink(missing_ok=True)
+        draw_sheet(config, 1000, "test", tmp_path / "sheet.png", None)
+        assert sorted(pd.read_csv(tmp_path / "sheet.csv").patch_id) == expected
+
+
 def test_what_is_not_there_is_named(inputs: Inputs, config: RunConfig, patches: pd.DataFrame, tmp_path: Path) -> None:
     patch, out = str(patches.index[0]), tmp_path / "out.png"
     with pytest.raises(UnknownNameError, match="no patch 'nobody'"):
@@ -157,7 +188,7 @@ def test_the_likeliest_of_the_true_labels_is_explained_or_of_all_where_none_is_k
             return {"a": 0.2, "b": 0.9, "c": 0.5}[label]
 
     for truth, expected in ((("a", "c"), "c"), (("a", "unknown to it"), "a"), (None, "b"), ((), "b"), (("x",), "b")):
-        place = PatchPlace("p", 0, 0, truth, has_map=True)
+        place = PatchPlace("p", 0, 0, truth, has_map=True, clean=True)
         assert likeliest(View(), place) == expected  # type: ignore[arg-type]
 
 
