@@ -175,8 +175,8 @@ class ExplanationJudge:
             for subset in [name for name in ours if name in theirs]:
                 first, second = _pairs(ours[subset], theirs[subset])
                 both, others = ours[subset].take(first), theirs[subset].take(second)
-                columns = _differences(both, others, branch.item.method)
-                table += mean_rows(_names(branch, reference.sr, subset), both, columns, by_quartile=False)
+                differences = _differences(both, others, branch.item.method)
+                table += mean_rows(_names(branch, reference.sr, subset), both, differences, by_quartile=False)
         job.parts.write(0, pa.Table.from_pylist(table, EXPLANATION_METRICS))
         return ShardCount(max((len(np.unique(rows.patch)) for rows in ours.values()), default=0))
 

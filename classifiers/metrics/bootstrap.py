@@ -156,7 +156,8 @@ def means_of_sums(sums: Floats, counts: Floats, n_resamples: int = 1000, seed: i
     draws = np.concatenate([none, *(ratio(w @ sums, w @ counts, otherwise=np.nan) for w in weights)])
     whole = np.flatnonzero(~np.isnan(draws).any(axis=0) & (len(draws) > 0))  # as a rule all, and then at once
     bounds = np.percentile(draws[:, whole], [2.5, 97.5], axis=0).T if len(whole) else ()
-    at_once = {
-        k: Interval(float(means[k]), float(low), float(high)) for k, (low, high) in zip(whole, bounds, strict=True)
-    }
-    return tuple(at_once.get(k) or interval_of(means[k], draws[:, k]) for k in range(len(means)))
+    at_once = dict(zip(whole.tolist(), bounds, strict=True))
+    return tuple(
+        Interval(float(mean), *map(float, at_once[k])) if k in at_once else interval_of(mean, draws[:, k])
+        for k, mean in enumerate(means)
+    )

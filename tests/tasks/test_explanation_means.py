@@ -1,5 +1,7 @@
 """Oracle: the rows of each group, picked one by one, and the bootstrap of values that are not summed before."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,13 +48,16 @@ def test_means_and_intervals_are_those_of_the_rows_of_each_group(n_clusters: int
             for column in columns[:2]:
                 values = column.values[chosen.index]
                 (interval,) = bootstrap_means(values[:, None], rows.cluster[chosen.index])
-                expected[SPLITS[int(split)], label, quarter, column.metric] = (*interval, (~np.isnan(values)).sum())
-    keyed = {(row["split"], row["label"], row["area_quartile"], row["metric"]): row for row in found}
+                n = float((~np.isnan(values)).sum())
+                expected[SPLITS[int(split)], label, quarter, column.metric] = (*interval, n)
+    keyed: dict[Any, dict[str, Any]] = {
+        (row["split"], row["label"], row["area_quartile"], row["metric"]): row for row in found
+    }
     assert keyed.keys() == expected.keys()
     assert len(keyed) == len(found)
     for key, row in keyed.items():
         given = [np.nan if row[name] is None else row[name] for name in ("value", "low", "high", "n")]
-        np.testing.assert_allclose(given, expected[key], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(given, np.array(expected[key]), rtol=1e-12, atol=1e-15)
         assert row["sr"] == "none"
         assert row["method"] == "cam"
         assert (row["low"] is None) == (n_clusters == 1)
