@@ -74,7 +74,7 @@ def test_equals_the_transcription_on_the_same_noise(head: str, layer: str) -> No
     assert not torch.allclose(found, explain(model, x, "grad_cam_pp", target_layer=layer))
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes how many numbers the largest tensor has that an operation makes."""
 
     numbers = 0
@@ -91,7 +91,7 @@ class LargestTensor(TorchDispatchMode):
 def test_gradients_of_one_patch_at_most_are_held(head: str, layer: str, per_patch: int) -> None:
     """Of 6 x 7 places: of each label where they differ between places, and never more than the activations if not."""
     x = images(8)
-    with LargestTensor() as largest:
+    with LargestTensor() as largest:  # type: ignore[no-untyped-call]
         explain(network(head), x, "smooth_grad_cam_pp", target_layer=layer, samples=1)
     assert largest.numbers <= max(len(x) * 6 * 42, per_patch)
 
