@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_the_truth_is_the_archive_s_reference_map(store: Plan) -> None:
         mask = truth_mask(inputs, place, label)
         assert mask is not None
         np.testing.assert_array_equal(mask, truth_of(store, last["patch_id"], label))
-    without = type(place)(place.patch_id, place.shard, place.row, place.labels, has_map=False)
+    without = replace(place, has_map=False)
     assert truth_mask(inputs, without, NAMES[0]) is None
 
 
