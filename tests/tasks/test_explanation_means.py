@@ -38,7 +38,7 @@ def test_means_and_intervals_are_those_of_the_rows_of_each_group(n_clusters: int
     expected: dict[tuple[str, str | None, int | None, str], tuple[float, ...]] = {}
     for split, of_split in frame.groupby("split"):
         groups: list[tuple[str | None, int | None, pd.DataFrame]] = [(None, None, of_split)]
-        groups += [(LABELS[int(label)], None, of_label) for label, of_label in of_split.groupby("label")]
+        groups += [(LABELS[int(str(label))], None, of_label) for label, of_label in of_split.groupby("label")]
         if by_quartile:
             by_area = of_split[of_split.area.notna()].sort_values("area", kind="stable")
             sizes = [len(by_area) // 4 + (i < len(by_area) % 4) for i in range(4)]
@@ -49,7 +49,7 @@ def test_means_and_intervals_are_those_of_the_rows_of_each_group(n_clusters: int
                 values = column.values[chosen.index]
                 (interval,) = bootstrap_means(values[:, None], rows.cluster[chosen.index])
                 n = float((~np.isnan(values)).sum())
-                expected[SPLITS[int(split)], label, quarter, column.metric] = (*interval, n)
+                expected[SPLITS[int(str(split))], label, quarter, column.metric] = (*interval, n)
     keyed: dict[Any, dict[str, Any]] = {
         (row["split"], row["label"], row["area_quartile"], row["metric"]): row for row in found
     }
