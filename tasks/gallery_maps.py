@@ -140,8 +140,8 @@ class StoredMaps:
             raw = read_map(store, _index(store, patch), names.index(wanted))
         except StoreError:
             return StoredMap(None, MISSING)
-        # Maps of a branch have the size of its inputs: on one grid those of all branches compare pixel by pixel.
-        values = on_grid(torch.from_numpy(raw), self._grid).numpy()
+        # Rectified, as what is judged; on one grid, so that maps of all branches and methods compare by pixels.
+        values = on_grid(torch.from_numpy(raw).clamp(min=0), self._grid).numpy()
         why_not = why_not_drawn(values)
         return StoredMap(None if why_not else values, why_not)
 

@@ -288,8 +288,8 @@ def test_what_is_missing_is_said(made: Made, tmp_path: Path, missing: str) -> No
     write_report(paths)
     page = Page(paths.report.read_text(encoding="utf-8"))
     assert [a["id"] for tag, a in page.elements if tag == "section"] == [
-        "metrics", "classes", "calibration", "maps", "gallery", "quality", "training", "speed", "inputs",
-        "configuration",
+        "metrics", "classes", "calibration", "maps", "reliability", "gallery", "quality", "training", "speed",
+        "inputs", "configuration",
     ]  # fmt: skip
     word = {
         "tables/metrics": "There are no metrics",

@@ -318,8 +318,9 @@ def test_configs_are_those_of_what_determines_the_rows(
     assert configs({0: checkpoints[0]}, "all")[0] == first[0]
     assert configs({0: checkpoints[0]}, "all")[1] != first[1]
     others = [configs({0: checkpoints[1]}), configs(checkpoints), configs({0: checkpoints[0]}, ingest="a1b2c3d4")]
-    for one in (0, 1):
-        assert len({first[one], *(other[one] for other in others)}) == 4
+    assert len({first[0], *(other[0] for other in others)}) == 4
+    assert len({first[1], others[0][1], others[2][1]}) == 3
+    assert others[1][1] == first[1]  # further seeds predict, and are not explained
     turned = configs({seed: checkpoints[seed] for seed in (1, 0)})
     assert turned[0] == others[1][0]  # the same predictions
     assert turned[1] != others[1][1]  # maps of another network: the first seed's
