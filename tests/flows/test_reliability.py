@@ -12,7 +12,7 @@ import yaml
 
 from flows.config import ReliabilityConfig, load_config
 from infra.errors import ConfigError
-from tests.flows.stores import PROJECT, Inputs, run_flows, superscene
+from tests.flows.stores import PROJECT, Inputs, superscene
 
 SECTION = {"pooled": True, "clusters": 3}
 
@@ -85,16 +85,11 @@ def test_the_report_says_what_it_is_worth(store: Path) -> None:
     assert "reliable to" in page
 
 
-def test_a_second_run_does_nothing_and_another_threshold_repeats_no_pass(store: Path, inputs: Inputs) -> None:
+def test_another_threshold_repeats_no_pass(store: Path, inputs: Inputs) -> None:
     changed: dict[str, Any] = {**SECTION, "threshold": 0.1}
-    again, other = store.with_name("again.yaml"), store.with_name("other.yaml")
-    inputs.config(store, again, reliability=SECTION)
-    inputs.config(store, other, reliability=changed)
-    result = run_flows([again, other])
+    result = superscene("reliability", inputs.config(store, reliability=changed))
     assert result.returncode == 0, result.stderr
-    of_again, of_other = done_by_run(store)[-2:]
-    assert of_again == {}
-    assert not {name for name in of_other if name.startswith(("predict", "train", "features"))}
+    assert not {name for name in done_by_run(store)[-1] if name.startswith(("predict", "train", "features"))}
     rows = table(store, "reliability")
     flipped = rows[rows.predicted != rows.adjusted]
     assert len(flipped) > 0

@@ -52,12 +52,13 @@ def assert_nothing_half_done(store: Path) -> None:
             pq.ParquetFile(path).read()
 
 
-def test_a_driver_killed_at_random_moments(inputs: Inputs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_driver_killed_at_random_moments(inputs: Inputs, tmp_path: Path, kills: int) -> None:
     store = tmp_path / "store"
     config = inputs.config(store)
     seed = random.SystemRandom().randrange(10**6)
     print("seed", seed)
-    moments = sorted(random.Random(seed).sample(range(1, n_parts(inputs.reference)), 2))
+    moments = sorted(random.Random(seed).sample(range(1, n_parts(inputs.reference)), kills))
     finished: dict[Path, tuple[int, bytes]] = {}
     for moment in moments:
         with started(config) as run:
