@@ -12,6 +12,7 @@ from prefect import flow
 
 import classifiers
 import sr_models
+from classifiers.network import Classifier
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import summary_artifact
@@ -110,8 +111,9 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             branches = [
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
-            _check_maps(config, branches)
-            check_reliability(run, plan, branches)
+            networks = _shapes_of_networks(config, inputs.bands)
+            _check_maps(config, branches, networks)
+            check_reliability(config, plan, branches, networks)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
             for branch in branches:
@@ -159,21 +161,34 @@ def _check_classifier_files(config: RunConfig) -> None:
             check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
 
 
-def _check_maps(config: RunConfig, branches: Sequence[Branch]) -> None:
+def _shapes_of_networks(config: RunConfig, bands: Sequence[str]) -> list[Classifier]:
+    """Return the network of every classifier; one that is not trained here yet has shapes and no numbers.
+
+    Raises:
+        WeightsError: A file holds no classifier of these bands.
+    """
+    found = []
+    for name in config.classifiers:
+        if name in config.trained:
+            found.append(check_trained(config.trained[name], bands).network)
+        else:
+            with torch.device("meta"):
+                head = "linear" if config.models_from else config.train_of(name).head
+                found.append(classifiers.build(config.network_of(name), 1, len(bands), head=head).eval())
+    return found
+
+
+def _check_maps(config: RunConfig, branches: Sequence[Branch], networks: Sequence[Classifier]) -> None:
     """Refuse explanation methods whose options do not fit what a classifier sees on a branch.
 
     Raises:
         ConfigError, ShapeError: As `tasks.explain.check_methods` does.
     """
-    chosen, bands = config.explain, branches[0].bands
-    for name in config.classifiers:
-        if name in config.trained:
-            network = check_trained(config.trained[name], bands).network
-        else:
-            with torch.device("meta"):  # its shapes are all that matters
-                network = classifiers.build(config.network_of(name), 1, len(bands)).eval()
+    chosen = config.explain
+    for network in networks:
         for branch in branches:
-            check_methods(chosen.methods, network, chosen.options, (len(bands), branch.size, branch.size))
+            shape = (len(branch.bands), branch.size, branch.size)
+            check_methods(chosen.methods, network, chosen.options, shape)
 
 
 def inputs_of(config: RunConfig, plan: Plan) -> Inputs:

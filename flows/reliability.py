@@ -1,10 +1,10 @@
 """Reliability in a run: what is refused before anything is trained, the jobs, and their stages."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from classifiers.cam.explain import method_and_options
+from classifiers.cam.explain import METHODS
+from classifiers.network import Classifier
 from flows.config import RunConfig
 from flows.run import Run, stage_task
 from infra.parts import StageParts
@@ -26,21 +26,29 @@ def _plan_of(config: RunConfig) -> ReliabilityPlan | None:
     return ReliabilityPlan(chosen.method, chosen.settings, chosen.threshold, chosen.pooled)
 
 
-def check_reliability(run: Run, plan: Plan, branches: Sequence[Branch]) -> None:
+def check_reliability(
+    config: RunConfig, plan: Plan, branches: Sequence[Branch], networks: Collection[Classifier]
+) -> None:
     """Refuse a fit that cannot be, before anything is trained.
+
+    Args:
+        config: The run.
+        plan: Its shards.
+        branches: All that classifiers see.
+        networks: Of the classifiers; their shapes and heads are all that matters.
 
     Raises:
         ConfigError: Too few validation patches, or maps too small.
     """
-    config = run.config
     chosen = _plan_of(config)
     if chosen is None or config.models_from is not None:
         return
-    check_samples(branches[0].inputs, plan.ingested("validation"), chosen)
-    _, options = method_and_options(chosen.method, config.explain.options.get(chosen.method, {}))
-    for network in {config.network_of(name) for name in config.trained_here()}:
+    costly = not all(METHODS[chosen.method].is_cheap(network) for network in networks)
+    sample_size = config.explain.sample if costly else None
+    check_samples(branches[0].inputs, plan.ingested("validation"), chosen, sample_size)
+    for network in networks:
         for branch in branches:
-            check_pixels(branch, network, chosen, asdict(options))
+            check_pixels(branch, network, chosen, config.explain.options.get(chosen.method, {}))
 
 
 def job_of_reliability(run: Run, plan: Plan, branch: Branch, item: ScoredClassifier) -> ReliabilityJob | None:

@@ -122,13 +122,18 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file's content atomically; arguments and errors are those of `write_atomically`."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write, sync=sync)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    """Write a UTF-8 text file atomically; errors are those of `write_atomically`."""
+    write_bytes(path, text.encode())
 
 
 def sweep_partials(root: Path) -> int:

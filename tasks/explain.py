@@ -170,16 +170,13 @@ def create_stores(
     """
     if not items:
         return
-    edge, grid = branch.size, branch.inputs.format.size
+    grid = branch.inputs.format.size
     with torch.device("meta"):
         meta = classifiers.build(network, len(names), len(branch.bands)).eval()
-        height, width = meta.features(torch.empty(1, len(branch.bands), edge, edge)).shape[2:]
     for item in items:
-        size = {"layer": (height, width), "input": (edge, edge)}.get(item.entry.resolution)
-        if size is None:
-            size = (int(item.options["cells"]), int(item.options["cells"]))
-        if size[0] > grid:
-            size = (grid, grid)
+        entry, options = method_and_options(item.method, item.options)
+        height, width = entry.map_size(options, meta, (len(branch.bands), branch.size, branch.size))
+        size = (min(height, grid), min(width, grid))
         attributes: dict[str, Json] = {
             "method": item.method,
             "options": dict(item.options),

@@ -56,10 +56,7 @@ def method_costs(
     for method in methods:
         entry, chosen = method_and_options(method, options.get(method, {}))
         values: dict[str, OptionValue] = asdict(chosen)
-        if entry.resolution == "layer":
-            height, width = network.map_size(shape)
-        else:
-            height = width = shape[1] if entry.resolution == "input" else int(values["cells"])
+        height, width = entry.map_size(chosen, network, shape)
         places = min(height, grid) * min(width, grid)
         costly = not entry.is_cheap(network)
         passes = _passes(method, values, methods, network, shape[1]) if costly else 0

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 
-import classifiers
 from classifiers import checkpoint
-from classifiers.cam.explain import METHODS
+from classifiers.cam.explain import OptionValue, method_and_options
 from classifiers.checkpoint import Activation
+from classifiers.network import Classifier
 from classifiers.reliability import ClusterSettings, Reliability, check_enough, from_bytes
 from infra.errors import ConfigError
 from infra.fingerprint import Json
@@ -98,35 +97,45 @@ class ReliabilityJob:
         return stage_parts(self.predictions.paths, "reliability", determines)
 
 
-def check_samples(inputs: Inputs, validation: Sequence[int], plan: ReliabilityPlan) -> None:
+def check_samples(
+    inputs: Inputs, validation: Sequence[int], plan: ReliabilityPlan, sample_size: int | None = None
+) -> None:
     """Refuse what cannot be fitted for want of validation patches, before anything is trained.
+
+    Args:
+        inputs: What all branches see of the archive.
+        validation: Shards of the validation split whose patches are stored.
+        plan: How reliability is fitted.
+        sample_size: Patches of the split that have maps, at most; None: all have.
 
     Raises:
         ConfigError: There are fewer than 20 samples a cluster.
     """
     clean = [rows.filter(is_clean(rows)) for rows in map(inputs.patches, validation)]
     labelled = sum(rows.num_rows - rows["labels"].null_count for rows in clean)
-    n = labelled * (len(inputs.format.labels) if plan.pooled else 1)
+    explained = labelled if sample_size is None else min(labelled, sample_size)
+    n = explained * (len(inputs.format.labels) if plan.pooled else 1)
     check_enough(n_pixels=1 << 30, n_samples=n, settings=plan.settings)
 
 
-def check_pixels(branch: Branch, network: str, plan: ReliabilityPlan, options: Mapping[str, object]) -> None:
+def check_pixels(branch: Branch, network: Classifier, plan: ReliabilityPlan, given: Mapping[str, OptionValue]) -> None:
     """Refuse maps too small to be clustered, before anything is trained.
 
+    Args:
+        branch: What the network sees.
+        network: The network explained, on any device, torch's `meta` among them.
+        plan: How reliability is fitted.
+        given: Options of the method.
+
     Raises:
-        ConfigError: The method's maps on a branch have fewer than 16 pixels.
+        ConfigError: The method's maps have fewer than 16 pixels.
     """
-    resolution = METHODS[plan.method].resolution
-    if resolution == "layer":
-        with torch.device("meta"):
-            meta = classifiers.build(network, 1, len(branch.bands)).eval()
-            pixels = meta.features(torch.empty(1, len(branch.bands), branch.size, branch.size))[0, 0].numel()
-    else:
-        pixels = branch.size**2 if resolution == "input" else int(str(options["cells"])) ** 2
+    entry, options = method_and_options(plan.method, given)
+    height, width = entry.map_size(options, network, (len(branch.bands), branch.size, branch.size))
     try:
-        check_enough(pixels, n_samples=1 << 60, settings=plan.settings)
+        check_enough(height * width, n_samples=1 << 60, settings=plan.settings)
     except ConfigError as error:
-        raise ConfigError(f"{plan.method} of {network} on {branch.sr}: {error}") from error
+        raise ConfigError(f"{plan.method} of {network.name} on {branch.sr}: {error}") from error
 
 
 def reliability_job(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from classifiers.reliability import (
     to_bytes,
 )
 from infra.errors import ConfigError
-from infra.storage import write_atomically
+from infra.storage import write_bytes
 from infra.tables import RELIABILITY
 from tasks.reliability import FITS, POOLED, ReliabilityJob
 from tasks.reliability_samples import SampleReader, ShardSamples
@@ -38,8 +37,7 @@ class ReliabilityFitter:
         job = self._jobs[item]
         fit = _Fit(job)
         fitted, why_not = fit.run()
-        content = to_bytes(fitted)
-        write_atomically(job.file, lambda path: _write(path, content))
+        write_bytes(job.file, to_bytes(fitted))
         names = [POOLED] if job.plan.pooled else list(job.known)
         rows = {
             "label": names,
@@ -207,7 +205,3 @@ class ReliabilityAssigner:
             .select(RELIABILITY.names)
             .cast(RELIABILITY)
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

@@ -14,11 +14,10 @@ from markupsafe import Markup
 from infra.tables import RELIABILITY, RELIABILITY_CLUSTERS, RELIABILITY_METRICS, RISK_COVERAGE, read_table
 from tasks.charts import ClusterBar, Line, line_chart, outcome_bars
 from tasks.pictures import map_uri
+from tasks.reliability_judge import VALIDATION
 from tasks.report_cells import Cell, number, signed
 from tasks.report_means import of_configs
 from tasks.report_numbers import HiveFolder, Numbers
-
-VALIDATION = "validation"
 
 LEAST_RELIABLE = 12
 """Predictions that are listed for a person to look at."""
@@ -116,13 +115,11 @@ def reliability_of_run(numbers: Numbers) -> ReliabilityOfRun | None:
         for name, schema in (("reliability_clusters", RELIABILITY_CLUSTERS), ("risk_coverage", RISK_COVERAGE))
     )
     of_split = metrics.filter(pc.and_(pc.equal(metrics["split"], split), pc.is_null(metrics["label"]))).to_pylist()
-    order = lambda row: numbers.order(row["sr"], row["classifier"])  # noqa: E731  # a sort key
-    lines = [
-        _line(sr, classifier, list(rows))
-        for (sr, classifier), rows in groupby(
-            sorted(of_split, key=order), key=lambda row: (row["sr"], row["classifier"])
-        )
-    ]
+    of_lines = groupby(
+        sorted(of_split, key=lambda row: numbers.order(row["sr"], row["classifier"])),
+        key=lambda row: (row["sr"], row["classifier"]),
+    )
+    lines = [_line(sr, classifier, list(rows)) for (sr, classifier), rows in of_lines]
     branches = [
         BranchClusters(
             line.sr,

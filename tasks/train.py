@@ -29,7 +29,7 @@ from infra.errors import ConfigError, TrainingError, WeightsError
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
-from infra.storage import write_atomically
+from infra.storage import write_bytes
 from infra.tables import TRAINING
 from infra.zarr_store import divisor
 from tasks.backbone import Backbone, load_network
@@ -208,7 +208,7 @@ class HeadFitter:
                 raise WeightsError(f"{error}; the state is {state}") from error
         while not trainer.done:
             trainer.advance()
-            write_atomically(state, partial(_write_bytes, content=trainer.state()), sync=False)
+            write_bytes(state, trainer.state(), sync=False)
         _publish(job, seed, network, trainer.finish())
         state.unlink(missing_ok=True)
         return ShardCount(len(train_ids) * trainer.epoch)
@@ -273,7 +273,7 @@ def _fit(job: TrainJob, seed: int, progress: Path, worker: TrainWorker) -> None:
         trainer.advance()
         worker.save(trainer.state)
         if worker.rank == 0:
-            write_atomically(progress, partial(_write_bytes, content=str(trainer.epoch).encode()), sync=False)
+            write_bytes(progress, str(trainer.epoch).encode(), sync=False)
 
 
 def _trainer(
@@ -366,7 +366,7 @@ def _publish(job: TrainJob, seed: int, network: Classifier, result: FitResult) -
         thresholds=result.thresholds,
         activation="softmax" if job.settings.loss == "softmax" else "sigmoid",
     )
-    write_atomically(job.checkpoint(seed), partial(_write_bytes, content=trained.to_bytes()))
+    write_bytes(job.checkpoint(seed), trained.to_bytes())
     job.parts.write(seed, _curve(job, seed, result))
 
 
@@ -385,7 +385,3 @@ def _curve(job: TrainJob, seed: int, result: FitResult) -> pa.Table:
             values["validation_ap_macro"] = None
         rows.append({**common, **values})
     return pa.Table.from_pylist(rows, schema=TRAINING)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

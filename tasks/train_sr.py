@@ -22,7 +22,7 @@ from infra.fingerprint import Json
 from infra.parts import stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
-from infra.storage import StorePaths, write_atomically
+from infra.storage import StorePaths, write_bytes
 from infra.weights_store import sha256
 from sr_models.registry import spec
 from sr_models.trained_weights import provenance, to_bytes
@@ -212,8 +212,8 @@ def publish_weights(job: SrTrainJob, state: bytes) -> None:
             "terms": job.terms,
         },
     )
-    write_atomically(job.curve, lambda path: _write(path, _curve_json(trainer.curve).encode()))
-    write_atomically(job.out, lambda path: _write(path, content))  # last: it says that the run is done
+    write_bytes(job.curve, _curve_json(trainer.curve).encode())
+    write_bytes(job.out, content)  # last: it says that the run is done
 
 
 def build_trainer(
@@ -281,8 +281,7 @@ def _write_progress(job: SrTrainJob, trainer: SrTrainer) -> None:
         psnr,
         None if row is None else row.gain_db,
     )
-    content = json.dumps(asdict(progress)).encode()
-    write_atomically(job.progress, lambda path: _write(path, content), sync=False)
+    write_bytes(job.progress, json.dumps(asdict(progress)).encode(), sync=False)
 
 
 def _read_progress(job: SrTrainJob) -> SrProgress | None:
@@ -294,7 +293,3 @@ def _read_progress(job: SrTrainJob) -> SrProgress | None:
 
 def _curve_json(rows: Sequence[CurveRow]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=1) + "\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

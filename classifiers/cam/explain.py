@@ -84,6 +84,21 @@ class ExplainMethod:
         """Return whether the activations of the pass that predicts are all it needs, at the last stage."""
         return self.forwards == "none" or (self.forwards != "many" and isinstance(model.head, torch.nn.Linear))
 
+    def map_size(self, options: Any, model: Classifier, shape: tuple[int, int, int]) -> tuple[int, int]:  # noqa: ANN401  # the method's own
+        """Return height and width of its raw maps at the last stage, without making any.
+
+        Args:
+            options: The method's.
+            model: The network explained, on any device, torch's `meta` among them.
+            shape: Of an image, (C, H, W).
+
+        Raises:
+            ShapeError: The image is smaller than the network can see.
+        """
+        if self.resolution == "layer":
+            return model.map_size(shape)
+        return (options.cells, options.cells) if self.resolution == "cells" else shape[1:]
+
 
 def _plain(
     run: Callable[[Target], Tensor], source: str, *, per_label: bool = True, linear_head_only: bool = False
