@@ -1,15 +1,24 @@
-"""The store's folder: its places, one writer at a time, and files that are there whole or not at all."""
+"""The store: its places, one writer at a time, and files that are there whole or not at all.
+
+It lies in a folder of this machine or on object storage (`infra.object_store`); here is what differs between the two.
+"""
 
 import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
+from infra import object_store
 from infra.errors import ConfigError, StoreError
+from infra.object_store import ObjectPath, object_path
 
 _FULL_OR_CLOSED = {
     errno.ENOSPC: "the disk is full",
@@ -74,11 +83,89 @@ class StorePaths:
     def reliabilities(self) -> list[Path]:
         """All such files of the store, the newest first."""
         found = self.root.glob("checkpoints/reliability-*/clusters.safetensors")
-        return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path))
+        return sorted(found, key=lambda path: (-_written_ns(path), path))
 
     def table(self, name: str) -> Path:
         """One table's folder."""
         return self.tables / name
+
+
+def location(text: str) -> Path:
+    """Return where a store lies: a path of this machine as it is, or what an s3://, gs:// or file:// URL names.
+
+    Raises:
+        ConfigError: A URL of another kind, or one that holds more than a place, such as a password.
+    """
+    scheme, is_url, _ = text.partition("://")
+    if not is_url:
+        return Path(text)
+    if scheme in {"s3", "gs"}:
+        return object_path(text)
+    parts = urlsplit(text)
+    if scheme != "file" or "@" in text or parts.query or parts.fragment:
+        raise ConfigError(
+            f"a URL {scheme}://… cannot be used: write a path, s3://bucket/prefix, gs://… or file:///path"
+        )
+    if parts.netloc not in {"", "localhost"}:
+        raise ConfigError(f"{text} names a folder of the machine {parts.netloc}: write file:///path, three slashes")
+    return Path(unquote(parts.path))
+
+
+def open_sequential(text: str) -> BinaryIO:
+    """Open a file to be read once, from its beginning to its end: a path, or an s3://, gs:// or file:// URL.
+
+    On object storage it is fetched in ranges of some megabytes, each of which is tried again by itself.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ConfigError: The URL is of another kind, or holds more than a place.
+    """
+    return location(text).open("rb")
+
+
+@contextmanager
+def local_file(path: Path) -> Iterator[Path]:
+    """Yield a file of this machine for libraries that take no other: path itself, or a copy that ends with the block.
+
+    Raises:
+        FileNotFoundError: There is none on object storage.
+    """
+    if not isinstance(path, ObjectPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="superscene-") as folder:
+        copy = Path(folder) / path.name
+        with path.open("rb") as source, writing(copy), copy.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**23)
+        yield copy
+
+
+def version(path: Path) -> Hashable:
+    """Return what changes whenever a file is written anew.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if isinstance(path, ObjectPath):
+        return tuple(sorted(object_store.version(path).items()))
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _written_ns(path: Path) -> int:
+    """Return when a file was written, nanoseconds of its own machine's clock."""
+    if isinstance(path, ObjectPath):
+        return int(object_store.modified(path).timestamp() * 1e9)
+    return path.stat().st_mtime_ns
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what lies in it; one that is not there is no error."""
+    if isinstance(path, ObjectPath):
+        for file in path.rglob("*"):
+            file.unlink(missing_ok=True)
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def store_error(error: OSError, path: Path) -> OSError:
@@ -101,14 +188,24 @@ def writing(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = True) -> None:
     """Write a file under a temporary name and rename it into place, so that path is whole or absent.
 
+    On object storage, the file is written to this machine and appears there by one PUT.
+
     Args:
         path: The final name; its folder is made.
-        write: Writes the content to the path it is given.
+        write: Writes the content to the path it is given, of this machine.
         sync: Wait until the disk holds the content; without it a power cut may leave an empty file.
 
     Raises:
         StoreError: The disk is full, read-only or not ours; nothing is left behind under either name.
+        TransientError: Object storage did not take it, however often it was asked.
     """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="superscene-") as folder:
+            scratch = Path(folder) / path.name
+            with writing(scratch):
+                write(scratch)
+            object_store.put(path, scratch)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +221,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Write a file's content atomically; arguments and errors are those of `write_atomically`."""
+    if isinstance(path, ObjectPath):
+        object_store.put(path, content)
+        return
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
@@ -137,7 +237,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sweep_partials(root: Path) -> int:
-    """Remove what killed writers left (`*.partial`) and return how many; call it with the store's lock held."""
+    """Remove what killed writers left (`*.partial`) and return how many; call it with the store's lock held.
+
+    On object storage there are none: what was not written whole is not there.
+    """
+    if isinstance(root, ObjectPath):
+        return 0
     leftovers = [path for path in root.rglob("*.partial") if path.is_file()]
     for path in leftovers:
         path.unlink(missing_ok=True)

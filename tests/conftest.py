@@ -1,11 +1,17 @@
 """Fixtures that every test may use."""
 
 import os
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+
+from infra import object_store
+from infra.object_store import ObjectPath, object_path
+from tests.infra.s3_server import BUCKET, S3Server, s3_server
 
 # Tests run side by side: threads that wait for each other make a small network fifty times slower.
 torch.set_num_threads(1)
@@ -27,3 +33,36 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("SUPERSCENE_DATA is not set: real data not at hand")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server that this process and those it starts find in their environment; waits are short."""
+    for name, value in _s3.environment().items():
+        monkeypatch.setenv(name, value)
+    backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
+    monkeypatch.setattr(object_store, "RETRY", {"max_retries": 4, "backoff": backoff})
+    monkeypatch.setattr(object_store, "PAUSES", (0.01, 0.01))
+    limits = {"timeout": timedelta(seconds=2), "read_timeout": timedelta(seconds=1)}
+    monkeypatch.setattr(object_store, "CLIENT", limits)
+    object_store.bucket.cache_clear()
+    _s3.faults.clear()
+    _s3.requests.clear()
+    yield _s3
+    _s3.faults.clear()
+    _s3.page = None
+    object_store.bucket.cache_clear()
+
+
+@pytest.fixture
+def s3_folder(s3: S3Server, request: pytest.FixtureRequest, tmp_path: Path) -> ObjectPath:
+    """An empty folder of this test on object storage."""
+    s3.requests.clear()
+    name = re.sub(r"[^A-Za-z0-9_]", "-", request.node.name)
+    return object_path(f"s3://{BUCKET}/{name}/{tmp_path.name}")

@@ -9,12 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from infra.errors import ConfigError, PipelineError, StoreError
+from infra.errors import ConfigError, PipelineError, StoreError, TransientError
+from infra.object_store import ObjectPath
 from infra.parts import write_parquet
-from infra.storage import StorePaths, locked_store, store_error, sweep_partials, write_atomically, write_text, writing
+from infra.storage import (
+    StorePaths,
+    local_file,
+    location,
+    locked_store,
+    open_sequential,
+    remove_folder,
+    store_error,
+    sweep_partials,
+    version,
+    write_atomically,
+    write_bytes,
+    write_text,
+    writing,
+)
 from infra.zarr_store import ArraySpec, ShardedStore, create_store
+from tests.infra.s3_server import BUCKET, Fault, S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,3 +263,63 @@ def test_every_place_lies_in_the_store(tmp_path: Path) -> None:
         "maps/grad_cam-abcdef01.zarr",
         "checkpoints/hat-resnet50-abcdef01/seed-3.safetensors",
     }
+
+
+def test_a_location_is_a_path_or_a_url(tmp_path: Path) -> None:
+    assert location("a/b") == Path("a/b")
+    assert location("/a:b") == Path("/a:b")
+    assert location("file:///a/b%20c") == location("file://localhost/a/b c") == Path("/a/b c")
+    assert str(location("s3://bucket/a")) == "s3://bucket/a"
+    assert isinstance(location("gs://bucket/a"), ObjectPath)
+    for refused in ("http://host/a", "file://host/a", "file:///a?b", "az://a/b", "s3://user:word@bucket/a"):
+        with pytest.raises(ConfigError) as caught:
+            location(refused)
+        assert "word" not in str(caught.value)
+
+
+def test_on_object_storage_a_file_appears_whole_by_one_request(s3: S3Server, s3_folder: ObjectPath) -> None:
+    path = s3_folder / "a" / "b.parquet"
+    write_parquet(path, pa.table({"a": [1]}))
+    assert s3.requests == [f"PUT /{BUCKET}/{path.key}?"]
+    before = version(path)
+    with local_file(path) as copy:
+        assert pq.ParquetFile(copy).read().to_pylist() == [{"a": 1}]
+        assert copy.name == path.name
+    assert not copy.exists()
+
+    def half(scratch: Path) -> None:
+        scratch.write_text("half")
+        raise KeyError("the rest")
+
+    for name in ("b.parquet", "new"):
+        with pytest.raises(KeyError):
+            write_atomically(path.with_name(name), half)
+    assert version(path) == before
+    write_text(path, "naïve")
+    assert version(path) != before
+    with open_sequential(str(path)) as file:
+        assert file.read() == b"na\xc3\xafve"
+    assert [found.name for found in path.parent.iterdir()] == ["b.parquet"]
+    assert sweep_partials(s3_folder) == 0
+
+
+def test_a_put_that_fails_for_good_leaves_what_was_there(s3: S3Server, s3_folder: ObjectPath) -> None:
+    write_bytes(s3_folder / "a", b"old")
+    s3.faults.append(Fault("status", 503, method="PUT", times=100))
+    with pytest.raises(TransientError, match="503"):
+        write_bytes(s3_folder / "a", b"new")
+    s3.faults[:] = [Fault("status", 403, method="PUT", times=100)]
+    with pytest.raises(StoreError, match="access denied"):
+        write_parquet(s3_folder / "a", pa.table({"a": [1]}))
+    assert (s3_folder / "a").read_bytes() == b"old"
+
+
+def test_folders_are_removed_with_what_lies_in_them(s3_folder: ObjectPath, tmp_path: Path) -> None:
+    for root in (s3_folder, tmp_path):
+        for name in ("a/b/c", "a/d", "ab"):
+            write_bytes(root / name, b"")
+        remove_folder(root / "a")
+        remove_folder(root / "none")
+        assert [path.name for path in root.glob("*")] == ["ab"]
+    with open_sequential(f"file://{tmp_path}/ab") as file:
+        assert file.read() == b""
