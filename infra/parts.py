@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.fingerprint import Json, canonical_json, fingerprint
+from infra.object_store import ObjectPath
+from infra.parquet_files import read_parquet
 from infra.storage import StorePaths, write_atomically, write_text
+
+_AT_ONCE = 16
+"""Parts that are fetched from object storage side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,6 @@ class StageParts:
 
     def done(self) -> set[int]:
         """Shards whose part exists."""
-        if not self.folder.is_dir():
-            return set()
         return {int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.parquet")}
 
     def is_done(self, shard: int) -> bool:
@@ -52,11 +56,11 @@ class StageParts:
 
     def read(self, shard: int) -> pa.Table:
         """Rows of one shard's part."""
-        return pq.ParquetFile(self.path(shard)).read()  # ParquetFile: no Hive columns out of folder names
+        return read_parquet(self.path(shard))
 
     def read_side(self, table: str, shard: int) -> pa.Table:
         """Rows of one shard's side table."""
-        return pq.ParquetFile(self.side_path(table, shard)).read()
+        return read_parquet(self.side_path(table, shard))
 
     def write_failure(self, shard: int, attempts: int, error: str) -> None:
         """Leave the reason why a shard failed, for `status`; its next success removes it."""
@@ -115,5 +119,8 @@ def write_parquet(path: Path, table: pa.Table, row_group_size: int | None = None
 
 
 def read_parts(parts: StageParts, shards: Iterable[int]) -> pa.Table:
-    """Rows of several shards' parts, in the order given."""
-    return pa.concat_tables([parts.read(shard) for shard in shards])
+    """Rows of several shards' parts, in the order given; those on object storage are fetched side by side."""
+    if not isinstance(parts.folder, ObjectPath):
+        return pa.concat_tables([parts.read(shard) for shard in shards])
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return pa.concat_tables(list(threads.map(parts.read, shards)))

@@ -7,9 +7,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from infra.errors import ConfigError, StoreError
+from infra.parquet_files import parquet_dataset, read_schemas
 
 _OF_EVERY_RUN = "configs"
 """What each config stands for; the only table with a column `config` whose rows are not of a run."""
@@ -60,14 +60,8 @@ def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
         part.partition("=")[0] for file in files for part in file.relative_to(folder).parent.parts if "=" in part
     )
     hive = pa.schema([(key, pa.string()) for key in keys])
-    schema = pa.unify_schemas([*(pq.read_schema(file) for file in files), hive], promote_options="default")
-    return ds.dataset(
-        [str(file) for file in files],
-        schema=schema.remove_metadata(),
-        format="parquet",
-        partitioning=ds.partitioning(hive, flavor="hive"),
-        partition_base_dir=str(folder),
-    )
+    schema = pa.unify_schemas([*read_schemas(files), hive], promote_options="default")
+    return parquet_dataset(files, schema.remove_metadata(), folder, hive)
 
 
 def query(tables: Path, configs: Collection[str] | None, sql: str) -> duckdb.DuckDBPyRelation:

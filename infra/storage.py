@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from infra import object_store
+from infra import lease, object_store
 from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath, object_path
+
+_LEASE = "lease.json"
 
 _FULL_OR_CLOSED = {
     errno.ENOSPC: "the disk is full",
@@ -253,12 +255,16 @@ def sweep_partials(root: Path) -> int:
 def locked_store(paths: StorePaths) -> Iterator[None]:
     """Hold the store for one driver, after proving that it can be written.
 
-    The kernel drops the lock when the process ends, however it ends.
+    The kernel drops the lock when the process ends, however it ends; on object storage, a lease takes its place.
 
     Raises:
-        StoreError: The folder cannot be written.
+        StoreError: The folder cannot be written, or the lease was lost.
         ConfigError: Another run holds the store.
     """
+    if isinstance(paths.work, ObjectPath):
+        with lease.held(paths.work / _LEASE):
+            yield
+        return
     lock_path = paths.work / "lock"
     with ExitStack() as stack:
         with writing(paths.root):
@@ -278,6 +284,8 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
 
 def is_locked(paths: StorePaths) -> bool:
     """Return whether a driver holds the store now."""
+    if isinstance(paths.work, ObjectPath):
+        return lease.is_held(paths.work / _LEASE)
     try:
         lock = (paths.work / "lock").open("r")
     except FileNotFoundError:

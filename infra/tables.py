@@ -6,8 +6,8 @@ from glob import escape
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from infra.parquet_files import read_parquet
 from infra.parts import write_parquet
 
 SCHEMA_VERSION = "1"
@@ -528,4 +528,4 @@ def read_table(folder: Path) -> pa.Table:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         return pa.table({})
-    return pa.concat_tables([pq.ParquetFile(path).read() for path in files], promote_options="default")
+    return pa.concat_tables([read_parquet(path) for path in files], promote_options="default")

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 
 from classifiers.metrics import BINS, EDGES, Interval
 from infra.fingerprint import Json
+from infra.parquet_files import parquet_dataset
 from infra.parts import StageParts, read_parts, stage_parts
 from infra.tables import CALIBRATION, METRICS, hive_folder, predictions_schema, publish, read_table
 from tasks.branch import Branch
@@ -62,8 +63,8 @@ class EvaluateJob:
 
     def read(self, seed: int) -> pa.Table:
         """Return a seed's predictions of labelled patches without snow or cloud, see `scored_patches`."""
-        files = [str(path) for path in sorted(self.folder.glob("*.parquet"))]
-        table = ds.dataset(files, predictions_schema(len(self.labels)), format="parquet")
+        files = sorted(self.folder.glob("*.parquet"))
+        table = parquet_dataset(files, predictions_schema(len(self.labels)))
         rows = table.to_table(filter=ds.field("seed") == seed)
         return scored_patches(rows, read_table(self.parts.paths.table("patches")))
 

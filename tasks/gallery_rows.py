@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from infra.parquet_files import parquet_dataset
 from tasks.labels import is_clean
 from tasks.report_numbers import HiveFolder, Numbers
 
@@ -149,5 +150,4 @@ def read_folder(folder: HiveFolder, columns: list[str] | None = None, ids: Seque
 
 def folder_dataset(folder: HiveFolder) -> ds.Dataset:
     """Return a folder's files as one table; names of folders are no columns."""
-    files = [str(path) for path in sorted(folder.path.glob("*.parquet"))]
-    return ds.dataset(files, format="parquet", partitioning=None)
+    return parquet_dataset(sorted(folder.path.glob("*.parquet")))

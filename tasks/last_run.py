@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from infra.errors import StoreError
+from infra.parquet_files import read_parquet
 from infra.storage import StorePaths
 from tasks.run_record import last_scored_run
 
@@ -82,7 +82,7 @@ def last_run(paths: StorePaths) -> LastRun:
     path = last_scored_run(paths)
     if path is None:
         raise StoreError(f"{paths.root} holds no finished run: there is nothing to report; run the flow first")
-    row = pq.ParquetFile(path).read().to_pylist()[0]
+    row = read_parquet(path).to_pylist()[0]
     settings = json.loads(row.pop("run_yaml"))
     versions = json.loads(row.pop("versions"))
     stages = tuple(StageRow(**stage) for stage in row.pop("stages"))

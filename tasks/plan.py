@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchFormat, PatchInput, Scan
 from infra.errors import ArchiveError, BadPatchError, ConfigError
 from infra.fingerprint import Json
 from infra.geo import footprints
+from infra.parquet_files import read_parquet, read_rows
 from infra.parts import StageParts, stage_config, stage_parts, write_parquet
 from infra.storage import StorePaths, write_text
 from infra.zarr_store import archive_arrays, create_store
@@ -152,7 +152,7 @@ def shard_inputs(parts: StageParts, shard: int) -> list[tuple[int, PatchInput]]:
     """Return (row, input) of one shard from the plan that holds it, but for inputs that a later plan has moved."""
     plans = _plan_files(parts)
     for number, path in enumerate(plans, start=1):
-        rows = pq.read_table(path, filters=[("shard", "=", shard)], partitioning=None)
+        rows = read_rows(path, "shard", shard)
         if rows.num_rows:
             moved = _places(plans[number:], rows["patch_id"].combine_chunks())
             return [_placed(row) for row in rows.to_pylist() if row["patch_id"] not in moved]
@@ -167,7 +167,7 @@ def last_places(parts: StageParts, patch_ids: pa.Array | None = None) -> dict[st
 def _places(plans: Sequence[Path], patch_ids: pa.Array | None) -> dict[str, int]:
     places: dict[str, int] = {}
     for path in plans:
-        plan = pq.ParquetFile(path).read(columns=["patch_id", "shard"])
+        plan = read_parquet(path, ["patch_id", "shard"])
         hit = plan if patch_ids is None else plan.filter(pc.is_in(plan["patch_id"], value_set=patch_ids))
         places.update(zip(hit["patch_id"].to_pylist(), hit["shard"].to_pylist(), strict=True))
     return places
@@ -187,7 +187,7 @@ def planned_inputs(parts: StageParts) -> pa.Table:
     tables = [pa.schema([PLAN_SCHEMA.field(name) for name in columns]).empty_table()]
     settled = pa.array([], pa.string())
     for path in reversed(_plan_files(parts)):
-        plan = pq.ParquetFile(path).read(columns=columns)
+        plan = read_parquet(path, columns)
         plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
         settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])
         tables.append(plan)
@@ -211,7 +211,7 @@ def _refuse_changes(scan: Scan, parts: StageParts, quarantined: pa.Array) -> Non
     """Raise ConfigError where the archive now says another split or other labels of a patch than its plan does."""
     settled = quarantined
     for path in reversed(_plan_files(parts)):
-        plan = pq.ParquetFile(path).read(columns=["patch_id", "split", "labels"])
+        plan = read_parquet(path, ["patch_id", "split", "labels"])
         plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
         settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])  # earlier plans do not hold for these
         place = pc.index_in(plan["patch_id"], value_set=scan.inputs["patch_id"].combine_chunks())
@@ -281,7 +281,7 @@ def _refuse_foreign_plans(paths: StorePaths, config: str) -> None:
 def _planned_shards(parts: StageParts) -> dict[int, str]:
     shards: dict[int, str] = {}
     for path in _plan_files(parts):
-        plan = pq.ParquetFile(path).read(columns=["shard", "split"])
+        plan = read_parquet(path, ["shard", "split"])
         shards.update(zip(plan["shard"].to_pylist(), plan["split"].to_pylist(), strict=True))
     return shards
 

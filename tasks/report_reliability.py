@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from markupsafe import Markup
 
+from infra.parquet_files import parquet_dataset
 from infra.tables import RELIABILITY, RELIABILITY_CLUSTERS, RELIABILITY_METRICS, RISK_COVERAGE, read_table
 from tasks.charts import ClusterBar, Line, line_chart, outcome_bars
 from tasks.pictures import map_uri
@@ -229,9 +230,9 @@ def _doubtful(numbers: Numbers, split: str) -> list[Doubtful]:
 
 
 def _least_reliable(folder: HiveFolder, split: str) -> list[dict[str, Any]]:
-    files = [str(path) for path in sorted(folder.path.glob("*.parquet"))]
+    files = sorted(folder.path.glob("*.parquet"))
     wanted = (ds.field("split") == split) & ds.field("cluster_error_rate").is_valid()
-    table = ds.dataset(files, RELIABILITY, format="parquet").to_table(filter=wanted)
+    table = parquet_dataset(files, RELIABILITY).to_table(filter=wanted)
     prob = table["prob"].cast(pa.float64())
     sure = pc.if_else(table["predicted"], prob, pc.subtract(1.0, prob))
     table = table.append_column("sure", sure)

@@ -43,6 +43,8 @@ class S3Server:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     """Method and URL of every request since the list was emptied."""
+    sent: int = 0
+    """Bytes of content of all answers."""
     page: int | None = None
     """Names in one answer to a listing, where that is to be less than S3's 1000."""
     lock: Lock = field(default_factory=Lock)
@@ -96,7 +98,9 @@ def s3_server() -> Iterator[S3Server]:
         line = f"{method} {environ['PATH_INFO']}?{environ['QUERY_STRING']}"
         fault = served.fault(method, line)
         if fault is None:
-            return _whole(moto, environ, start)
+            content = _whole(moto, environ, start)
+            served.sent += sum(map(len, content)) if method == "GET" else 0
+            return content
         if fault.kind == "stall":
             time.sleep(fault.seconds)
             return _whole(moto, environ, start)

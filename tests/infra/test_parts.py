@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import parts as parts_module
+from infra.errors import TransientError
 from infra.fingerprint import Json, fingerprint
+from infra.object_store import ObjectPath
 from infra.parts import StageParts, read_parts, recorded_configs, stage_parts, write_parquet
 from infra.storage import StorePaths
+from tests.infra.s3_server import Fault, S3Server
 
 
 @pytest.fixture
@@ -153,3 +156,32 @@ def test_a_config_is_written_down_once(tmp_path: Path) -> None:
 
 def test_a_store_without_a_config_has_no_record(tmp_path: Path) -> None:
     assert recorded_configs(StorePaths(tmp_path)) == []
+
+
+def test_on_object_storage_a_shard_is_done_by_its_last_request(s3: S3Server, s3_folder: ObjectPath) -> None:
+    parts = stage_parts(StorePaths(s3_folder), "predict", {"a": 1})
+    assert [record["config"] for record in recorded_configs(parts.paths)] == [parts.config]
+    assert parts.done() == set()
+    parts.write_failure(3, 2, "it broke")
+    assert parts.failures() == {3: "it broke"}
+    s3.requests.clear()
+    parts.write(3, rows(1, 2), {"before": rows(2), "side": rows(3)})
+    written = [line.rpartition("/")[0].rpartition("/")[2] for line in s3.requests if line.startswith("PUT")]
+    assert written == ["before", "side", parts.config]
+    assert parts.failures() == {}
+    parts.write(4, rows(3))
+    assert parts.done() == {3, 4}
+    assert parts.is_done(3)
+    assert not parts.is_done(5)
+    assert parts.read_side("side", 3).equals(rows(3))
+    s3.faults.append(Fault("status", 503, times=3))
+    assert read_parts(parts, [4, 3])["a"].to_pylist() == [3, 1, 2]
+
+
+def test_a_part_that_could_not_be_put_is_not_done(s3: S3Server, s3_folder: ObjectPath) -> None:
+    parts = StageParts(StorePaths(s3_folder), "predict", "abcdef01")
+    s3.faults.append(Fault("status", 503, method="PUT", key="abcdef01/part-", times=1000))
+    with pytest.raises(TransientError):
+        parts.write(0, rows(1), {"side": rows(2)})
+    assert parts.done() == set()
+    assert parts.read_side("side", 0).equals(rows(2))

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import ConfigError, StoreError
+from infra.object_store import ObjectPath
 from infra.query import check_expression, connect, query
+from infra.storage import write_bytes
 from infra.tables import SCHEMAS
 
 
@@ -266,6 +268,22 @@ def test_a_relative_path_and_a_link_lead_to_the_tables(
     monkeypatch.chdir(tmp_path)
     for path in (Path("store/tables"), Path("link/tables"), tmp_path / "link" / "tables"):
         assert query(path, None, "SELECT count(*) FROM patches").fetchall() == [(3,)]
+
+
+def test_tables_on_object_storage_are_asked_alike_and_fenced_alike(tables: Path, s3_folder: ObjectPath) -> None:
+    for file in tables.rglob("*.parquet"):
+        write_bytes(s3_folder / "tables" / file.relative_to(tables), file.read_bytes())
+    write_bytes(s3_folder / "outside.parquet", (tables.parent.parent / "outside.parquet").read_bytes())
+    remote = s3_folder / "tables"
+    for configs in (None, ["12345678"]):
+        for statement in ("SELECT * FROM predictions ORDER BY value", "SELECT * FROM metrics ORDER BY n"):
+            assert query(remote, configs, statement).fetchall() == query(tables, configs, statement).fetchall()
+    for outside in (s3_folder, tables.parent.parent):
+        for reader in (f"'{outside}/outside.parquet'", f"read_parquet('{outside}/outside.parquet')"):
+            with pytest.raises(ConfigError):
+                query(remote, None, f"SELECT * FROM {reader}")
+    with pytest.raises(StoreError, match="there are no tables in s3://"):
+        connect(s3_folder / "none", None)
 
 
 def test_columns_of_an_older_schema_are_united_by_name(tables: Path) -> None:

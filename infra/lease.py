@@ -1,0 +1,166 @@
+"""The lease: one driver at a time on object storage, where no kernel keeps a lock for whoever is alive.
+
+It is an object that is created, renewed, taken over and given back by conditional PUTs: of two drivers one wins. The
+holder renews it; whoever wants it watches it. A lease that does not change for as long as it is valid, by the
+watcher's own clock, has lost its holder: no two clocks are ever compared.
+"""
+
+import _thread
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from infra import object_store
+from infra.errors import ConfigError, PipelineError, StoreError
+from infra.object_store import ObjectPath
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+
+SECONDS = 60.0
+"""For how long a lease is valid since it was renewed; what a run waits for after a killed one."""
+
+_RENEWALS = 4
+"""Renewals within that time: three may fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """What the object holds, as JSON."""
+
+    holder: str
+    """A random name; of one driver."""
+    host: str
+    pid: int
+    renewed: int
+    """How often; no two contents are alike."""
+    seconds: float
+    """For how long it is valid."""
+    held: bool = True
+    """False once it was given back."""
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+class _Renewal(threading.Thread):
+    """Renews the lease until it is told to stop, and interrupts the driver where somebody else took it."""
+
+    def __init__(self, path: ObjectPath, lease: _Lease, version: "UpdateVersion") -> None:
+        super().__init__(name="lease", daemon=True)
+        self._path, self._lease, self._version = path, lease, version
+        self._stopped = threading.Event()
+        self._in_main = threading.current_thread() is threading.main_thread()
+        self.lost = False
+
+    def run(self) -> None:
+        renewed = time.monotonic()
+        while not self._stopped.wait(self._lease.seconds / _RENEWALS):
+            try:
+                taken = not self._write(replace(self._lease, renewed=self._lease.renewed + 1))
+                renewed = time.monotonic()
+            except PipelineError:  # the service is away: others cannot take the lease either, nor can shards be written
+                taken = time.monotonic() - renewed > 10 * self._lease.seconds
+            if taken:
+                self.lost = True
+                if self._in_main:
+                    _thread.interrupt_main()
+                return
+
+    def give_back(self) -> None:
+        """Stop renewing, and let others have the lease at once."""
+        self._stopped.set()
+        self.join()
+        if not self.lost:
+            self._write(replace(self._lease, renewed=self._lease.renewed + 1, held=False))
+
+    def _write(self, lease: _Lease) -> bool:
+        version = object_store.put_if(self._path, lease.to_bytes(), self._version)
+        if version is None:
+            return False
+        self._lease, self._version = lease, version
+        return True
+
+
+@contextmanager
+def held(path: ObjectPath) -> Iterator[None]:
+    """Hold a lease while the block runs.
+
+    A lease whose holder was killed is waited for, for at most `SECONDS`.
+
+    Args:
+        path: The lease's object.
+
+    Raises:
+        ConfigError: Another driver holds it, and is alive.
+        StoreError: The store cannot be written, or the lease was lost while the block ran.
+    """
+    lease = _Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), 0, SECONDS)
+    renewal = _Renewal(path, lease, _acquired(path, lease))
+    renewal.start()
+    lost = StoreError(f"the lease {path} was lost: another run took the store, or it was out of reach for too long")
+    try:
+        yield
+    except KeyboardInterrupt:
+        if renewal.lost:
+            raise lost from None
+        raise
+    finally:
+        renewal.give_back()
+    if renewal.lost:
+        raise lost
+
+
+def is_held(path: ObjectPath) -> bool:
+    """Return whether a driver holds the lease, as far as this machine's clock can tell."""
+    try:
+        lease, written = _read(path)[0], object_store.modified(path)
+    except FileNotFoundError:
+        return False
+    return lease.held and (datetime.now(UTC) - written).total_seconds() < 2 * lease.seconds
+
+
+def _acquired(path: ObjectPath, lease: _Lease) -> "UpdateVersion":
+    """Wait until the lease is free or abandoned, take it, and return its version."""
+    version = object_store.put_if(path, lease.to_bytes(), None)
+    watched: _Lease | None = None
+    since = time.monotonic()
+    while version is None:
+        try:
+            found, its_version = _read(path)
+        except FileNotFoundError:
+            version = object_store.put_if(path, lease.to_bytes(), None)
+            continue
+        if watched is not None and watched != found and found.held:
+            raise ConfigError(
+                f"another run (process {found.pid} on {found.host}) is writing to the store of {path}; wait for it, "
+                "or choose another store"
+            )
+        if not found.held or time.monotonic() - since > found.seconds:
+            version = object_store.put_if(path, lease.to_bytes(), its_version)
+            continue
+        watched = found
+        time.sleep(found.seconds / _RENEWALS / 5)
+    return version
+
+
+def _read(path: ObjectPath) -> "tuple[_Lease, UpdateVersion]":
+    """Return the lease, and the version that it had before it was read: what is put upon that replaces no later one.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StoreError: The object is no lease.
+    """
+    version = object_store.version(path)
+    try:
+        return _Lease(**json.loads(path.read_bytes())), version
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path} is no lease of this project: remove it, once no run is writing there") from error
