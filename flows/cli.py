@@ -39,7 +39,18 @@ _FRAMED = 120  # columns of a terminal from which on a table of ten numbers can 
 
 RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
-Store = Annotated[Path, typer.Argument(help="A store's folder.")]
+
+
+def _store(text: str) -> Path:
+    from infra.storage import location
+
+    try:
+        return location(text)
+    except ConfigError as error:  # a plain ValueError would have the text repeated, a password too
+        raise typer.BadParameter(str(error)) from None
+
+
+Store = Annotated[Path, typer.Argument(help="A store: a folder, or its URL.", parser=_store, metavar="STORE")]
 
 
 def main() -> None:
@@ -216,6 +227,9 @@ def report(run_yaml: RunYaml, overrides: Overrides = None) -> None:
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the archive and the store go.")] = Path("demo"),
     patches: Annotated[int, typer.Option(min=1, help="Patches of the synthetic archive.")] = 160,
+    store: Annotated[
+        Path | None, typer.Option(help="Another place for the store: a folder, or its URL.", parser=_store)
+    ] = None,
 ) -> None:
     """Write a small synthetic archive, run the whole flow on it, and show where the report is."""
     from infra.storage import writing
@@ -229,7 +243,7 @@ def demo(
 
     with bars():
         write_demo_archive(folder, patches)
-        summary = archive(demo_config(folder))
+        summary = archive(demo_config(folder, store))
     Console().print(summary, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 import classifiers
@@ -18,7 +28,26 @@ from classifiers.reliability import ClusterSettings
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError, WeightsError
+from infra.storage import location
 from tasks.patch_pixels import Resampling
+
+
+def _place(value: object) -> Path:
+    if isinstance(value, Path):
+        return value.expanduser()
+    if not isinstance(value, str):
+        raise ValueError("a folder or a URL of object storage is a text")  # noqa: TRY004  # pydantic's kind of error
+    return location(value).expanduser()
+
+
+def _place_or_none(value: object) -> Path | None:
+    return None if value is None else _place(value)
+
+
+_AS_TEXT = (PlainSerializer(str, return_type=str, when_used="unless-none"), WithJsonSchema({"type": "string"}))
+
+StorePlace = Annotated[Path, PlainValidator(_place), *_AS_TEXT]
+"""A folder of this machine, or s3://bucket/prefix, gs://bucket/prefix or file:///folder."""
 
 
 class _Section(BaseModel):
@@ -320,7 +349,7 @@ class RunConfig(_Section):
     """One run of the archive flow."""
 
     archive: ArchiveConfig
-    store: Path
+    store: StorePlace
     shard_size: Annotated[int, Field(ge=1)] = 512
     bands: Literal["rgb", "10m", "s2", "s1s2"] = "rgb"
     """Bands of every branch; SR models take more than RGB in groups, an approximation, and those of 10 m at most."""
@@ -341,7 +370,7 @@ class RunConfig(_Section):
     """Classifiers by names of their own."""
     trained: dict[str, Path] = Field(default_factory=dict)
     """Classifiers by names of their own that are used as they are: checkpoints, or published BigEarthNet files."""
-    models_from: Path | None = None
+    models_from: Annotated[Path | None, PlainValidator(_place_or_none), *_AS_TEXT] = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
     train_sr: TrainSrConfig = TrainSrConfig()
@@ -350,11 +379,6 @@ class RunConfig(_Section):
     """null: no score is made."""
     keep_sr: Literal["auto", "always", "never"] = "auto"
     resources: ResourceConfig = ResourceConfig()
-
-    @field_validator("store", "models_from")
-    @classmethod
-    def _local(cls, path: Path | None) -> Path | None:
-        return _local_folder(path)
 
     @field_validator("sr")
     @classmethod
@@ -572,7 +596,7 @@ def validated(values: dict[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         faults = "; ".join(_fault(fault) for fault in error.errors())
-        raise ConfigError(f"{source}: {faults}") from error
+        raise ConfigError(f"{source}: {faults}") from None  # a cause would repeat what was given, a password too
 
 
 def _fault(fault: ErrorDetails) -> str:

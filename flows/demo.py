@@ -42,11 +42,11 @@ def write_archive(folder: Path, patches: int, seed: int) -> None:
     write_synthetic_archive(folder, patches, seed, lambda done: tell("write archive", done, patches, done))
 
 
-def demo_config(folder: Path) -> RunConfig:
+def demo_config(folder: Path, store: Path | None = None) -> RunConfig:
     """Return the demo's run: resnet18 trained once on the patches as they are, then a head for each branch."""
     archive = {"layout": "bigearthnet-v2", "root": str(folder / "archive")}
     enough = len(list((folder / "archive" / "BigEarthNet-S2").glob("*/*"))) >= _RELIABLE_FROM
     reliability = _RELIABILITY if enough else None
     return validated(
-        {**_SETTINGS, "archive": archive, "store": str(folder / "store"), "reliability": reliability}, "demo"
+        {**_SETTINGS, "archive": archive, "store": str(store or folder / "store"), "reliability": reliability}, "demo"
     )

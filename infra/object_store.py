@@ -27,10 +27,10 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, S3Store
 
-from infra.errors import ConfigError, StoreError, TransientError
+from infra.errors import ConfigError, PipelineError, StoreError, TransientError
 
 if TYPE_CHECKING:  # obstore has them for type checkers only
-    from obstore import ObjectMeta, PutMode, PutResult, UpdateVersion
+    from obstore import GetOptions, ObjectMeta, PutMode, PutResult, UpdateVersion
     from obstore.store import ClientConfig, RetryConfig
 
 CLIENT: "ClientConfig" = {
@@ -295,8 +295,10 @@ def version(path: ObjectPath) -> "UpdateVersion":
     return _version(found)
 
 
-def put(path: ObjectPath, content: bytes | memoryview | Path) -> None:
+def put(path: ObjectPath, content: bytes | Path) -> None:
     """Write an object, whole or not at all; a file is given by its path.
+
+    Never a view of a buffer: see `infra.zarr_objects`.
 
     Raises:
         StoreError: It may not be written.
@@ -356,12 +358,30 @@ def modified(path: ObjectPath) -> datetime:
     return found["last_modified"]
 
 
+def get_part(path: ObjectPath, start: int, end: int | None) -> bytes:
+    """Return bytes of an object by one request.
+
+    Args:
+        path: The object.
+        start: The first byte; below 0, it counts from the object's end, and all from there on are returned.
+        end: The byte behind the last; None: to the end.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    with in_our_words(path):
+        if end is not None:
+            return obstore.get_range(path.bucket, path.key, start=start, end=end).to_bytes()
+        options: GetOptions = {"range": {"offset": start} if start >= 0 else {"suffix": -start}}
+        return obstore.get(path.bucket, path.key, options=options).bytes().to_bytes()
+
+
 @contextmanager
 def in_our_words(path: Path) -> Iterator[None]:
     """Turn the client's errors into this project's; no cause is kept, since its text repeats what was sent."""
     try:
         yield
-    except (StoreError, TransientError):
+    except PipelineError:
         raise
     except (BaseError, OSError) as error:
         raise told(error, path) from None
@@ -399,7 +419,7 @@ def _endpoint() -> str | None:
 
 @lru_cache
 def bucket(scheme: str, name: str, endpoint: str | None) -> S3Store | GCSStore:
-    """Return a client, one for each bucket and process; object_store reads the environment's settings itself."""
+    """Return the client of a bucket, one for each process; object_store reads the environment's settings itself."""
     if scheme == "gs":
         return GCSStore(name, client_options=CLIENT, retry_config=RETRY)
     plain = endpoint is not None and urlsplit(endpoint).scheme == "http"  # then somebody asked for it

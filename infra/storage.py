@@ -5,6 +5,7 @@ It lies in a folder of this machine or on object storage (`infra.object_store`);
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
+
+import platformdirs
 
 from infra import lease, object_store
 from infra.errors import ConfigError, StoreError
@@ -140,6 +143,29 @@ def local_file(path: Path) -> Iterator[Path]:
         with path.open("rb") as source, writing(copy), copy.open("wb") as target:
             shutil.copyfileobj(source, target, 2**23)
         yield copy
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, hexadecimal.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def states_folder(path: Path) -> Path:
+    """Return the folder for Ray Train's states, which it writes itself: path, or one of this machine for an object's.
+
+    A run that goes on from a state finds it on the same machine only, or where SUPERSCENE_STATES names a folder that
+    all nodes of a cluster see.
+    """
+    if not isinstance(path, ObjectPath):
+        return path.resolve()
+    root = os.environ.get("SUPERSCENE_STATES")
+    folder = Path(root) if root else platformdirs.user_state_path("superscene") / "states"
+    return folder.resolve() / hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 def version(path: Path) -> Hashable:

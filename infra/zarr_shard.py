@@ -6,8 +6,7 @@ to the file as soon as it is encoded. The file is the same, byte for byte, for t
 Source: Zarr v3 sharding_indexed codec 1.0, index at the end: (offset, length) of each chunk as uint64, then CRC-32C.
 """
 
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import zarr
@@ -31,11 +30,11 @@ def chunk_codec(array: zarr.Array[Any]) -> Blosc | None:
     return Blosc(blosc.cname, blosc.clevel, _SHUFFLES.index(blosc.shuffle), blosc.blocksize, blosc.typesize)
 
 
-def write_shard(path: Path, values: NDArray[np.generic], chunk: int, codec: Blosc) -> None:
+def write_shard(file: BinaryIO, values: NDArray[np.generic], chunk: int, codec: Blosc) -> None:
     """Write one shard to a file.
 
     Args:
-        path: The file; it is there whole once this returns.
+        file: Where it is written, from its beginning.
         values: (patches, …) of the whole shard.
         chunk: Patches in an inner chunk, a divisor of `patches`.
         codec: What `chunk_codec` returned.
@@ -43,14 +42,13 @@ def write_shard(path: Path, values: NDArray[np.generic], chunk: int, codec: Blos
     little = values.dtype.newbyteorder("<")
     lengths = []
     zeros: bytes | None = None  # what a chunk without Sentinel-1 or map becomes, again and again
-    with path.open("wb") as file:
-        for first in range(0, len(values), chunk):
-            pixels = np.ascontiguousarray(values[first : first + chunk], little)
-            if pixels.view(np.uint8).max():  # bytes: -0.0 is not 0, and any() is slower
-                encoded = codec.encode(pixels)
-            else:
-                encoded = zeros = zeros or codec.encode(pixels)
-            file.write(encoded)
-            lengths.append(len(encoded))
-        offsets = np.cumsum(lengths) - lengths
-        file.write(CRC32C(location="end").encode(np.stack([offsets, lengths], axis=1).astype("<u8")))
+    for first in range(0, len(values), chunk):
+        pixels = np.ascontiguousarray(values[first : first + chunk], little)
+        if pixels.view(np.uint8).max():  # bytes: -0.0 is not 0, and any() is slower
+            encoded = codec.encode(pixels)
+        else:
+            encoded = zeros = zeros or codec.encode(pixels)
+        file.write(encoded)
+        lengths.append(len(encoded))
+    offsets = np.cumsum(lengths) - lengths
+    file.write(CRC32C(location="end").encode(np.stack([offsets, lengths], axis=1).astype("<u8")))

@@ -4,10 +4,12 @@ Two writers on one Zarr shard lose data (zarr-python #3682), and a shard that is
 so every write here covers whole shards, and empty chunks are written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import zarr
@@ -19,7 +21,9 @@ from infra.archives.model import PatchFormat
 from infra.bigearthnet.bands import S1, BandGroup
 from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError
 from infra.fingerprint import Json
-from infra.storage import write_atomically, writing
+from infra.object_store import ObjectPath, put
+from infra.storage import version, write_atomically, writing
+from infra.zarr_objects import ZarrObjects
 from infra.zarr_shard import chunk_codec, write_shard
 
 LAYOUT_VERSION = 1
@@ -102,9 +106,9 @@ class ShardedStore:
             StoreError: There is none, or it is not one of ours.
         """
         self.path = path
-        self._opened: dict[str, tuple[tuple[int, int], zarr.Array]] = {}  # type: ignore[type-arg]
+        self._opened: dict[str, tuple[Hashable, zarr.Array]] = {}  # type: ignore[type-arg]
         try:
-            self.group = zarr.open_group(path, mode="r+" if writable else "r")
+            self.group = _open_group(path, "r+" if writable else "r")
             self.shard_size = int(str(self.group.attrs["shard_size"]))
         except (FileNotFoundError, KeyError, ValueError) as error:  # ValueError: an array, or metadata that is not JSON
             raise StoreError(f"{path} is not a store of this project: no shard_size in its attributes") from error
@@ -117,10 +121,9 @@ class ShardedStore:
     def array(self, name: str) -> zarr.Array:  # type: ignore[type-arg]  # zarr's parameter is its metadata version
         """Return one array; zarr-python takes a millisecond to open it, so it is kept until its metadata change."""
         try:
-            status = (self.path / name / "zarr.json").stat()
+            stamp = version(self.path / name / "zarr.json")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(f"{self.path} has no array {name}") from error
-        stamp = (status.st_ino, status.st_mtime_ns)
         kept = self._opened.get(name)
         if kept is not None and kept[0] == stamp:
             return kept[1]
@@ -169,7 +172,13 @@ class ShardedStore:
             for row in range(0, len(values), unit):
                 key = array.metadata.encode_chunk_key(((start + row) // unit, *(0,) * (array.ndim - 1)))
                 write = partial(write_shard, values=values[row : row + unit], chunk=array.chunks[0], codec=codec)
-                write_atomically(self.path / name / key, write, sync=False)  # as zarr-python writes local files
+                target = self.path / name / key
+                if isinstance(target, ObjectPath):
+                    content = BytesIO()
+                    write(content)
+                    put(target, content.getvalue())
+                else:
+                    write_atomically(target, partial(_to_file, write), sync=False)  # as zarr-python writes local files
 
     def read(self, shard: int, name: str, first_row: int = 0, rows: int | None = None) -> NDArray[np.generic]:
         """Return rows of one shard of one array, all of them by default.
@@ -231,7 +240,7 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
     """Make the arrays; the group bears a mark until all of them are there."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        group = zarr.open_group(path, mode="w", attributes={_HALF_MADE: True})
+        group = _open_group(path, "w", {_HALF_MADE: True})
         for spec in arrays:
             zarr_shard = divisor(shard_size, spec.zarr_shard or shard_size)
             group.create_array(
@@ -253,6 +262,16 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
         group.attrs.put({**attributes, "shard_size": shard_size})  # in the mark's place
 
 
+def _open_group(path: Path, mode: Literal["r", "r+", "w"], attributes: dict[str, Any] | None = None) -> zarr.Group:
+    place = ZarrObjects(path, read_only=mode == "r") if isinstance(path, ObjectPath) else path
+    return zarr.open_group(place, mode=mode, attributes=attributes)
+
+
+def _to_file(write: Callable[[BinaryIO], None], path: Path) -> None:
+    with path.open("wb") as file:
+        write(file)
+
+
 def _compressor(dtype: str) -> BloscCodec:
     """Bits rather than bytes are sorted in DN: that is faster and 9 % smaller; floats get no smaller and slower."""
     return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle" if dtype == "uint16" else "shuffle")
@@ -263,7 +282,7 @@ def _is_absent_or_half_made(path: Path) -> bool:
     if not (path / "zarr.json").exists():
         return True
     try:
-        return _HALF_MADE in zarr.open_group(path, mode="r").attrs
+        return _HALF_MADE in _open_group(path, "r").attrs
     except ValueError:  # an array, or not Zarr's: opening it says so
         return False
 

@@ -9,6 +9,7 @@ from classifiers import checkpoint
 from classifiers.network import Classifier
 from classifiers.published import backbone_state, is_published
 from infra.fingerprint import Json
+from infra.storage import file_sha256, local_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Backbone:
 
     def identity(self) -> dict[str, Json]:
         """Return what determines it."""
-        digest = None if self.file is None else checkpoint.sha256(self.file)
+        digest = None if self.file is None else file_sha256(self.file)
         return {"classifier": self.network, "kind": self.kind, "sha256": digest}
 
 
@@ -36,7 +37,9 @@ def load_network(backbone: Backbone, num_labels: int, bands: tuple[str, ...], he
     """
     if backbone.kind == "archive" and backbone.file is not None:
         network = classifiers.build(backbone.network, num_labels, len(bands), head)
-        network.backbone.load_state_dict(checkpoint.load(backbone.file).network.backbone.state_dict())
+        with local_file(backbone.file) as file:
+            trained = checkpoint.load(file)
+        network.backbone.load_state_dict(trained.network.backbone.state_dict())
         return network
     if backbone.file is not None and is_published(backbone.file):
         network = classifiers.build(backbone.network, num_labels, len(bands), head)

@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from numpy.typing import NDArray
 
-from classifiers import checkpoint
 from classifiers.cam.explain import METHODS, OptionValue, method_and_options
 from classifiers.cam.grid import on_grid
 from classifiers.cam.target import Target
 from infra.bigearthnet.bands import IMAGE_RGB, RGB
 from infra.bigearthnet.reference_map import label_masks
 from infra.errors import ConfigError, UnknownNameError
-from infra.storage import StorePaths
+from infra.storage import StorePaths, file_sha256
 from infra.zarr_store import ShardedStore
 from tasks.branch import Branch, BranchReader, Inputs, worker_device
 from tasks.explain import check_methods, patch_seed
@@ -114,7 +113,7 @@ def find_checkpoint(files: Sequence[Path], sr: str, classifier: str, digest: str
         ConfigError: None of the files is it any more.
     """
     for path in files:
-        if path.is_file() and checkpoint.sha256(path) == digest:
+        if path.is_file() and file_sha256(path) == digest:
             return path
     raise ConfigError(
         f"the checkpoint of {classifier} on {sr} with the SHA-256 {digest[:8]}… is gone: run the flow again"

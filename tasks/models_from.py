@@ -5,7 +5,7 @@ from pathlib import Path
 
 from classifiers import checkpoint
 from infra.errors import ConfigError
-from infra.storage import StorePaths
+from infra.storage import StorePaths, local_file
 from tasks.branch import Branch
 from tasks.run_record import published_configs
 
@@ -21,8 +21,13 @@ def borrowed_checkpoints(source: StorePaths, branch: Branch, classifier: str) ->
     }
     for configs in published_configs(source):
         for config in sorted(configs & folders.keys()):
-            files = {checkpoint.load(path).seed: path for path in folders[config].glob("seed-*.safetensors")}
+            files = {_seed(path): path for path in folders[config].glob("seed-*.safetensors")}
             return dict(sorted(files.items()))
     there = sorted({path.name.rsplit("-", 1)[0] for path in (source.root / "checkpoints").glob("*")})
     have = f"it has {', '.join(there)}" if there else "it has no trained classifier"
     raise ConfigError(f"models_from: {source.root} has no {classifier} for the {branch.sr} branch; {have}")
+
+
+def _seed(path: Path) -> int:
+    with local_file(path) as file:
+        return checkpoint.load(file).seed

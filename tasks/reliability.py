@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from classifiers import checkpoint
 from classifiers.cam.explain import OptionValue, method_and_options
 from classifiers.checkpoint import Activation
 from classifiers.network import Classifier
@@ -14,7 +13,7 @@ from classifiers.reliability import ClusterSettings, Reliability, check_enough, 
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
-from infra.storage import StorePaths
+from infra.storage import StorePaths, file_sha256
 from tasks.branch import Branch, Inputs
 from tasks.explain import Explained
 from tasks.labels import is_clean
@@ -92,7 +91,7 @@ class ReliabilityJob:
 
     def assignment(self) -> StageParts:
         """Return the parts of every patch's clusters, under the config that the fitted model determines."""
-        model = checkpoint.sha256(self.file)
+        model = file_sha256(self.file)
         determines: dict[str, Json] = {"maps": self.maps.parts.config, "model": model, "schema": 1}
         return stage_parts(self.predictions.paths, "reliability", determines)
 
@@ -165,7 +164,7 @@ def reliability_job(
         "method": plan.method,
         "options": dict(item.options),
         "layer": "last stage" if item.entry.resolution == "layer" else "input",
-        "network": checkpoint.sha256(file),
+        "network": file_sha256(file),
     }
     determines: dict[str, Json] = {
         "maps": item.parts.config,

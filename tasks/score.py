@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from classifiers import checkpoint
 from classifiers.cam.target import Target
 from classifiers.checkpoint import Activation, TrainedClassifier
 from classifiers.network import pool
@@ -19,6 +18,7 @@ from classifiers.training.standardise_features import input_layer
 from infra.errors import ConfigError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
+from infra.storage import file_sha256
 from infra.tables import SR_QUALITY, predictions_schema
 from tasks.branch import Batch, Branch, BranchReader, worker_device
 from tasks.explain import (
@@ -87,7 +87,7 @@ def scored_classifier(
                 f"{path} has the labels {', '.join(labels)}, this archive {', '.join(names)}: other labels, or another "
                 "order of them; train a classifier on this archive"
             )
-        digests[str(seed)] = checkpoint.sha256(path)
+        digests[str(seed)] = file_sha256(path)
     predictions = stage_parts(
         branch.paths,
         "predictions",

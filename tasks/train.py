@@ -7,7 +7,6 @@ after the other. Both keep their state after every epoch, and go on from it.
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from infra.errors import ConfigError, TrainingError, WeightsError
 from infra.parts import StageParts, stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
-from infra.storage import write_bytes
+from infra.storage import remove_folder, states_folder, write_bytes
 from infra.tables import TRAINING
 from infra.zarr_store import divisor
 from tasks.backbone import Backbone, load_network
@@ -230,7 +229,7 @@ def fit_network(job: TrainJob, seed: int, resources: Resources, tell: Callable[[
         WeightsError: The state to go on from cannot be used.
         PipelineError: What a worker raised.
     """
-    progress, state = job.parts.folder / f"epochs-{seed}.json", job.state(seed)
+    progress, state = job.parts.folder / f"epochs-{seed}.json", states_folder(job.state(seed))
     progress.unlink(missing_ok=True)  # how far a stopped run was says nothing of this one
     told = 0
 
@@ -253,7 +252,7 @@ def fit_network(job: TrainJob, seed: int, resources: Resources, tell: Callable[[
     trainer = _trainer(job, seed, network, torch.device("cpu"))
     trainer.restore(last)
     _publish(job, seed, network, trainer.finish())
-    shutil.rmtree(state)
+    remove_folder(state)
     progress.unlink(missing_ok=True)
     return ShardCount(len(samples_of(job.branch.inputs, job.data.train, job.labels)) * trainer.epoch)
 

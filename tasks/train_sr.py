@@ -22,7 +22,7 @@ from infra.fingerprint import Json
 from infra.parts import stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
-from infra.storage import StorePaths, write_bytes
+from infra.storage import StorePaths, local_file, states_folder, write_bytes
 from infra.weights_store import sha256
 from sr_models.registry import spec
 from sr_models.trained_weights import provenance, to_bytes
@@ -145,7 +145,8 @@ def is_trained(job: SrTrainJob) -> bool:
     """
     if not job.out.exists():
         return False
-    found = provenance(job.out).get("config")
+    with local_file(job.out) as file:
+        found = provenance(file).get("config")
     if found != job.config:
         raise ConfigError(
             f"train_sr.out: {job.out} holds weights of {'another run' if found else 'unknown origin'} "
@@ -177,7 +178,9 @@ def fit_on_workers(job: SrTrainJob, resources: Resources, tell: Callable[[SrProg
             last[0] = now
             tell(now)
 
-    state = train_on_workers(partial(_fit, job), job.folder, resources, job.settings.batch_size, tell_if_new)
+    state = train_on_workers(
+        partial(_fit, job), states_folder(job.folder), resources, job.settings.batch_size, tell_if_new
+    )
     publish_weights(job, state)
 
 

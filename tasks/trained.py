@@ -7,6 +7,7 @@ from classifiers import checkpoint
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.published import is_published, load_published
 from infra.errors import ConfigError
+from infra.storage import local_file
 from tasks.branch import Branch
 
 
@@ -16,9 +17,10 @@ def check_trained(path: Path, bands: Sequence[str]) -> TrainedClassifier:
     Raises:
         WeightsError: The file cannot be read, holds no classifier, or is published for other bands.
     """
-    if not checkpoint.is_checkpoint(path) and is_published(path):
-        return load_published(path, bands, max_dn=1)
-    return checkpoint.load(path)
+    with local_file(path) as file:
+        if not checkpoint.is_checkpoint(file) and is_published(file):
+            return load_published(file, bands, max_dn=1)
+        return checkpoint.load(file)
 
 
 def load_trained(path: Path, branch: Branch) -> TrainedClassifier:
@@ -28,9 +30,10 @@ def load_trained(path: Path, branch: Branch) -> TrainedClassifier:
         WeightsError: The file cannot be read, or is published for other bands.
         ConfigError: It was trained on another branch.
     """
-    if not checkpoint.is_checkpoint(path) and is_published(path):
-        return load_published(path, branch.bands, branch.max_dn)
-    trained = checkpoint.load(path)
+    with local_file(path) as file:
+        if not checkpoint.is_checkpoint(file) and is_published(file):
+            return load_published(file, branch.bands, branch.max_dn)
+        trained = checkpoint.load(file)
     if dict(trained.sr) != dict(branch.identity):
         raise ConfigError(
             f"{path} was trained on {_words(trained.sr)}; this run's {branch.sr} branch is {_words(branch.identity)}"

@@ -44,7 +44,8 @@ def test_the_file_has_the_chunks_that_zarr_writes(tmp_path: Path, dtype: str, sh
     theirs[:] = values
     key = "c/0/0/0"
     (tmp_path / "ours" / key).parent.mkdir(parents=True)
-    write_shard(tmp_path / "ours" / key, values, CHUNK, chunk_codec(ours))
+    with (tmp_path / "ours" / key).open("wb") as file:
+        write_shard(file, values, CHUNK, chunk_codec(ours))
     assert (tmp_path / "ours" / key).read_bytes() == (tmp_path / "theirs" / key).read_bytes()
     np.testing.assert_array_equal(ours[:], values)
 
@@ -60,7 +61,8 @@ def test_memory_order_does_not_matter(
     array = make(tmp_path / "a", "uint16")
     values = view(shard("uint16"))
     (tmp_path / "a/c/0/0").mkdir(parents=True)
-    write_shard(tmp_path / "a/c/0/0/0", values, CHUNK, chunk_codec(array))
+    with (tmp_path / "a/c/0/0/0").open("wb") as file:
+        write_shard(file, values, CHUNK, chunk_codec(array))
     np.testing.assert_array_equal(array[:], values)
 
 
@@ -68,7 +70,8 @@ def test_a_shard_that_is_all_zero_is_written_and_damage_to_its_index_is_seen(tmp
     array = make(tmp_path / "a", "uint16")
     file = tmp_path / "a/c/0/0/0"
     file.parent.mkdir(parents=True)
-    write_shard(file, np.zeros(SHAPE, np.uint16), CHUNK, chunk_codec(array))
+    with file.open("wb") as opened:
+        write_shard(opened, np.zeros(SHAPE, np.uint16), CHUNK, chunk_codec(array))
     assert file.stat().st_size > 0
     assert not array[:].any()
     data = bytearray(file.read_bytes())

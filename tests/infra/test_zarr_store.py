@@ -16,9 +16,11 @@ from infra import zarr_store
 from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.bigearthnet.classes import NAMES
-from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError
+from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError, TransientError
+from infra.object_store import ObjectPath
 from infra.storage import sweep_partials
 from infra.zarr_store import ArraySpec, ShardedStore, archive_arrays, create_store, divisor
+from tests.infra.s3_server import BUCKET, Fault, S3Server
 
 PIXELS = ArraySpec(
     "pixels",
@@ -324,3 +326,66 @@ def test_divisor(whole: int, at_most: int, expected: int) -> None:
 
 def test_the_mark_of_a_half_made_store_is_no_attribute_of_a_whole_one(store: ShardedStore) -> None:
     assert zarr_store._HALF_MADE not in (store.path / "zarr.json").read_text()
+
+
+@pytest.fixture
+def remote(s3_folder: ObjectPath) -> ShardedStore:
+    create_store(s3_folder / "a.zarr", [PIXELS, BLOCKS], 6, 3, {"title": "test"})
+    return ShardedStore(s3_folder / "a.zarr", writable=True)
+
+
+def test_object_storage_holds_the_same_bytes_as_a_folder(store: ShardedStore, remote: ShardedStore) -> None:
+    """But for empty shards of arrays that zarr-python writes, every key of both stores is compared."""
+    for kept in (store, remote):
+        kept.write(2, "pixels", filled(6))
+        kept.write(1, "blocks", np.arange(20, dtype="float32").reshape(4, 5), first_row=2)
+        kept.write(2, "valid", np.array([True] * 5 + [False]))
+        create_store(kept.path, [PIXELS, BLOCKS], 6, 4, {"title": "test"})
+    ours, theirs = (
+        {str(path.relative_to(kept.path)): path.read_bytes() for path in kept.path.rglob("*") if path.is_file()}
+        for kept in (remote, store)
+    )
+    assert ours == theirs
+    for name, rows in (("pixels", {}), ("pixels", {"first_row": 3, "rows": 2}), ("valid", {})):
+        np.testing.assert_array_equal(remote.read(2, name, **rows), store.read(2, name, **rows))
+    assert remote.n_shards == 4, "a store that is open sees what the driver made room for"
+
+
+def test_a_zarr_shard_is_one_request(s3: S3Server, remote: ShardedStore) -> None:
+    remote.array("pixels")
+    s3.requests.clear()
+    remote.write(1, "pixels", filled(6))
+    (put,) = [line for line in s3.requests if line.startswith("PUT")]
+    assert put == f"PUT /{BUCKET}/{remote.path.key}/pixels/c/1/0/0/0?"  # type: ignore[attr-defined]
+    s3.requests.clear()
+    np.testing.assert_array_equal(remote.read(1, "pixels"), filled(6))
+    assert s3.count("GET", "/pixels/c/1") == 1
+
+
+def test_shards_outlive_faults_and_lost_ones_are_told(s3: S3Server, remote: ShardedStore) -> None:
+    for method in ("GET", "PUT", "HEAD"):
+        s3.faults.append(Fault("status", 503, method=method, key="/c/1/", times=2))
+        s3.faults.append(Fault("cut", method=method, key="zarr.json"))
+    remote.write(1, "pixels", filled(6))
+    s3.faults.append(Fault("half", method="GET", key="/c/1/"))
+    np.testing.assert_array_equal(remote.read(1, "pixels"), filled(6))
+    for shard in (0, 2):
+        with pytest.raises(PipelineError, match=f"shard {shard} of s3://.*/pixels is not on disk"):
+            remote.read(shard, "pixels")
+    s3.faults[:] = [Fault("status", 503, key="/c/1", times=1000)]
+    with pytest.raises(TransientError, match="503"):
+        remote.read(1, "pixels")
+    with pytest.raises(TransientError, match="503"):
+        remote.write(1, "pixels", filled(6))
+    with pytest.raises(TransientError, match="503"):
+        remote.write(1, "valid", np.ones(6, bool))
+    s3.faults[:] = [Fault("status", 403, times=1000)]
+    with pytest.raises(StoreError, match="access denied"):
+        remote.write(1, "valid", np.ones(6, bool))
+    with pytest.raises(StoreError, match="access denied"):
+        ShardedStore(remote.path)
+
+
+def test_what_is_no_store_on_object_storage_is_told(s3_folder: ObjectPath) -> None:
+    with pytest.raises(StoreError, match=r"s3://.*/none.zarr is not a store of this project"):
+        ShardedStore(s3_folder / "none.zarr")
