@@ -44,9 +44,9 @@ def _place_or_none(value: object) -> Path | None:
     return None if value is None else _place(value)
 
 
-_AS_TEXT = (PlainSerializer(str, return_type=str, when_used="unless-none"), WithJsonSchema({"type": "string"}))
+_AS_TEXT = PlainSerializer(str, return_type=str, when_used="unless-none")
 
-StorePlace = Annotated[Path, PlainValidator(_place), *_AS_TEXT]
+StorePlace = Annotated[Path, PlainValidator(_place), _AS_TEXT, WithJsonSchema({"type": "string"})]
 """A folder of this machine, or s3://bucket/prefix, gs://bucket/prefix or file:///folder."""
 
 
@@ -370,7 +370,12 @@ class RunConfig(_Section):
     """Classifiers by names of their own."""
     trained: dict[str, Path] = Field(default_factory=dict)
     """Classifiers by names of their own that are used as they are: checkpoints, or published BigEarthNet files."""
-    models_from: Annotated[Path | None, PlainValidator(_place_or_none), *_AS_TEXT] = None
+    models_from: Annotated[
+        Path | None,
+        PlainValidator(_place_or_none),
+        _AS_TEXT,
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+    ] = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
     train_sr: TrainSrConfig = TrainSrConfig()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,6 +63,14 @@ class StageParts:
         """Rows of one shard's side table."""
         return read_parquet(self.side_path(table, shard))
 
+    def read_all(self, shards: Iterable[int], table: str | None = None) -> list[pa.Table]:
+        """Rows of several shards' parts, or of a side table's; those on object storage are fetched side by side."""
+        read = self.read if table is None else partial(self.read_side, table)
+        if not isinstance(self.folder, ObjectPath):
+            return [read(shard) for shard in shards]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return list(threads.map(read, shards))
+
     def write_failure(self, shard: int, attempts: int, error: str) -> None:
         """Leave the reason why a shard failed, for `status`; its next success removes it."""
         write_text(self._failure_path(shard), json.dumps({"attempts": attempts, "error": error}))
@@ -119,8 +128,5 @@ def write_parquet(path: Path, table: pa.Table, row_group_size: int | None = None
 
 
 def read_parts(parts: StageParts, shards: Iterable[int]) -> pa.Table:
-    """Rows of several shards' parts, in the order given; those on object storage are fetched side by side."""
-    if not isinstance(parts.folder, ObjectPath):
-        return pa.concat_tables([parts.read(shard) for shard in shards])
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return pa.concat_tables(list(threads.map(parts.read, shards)))
+    """Rows of several shards' parts, in the order given."""
+    return pa.concat_tables(parts.read_all(shards))

@@ -197,7 +197,7 @@ def planned_inputs(parts: StageParts) -> pa.Table:
 def quarantined_pixels(parts: StageParts) -> pa.Table:
     """Return the quarantine rows of all ingested shards, but for inputs that have been given a new place since."""
     shards = sorted(parts.done())
-    tables = [parts.read_side("quarantine", shard) for shard in shards]
+    tables = parts.read_all(shards, "quarantine")
     if not tables:
         return PROBLEM_SCHEMA.empty_table()
     rows = pa.concat_tables(tables)

@@ -1,7 +1,6 @@
 """Publish: parts of finished stages become the analysts' tables, each in one place."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,7 +77,6 @@ def _publish(
 ) -> pa.Table:
     done = parts.done()
     present = [shard for shard in shards if shard in done]
-    read = parts.read if side is None else partial(parts.read_side, side)
-    rows = pa.concat_tables([schema.empty_table(), *(read(shard) for shard in present)])
+    rows = pa.concat_tables([schema.empty_table(), *parts.read_all(present, side)])
     publish(folder, rows, schema, sort_by, complete=len(present) == len(shards), file_stem=stem)
     return rows

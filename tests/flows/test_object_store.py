@@ -24,7 +24,7 @@ def test_a_store_on_object_storage_holds_what_a_local_one_does(
     inputs: Inputs, s3: S3Server, s3_folder: ObjectPath, tmp_path: Path
 ) -> None:
     """Although every twentieth request or so fails in one way or another."""
-    run_yaml = inputs.config(s3_folder, tmp_path / "RUN.yaml")  # type: ignore[arg-type]
+    run_yaml = inputs.config(s3_folder, tmp_path / "RUN.yaml")
     s3.faults += [Fault("status", status, times=20) for status in (503, 500)]
     s3.faults += [Fault("cut", method="PUT", key="part-", times=3), Fault("half", method="GET", key="part-", times=3)]
     said = superscene("run", run_yaml, timeout=900)
