@@ -33,6 +33,10 @@ class Fault:
     times: int = 1
     seconds: float = 0.0
     """How long a stall is."""
+    every: int = 1
+    """Of so many such requests one fails."""
+    seen: int = 0
+    """Requests of the kind so far."""
 
 
 @dataclass
@@ -71,8 +75,10 @@ class S3Server:
             self.requests.append(line)
             for fault in self.faults:
                 if fault.times and fault.method in {"", method} and fault.key in line:
-                    fault.times -= 1
-                    return fault
+                    fault.seen += 1
+                    if fault.seen % fault.every == 0:
+                        fault.times -= 1
+                        return fault
         return None
 
 

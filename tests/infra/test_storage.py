@@ -17,11 +17,13 @@ from infra.object_store import ObjectPath
 from infra.parts import write_parquet
 from infra.storage import (
     StorePaths,
+    file_sha256,
     local_file,
     location,
     locked_store,
     open_sequential,
     remove_folder,
+    states_folder,
     store_error,
     sweep_partials,
     version,
@@ -323,3 +325,18 @@ def test_folders_are_removed_with_what_lies_in_them(s3_folder: ObjectPath, tmp_p
         assert [path.name for path in root.glob("*")] == ["ab"]
     with open_sequential(f"file://{tmp_path}/ab") as file:
         assert file.read() == b""
+
+
+def test_states_of_training_lie_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERSCENE_STATES", str(tmp_path))
+    assert states_folder(tmp_path / "a") == tmp_path / "a"
+    one, two = (states_folder(location(f"s3://bucket/{name}")) for name in ("a", "b"))
+    assert one.parent == two.parent == tmp_path
+    assert one != two
+    assert states_folder(location("s3://bucket/a")) == one
+
+
+def test_a_file_s_digest_is_that_of_its_content(s3_folder: ObjectPath, tmp_path: Path) -> None:
+    for root in (s3_folder, tmp_path):
+        write_bytes(root / "a", b"abc")
+        assert file_sha256(root / "a").startswith("ba7816bf8f01cfea414140de5dae2223")  # FIPS 180-4, example of "abc"
