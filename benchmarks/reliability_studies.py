@@ -1,7 +1,8 @@
 """Reliability scores in their authors' setting, on two archives: what flipping and withholding are worth.
 
-    SUPERSCENE_DATA=… python benchmarks/reliability_studies.py [--studies eurosat synthetic] [--kernel-scales 0.2 0.5 1.0]
-                                                              [--out benchmarks/results/reliability_studies.json]
+    SUPERSCENE_DATA=… python benchmarks/reliability_studies.py [--studies eurosat synthetic]
+                                                               [--kernel-scales 0.2 0.5 1.0]
+                                                               [--out benchmarks/results/reliability_studies.json]
 
 - eurosat: EuroSAT in two classes, built (Highway, Industrial, Residential) and open (the other seven), 40 pictures of
   each of its ten classes: 12 train, 16 validate, 12 test. Needs SUPERSCENE_DATA.
