@@ -82,7 +82,8 @@ def score_reliability(run: Run, plan: Plan, jobs: list[ReliabilityJob]) -> None:
     fitted = [job for job in jobs if job.file.is_file()]
     for job in fitted:
         for label, why_not in job.why_not().items():
-            run.record.note(f"no reliability of {label or job.classifier} on {job.sr}: {why_not}")
+            where = "" if job.fit is not None else f" in {run.config.models_from}"
+            run.record.note(f"{job.classifier} on {job.sr}: no reliability of {label or 'any label'}{where}: {why_not}")
         scored = job.maps.parts.done() & job.predictions.done()
         shards = [shard for shard in plan.ingested() if shard in scored]
         title = f"reliability {job.sr} {job.classifier}"

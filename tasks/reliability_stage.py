@@ -8,8 +8,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from classifiers.reliability import (
+    POOLED,
+    FittedReliability,
     FittingReliability,
-    Reliability,
     check_outcomes,
     choose_landmarks,
     fit_clusters,
@@ -19,7 +20,7 @@ from classifiers.reliability import (
 from infra.errors import ConfigError
 from infra.storage import write_bytes
 from infra.tables import RELIABILITY
-from tasks.reliability import FITS, POOLED, ReliabilityJob
+from tasks.reliability import FITS, ReliabilityJob
 from tasks.reliability_samples import SampleReader, ShardSamples
 from tasks.stage import ShardCount
 
@@ -36,14 +37,13 @@ class ReliabilityFitter:
         """Fit one classifier on one branch: the model's file first, the part last."""
         job = self._jobs[item]
         fit = _Fit(job)
-        fitted, why_not = fit.run()
+        fitted = fit.run()
         write_bytes(job.file, to_bytes(fitted))
-        names = [POOLED] if job.plan.pooled else list(job.known)
+        names = sorted({*fitted.by_label, *fitted.why_not})
         rows = {
             "label": names,
-            "fitted": [name in fitted for name in names],
-            "why_not": [why_not.get(name) for name in names],
-            "n": [int(fitted[name].n.sum()) if name in fitted else 0 for name in names],
+            "fitted": [name in fitted.by_label for name in names],
+            "n": [int(fitted.by_label[name].n.sum()) if name in fitted.by_label else 0 for name in names],
         }
         assert job.fit is not None  # a borrowed fit is no work
         job.fit.write(0, pa.table(rows, schema=FITS))
@@ -88,7 +88,7 @@ class _Fit:
             self._outcome_of_patches[i] = self._outcome[shard][place]
             self._is_finite[i] = self._samples[shard].is_finite[place]
 
-    def run(self) -> tuple[dict[str, Reliability], dict[str, str]]:
+    def run(self) -> FittedReliability:
         """Return the fits by label, and why others have none."""
         job = self._job
         everything = np.arange(len(job.known))
@@ -110,9 +110,11 @@ class _Fit:
                 except ConfigError as error:
                     why_not[unit.name] = str(error)
                     continue
-                fitting[unit.name] = FittingReliability(clusters, job.plan.settings, job.plan.threshold, job.maps_of)
+                fitting[unit.name] = FittingReliability(clusters, job.plan.threshold)
         self._count([(fitting[unit.name], unit.labels) for unit in units if unit.name in fitting])
-        return {name: item.result() for name, item in fitting.items()}, why_not
+        by_label = {name: item.result() for name, item in fitting.items()}
+        plan = job.plan
+        return FittedReliability(plan.settings, plan.threshold, plan.pooled, job.maps_of, by_label, why_not)
 
     def _unit(self, name: str, labels: NDArray[np.intp]) -> _Unit:
         """Choose the landmarks of a label, or of all pooled.
@@ -156,7 +158,8 @@ class ReliabilityAssigner:
     def __init__(self, job: ReliabilityJob) -> None:
         self._job, self._parts = job, job.assignment()
         self._reader = SampleReader(job)
-        self._fitted = job.fitted()
+        self._fitted = job.model()
+        self._fitted.check_maps(job.maps_of)
 
     def run(self, shard: int) -> ShardCount:
         """Write the rows of one shard."""
@@ -165,20 +168,17 @@ class ReliabilityAssigner:
         cluster = np.full(shape, -1, np.int32)
         for rows, maps in self._reader.maps(shard, samples):
             for i, label in enumerate(self._job.known):
-                if (item := self._of(label)) is not None:
-                    cluster[rows, i] = item.assign(maps[:, i], self._job.maps_of)
+                if (item := self._fitted.of(label)) is not None:
+                    cluster[rows, i] = item.assign(maps[:, i])
         self._parts.write(shard, self._rows(samples, cluster))
         return ShardCount(len(samples.rows))
-
-    def _of(self, label: str) -> Reliability | None:
-        return self._fitted.get(POOLED if self._job.plan.pooled else label)
 
     def _rows(self, samples: ShardSamples, cluster: NDArray[np.int32]) -> pa.Table:
         names = self._job.known
         rate = np.full(cluster.shape, np.nan)
         adjusted = samples.decisions.copy()
         for i, label in enumerate(names):
-            if (item := self._of(label)) is not None:
+            if (item := self._fitted.of(label)) is not None:
                 rate[:, i] = item.error_rates(cluster[:, i])
                 adjusted[:, i] = item.adjusted(samples.decisions[:, i], cluster[:, i])
         patch, label_index = (values.ravel() for values in np.indices(cluster.shape))

@@ -5,10 +5,11 @@ from classifiers.reliability.clusters import ClusterSettings, MapClusters, check
 from classifiers.reliability.file_format import from_bytes, to_bytes
 from classifiers.reliability.model import (
     OUTCOMES,
+    POOLED,
+    FittedReliability,
     FittingReliability,
     Reliability,
     check_outcomes,
-    fit_reliability,
     outcomes,
 )
 from classifiers.reliability.selective import RiskCoverage, confidence, resampled_areas, risk_coverage
@@ -16,9 +17,11 @@ from classifiers.reliability.temperature import fit_temperatures, scale_by_tempe
 
 __all__ = [
     "OUTCOMES",
+    "POOLED",
     "Accuracies",
     "Adjustment",
     "ClusterSettings",
+    "FittedReliability",
     "FittingReliability",
     "MapClusters",
     "Reliability",
@@ -29,7 +32,6 @@ __all__ = [
     "choose_landmarks",
     "confidence",
     "fit_clusters",
-    "fit_reliability",
     "fit_temperatures",
     "from_bytes",
     "outcomes",

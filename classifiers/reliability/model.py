@@ -2,28 +2,28 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from classifiers.reliability.clusters import (
-    DEFAULTS,
     SAMPLES_PER_CLUSTER,
     ClusterSettings,
     Floats,
     MapClusters,
     blocks,
-    check_enough,
-    choose_landmarks,
-    fit_clusters,
     vectors_of,
 )
 from infra.errors import ConfigError, ShapeError
 
 OUTCOMES = ("tn", "fp", "fn", "tp")
 """What a decision can turn out to be, in the order of `outcomes`."""
+
+POOLED = ""
+"""What stands for the label where all labels have one fit between them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,8 @@ class Reliability:
     """Validation samples, (q, 4), by `OUTCOMES`."""
     prototypes: Floats
     """Mean of the maps of each cluster, each scaled to [0, 1], (q, h, w); NaN for a cluster without any."""
-    settings: ClusterSettings
     threshold: float
     """Error rate above which the decisions of a cluster are flipped."""
-    maps_of: Mapping[str, object]
-    """What determines the maps that it was fitted on: method, options, layer, network; JSON."""
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -60,29 +57,12 @@ class Reliability:
         """Clusters whose decisions are flipped, (q,): above the threshold, with at least 20 samples."""
         return (self.n >= SAMPLES_PER_CLUSTER) & (np.nan_to_num(self.error_rate) > self.threshold)
 
-    def assign(self, maps: ArrayLike, maps_of: Mapping[str, object]) -> NDArray[np.int32]:
-        """Return the cluster of each map, (N, h, w) to (N,); -1 for one that is not finite.
-
-        Args:
-            maps: Raw maps.
-            maps_of: What determines them; the same as when fitted.
+    def assign(self, maps: ArrayLike) -> NDArray[np.int32]:
+        """Return the cluster of each raw map, (N, h, w) to (N,); -1 for one that is not finite.
 
         Raises:
-            ConfigError: They are maps of another method, layer or network than were fitted.
-            ShapeError: They are of another size.
+            ShapeError: They are of another size than were fitted.
         """
-        fitted, given = (
-            {name: json.dumps(value, sort_keys=True) for name, value in of.items()} for of in (self.maps_of, maps_of)
-        )
-        differs = [
-            f"{name} {fitted.get(name, 'unknown')}, not {given.get(name, 'unknown')}"
-            for name in sorted({*fitted, *given})
-            if fitted.get(name) != given.get(name)
-        ]
-        if differs:
-            raise ConfigError(
-                f"the reliability was fitted on other maps than these ({'; '.join(differs)}): fit it on maps of these"
-            )
         return self.clusters.assign(maps)
 
     def error_rates(self, clusters: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -94,69 +74,93 @@ class Reliability:
         return np.asarray(decisions ^ np.append(self.flipped, values=False)[clusters])
 
 
-def fit_reliability(
-    maps: ArrayLike,
-    decisions: ArrayLike,
-    truth: ArrayLike,
-    maps_of: Mapping[str, object],
-    settings: ClusterSettings = DEFAULTS,
-    threshold: float = 0.75,
-) -> Reliability:
-    """Fit clusters and their error rates on the samples of a validation split.
+@dataclass(frozen=True, eq=False)
+class FittedReliability:
+    """The fits of all labels of one classifier on one branch, and what they were made by."""
 
-    A sample is one label of one patch, whether it was predicted or not. The landmarks hold true and false, positives
-    and negatives in their own proportions; error rates are of all samples, each in the cluster that it is assigned to.
-    Samples whose map is not finite are left out.
+    settings: ClusterSettings
+    threshold: float
+    """Error rate above which the decisions of a cluster are flipped."""
+    pooled: bool
+    """Whether all labels share their clusters."""
+    maps_of: Mapping[str, object]
+    """What determines the maps that were clustered: method, options, layer, size, network, branch; JSON."""
+    by_label: Mapping[str, Reliability]
+    """Fits by label; one that is pooled over all labels is called `POOLED`."""
+    why_not: Mapping[str, str] = MappingProxyType({})
+    """Why the other labels have none."""
 
-    The result depends on the samples, their order, the settings and nothing else: samples that are read in shards or by
-    several workers are to be put in an order of their own, such as that of their names, first.
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+        others = sorted({item.threshold for item in self.by_label.values()} - {self.threshold})
+        if others:
+            raise ConfigError(f"all labels have the threshold {self.threshold}, got {others}")
+        wrong = sorted(label for label in (*self.by_label, *self.why_not) if (label == POOLED) != self.pooled)
+        if wrong:
+            raise ConfigError(f"a fit is of all labels or of each, got {wrong} with pooled {self.pooled}")
 
-    Args:
-        maps: Raw maps of one label, or of several pooled, (N, h, w).
-        decisions: Whether the label was predicted, (N,).
-        truth: Whether it is there, (N,).
-        maps_of: What determines the maps: method, options, layer, network. JSON.
-        settings: How maps are clustered.
-        threshold: Error rate above which the decisions of a cluster are flipped, 0 to 1;
-            never chosen on the test split.
+    def of(self, label: str) -> Reliability | None:
+        """Return the fit that the maps of a label are assigned by; None where there is none."""
+        return self.by_label.get(POOLED if self.pooled else label)
 
-    Raises:
-        ShapeError: The arrays do not fit together.
-        ConfigError: The maps are too small, too few or all alike; no sample is positive, or no decision is wrong, so
-            that there is nothing to learn; or the threshold is out of range.
+    def check_maps(self, maps_of: Mapping[str, object]) -> None:
+        """Refuse maps that are determined by something else than those that were fitted.
 
-    Source: Kierdorf and Roscher 2023, arXiv:2305.15149, sections 2.5 and 2.6.
-    """
-    values = np.asarray(maps)
-    outcome = outcomes(decisions, truth)
-    if values.ndim != 3 or outcome.shape != values.shape[:1]:
-        raise ShapeError(f"maps (N, h, w) need N decisions and truths, got {values.shape} and {outcome.shape}")
-    _check_threshold(threshold)
-    finite = np.isfinite(values).all(axis=(1, 2))
-    if not finite.all():
-        values, outcome = values[finite], outcome[finite]
-    check_enough(values.shape[1] * values.shape[2], len(values), settings)
-    check_outcomes(outcome)
-    chosen = choose_landmarks(outcome, settings.landmarks, settings.seed)
-    fitting = FittingReliability(fit_clusters(values[chosen], settings), settings, threshold, maps_of)
-    fitting.add(values, outcome)
-    return fitting.result()
+        Raises:
+            ConfigError: They are of another method, layer, size, network or branch.
+        """
+        if differs := _differences(self.maps_of, maps_of):
+            raise ConfigError(
+                f"the reliability was fitted on other maps than these ({'; '.join(differs)}): fit it on maps of these"
+            )
+
+    def differences(
+        self, *, settings: ClusterSettings, threshold: float, pooled: bool, maps_of: Mapping[str, object]
+    ) -> list[str]:
+        """Return how this was made otherwise than so, in words; nothing where it was made so."""
+        mine, given = (
+            {**asdict(of_clusters), "threshold": t, "pooled": p, **maps}
+            for of_clusters, t, p, maps in (
+                (self.settings, self.threshold, self.pooled, self.maps_of),
+                (settings, threshold, pooled, maps_of),
+            )
+        )
+        return _differences(mine, given)
+
+
+def _differences(mine: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
+    """Return which values differ as JSON, which knows no tuples and no order of keys, in words."""
+    one, other = ({name: json.dumps(value, sort_keys=True) for name, value in of.items()} for of in (mine, given))
+    return [
+        f"{name} {one.get(name, 'unknown')}, not {other.get(name, 'unknown')}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]
 
 
 class FittingReliability:
-    """Counts what the samples of each cluster turned out to be, as many maps at a time as are at hand."""
+    """Counts what the samples of each cluster turned out to be, as many maps at a time as are at hand.
 
-    def __init__(
-        self, clusters: MapClusters, settings: ClusterSettings, threshold: float, maps_of: Mapping[str, object]
-    ) -> None:
-        """Begin with no sample; arguments as `Reliability` and `fit_reliability` have them.
+    A sample is one label of one patch, whether it was predicted or not. The landmarks that the clusters were found by
+    are to hold true and false, positives and negatives in their own proportions (`choose_landmarks`); error rates are
+    of all samples, each in the cluster that it is assigned to.
+
+    Source: Kierdorf and Roscher 2023, arXiv:2305.15149, sections 2.5 and 2.6.
+    """
+
+    def __init__(self, clusters: MapClusters, threshold: float) -> None:
+        """Begin with no sample.
+
+        Args:
+            clusters: What samples are assigned to.
+            threshold: Error rate above which the decisions of a cluster are flipped, 0 to 1; never chosen on test.
 
         Raises:
             ConfigError: The threshold is out of range.
         """
         _check_threshold(threshold)
         q = int(clusters.of_landmarks.max()) + 1
-        self._clusters, self._settings, self._threshold, self._maps_of = clusters, settings, threshold, maps_of
+        self._clusters, self._threshold = clusters, threshold
         self._counts = np.zeros((q, len(OUTCOMES)), np.int64)
         self._sums = np.zeros((q, clusters.size[0] * clusters.size[1]))
 
@@ -193,9 +197,7 @@ class FittingReliability:
             self._clusters,
             self._counts,
             prototypes.astype(np.float32).reshape(shape),
-            self._settings,
             self._threshold,
-            self._maps_of,
         )
 
 
