@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from classifiers import checkpoint
 from classifiers.cam.explain import OptionValue, method_and_options
@@ -76,6 +77,11 @@ class ReliabilityJob:
         """The maps."""
         return self.predictions.paths.maps(self.maps.method, self.maps.parts.config)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is: here, its part and its file are both there; a fit of another store was found to be."""
+        return self.fit is None or (self.fit.is_done(0) and self.file.is_file())
+
     def model(self) -> FittedReliability:
         """Return what was fitted.
 
@@ -107,8 +113,30 @@ class ReliabilityJob:
         return stage_parts(self.predictions.paths, "reliability", determines)
 
 
+class FitsOfJobs:
+    """The fits of a list of jobs: an item is a place in the list, and done when its part and its file are there."""
+
+    def __init__(self, jobs: Sequence[ReliabilityJob]) -> None:
+        """Take jobs that are fitted here."""
+        self._jobs = jobs
+
+    def done(self) -> set[int]:
+        """Items whose part and file exist; a part whose file was lost says nothing."""
+        return {i for i, job in enumerate(self._jobs) if job.is_fitted}
+
+    def write_failure(self, shard: int, attempts: int, error: str) -> None:
+        """Leave the reason why an item failed."""
+        fit = self._jobs[shard].fit
+        assert fit is not None  # a borrowed fit is no work
+        fit.write_failure(0, attempts, error)
+
+
 def check_samples(
-    inputs: Inputs, validation: Sequence[int], plan: ReliabilityPlan, sample_size: int | None = None
+    inputs: Inputs,
+    validation: Sequence[int],
+    plan: ReliabilityPlan,
+    n_labels: int,
+    sample: frozenset[str] | None = None,
 ) -> None:
     """Refuse what cannot be fitted for want of validation patches, before anything is trained.
 
@@ -116,16 +144,34 @@ def check_samples(
         inputs: What all branches see of the archive.
         validation: Shards of the validation split whose patches are stored.
         plan: How reliability is fitted.
-        sample_size: Patches of the split that have maps, at most; None: all have.
+        n_labels: Labels that the classifier knows.
+        sample: Names of the patches that have maps; None: all have.
 
     Raises:
-        ConfigError: There are fewer than 20 samples a cluster.
+        ConfigError: There is no validation split, or there are fewer than 20 samples a cluster.
     """
-    clean = [rows.filter(is_clean(rows)) for rows in map(inputs.patches, validation)]
-    labelled = sum(rows.num_rows - rows["labels"].null_count for rows in clean)
-    explained = labelled if sample_size is None else min(labelled, sample_size)
-    n = explained * (len(inputs.format.labels) if plan.pooled else 1)
-    check_enough(n_pixels=1 << 30, n_samples=n, settings=plan.settings)
+    if not validation:
+        raise ConfigError(
+            "reliability is fitted on the validation split, and no patch of that is stored: choose another archive or "
+            "another split of it, or leave the section `reliability` out"
+        )
+    n = 0
+    for rows in map(inputs.patches, validation):
+        counts = pc.and_(is_clean(rows), pc.is_valid(rows["labels"]))
+        if sample is not None:
+            counts = pc.and_(counts, pc.is_in(rows["patch_id"], value_set=pa.array(sorted(sample), pa.string())))
+        n += pc.sum(counts, min_count=0).as_py()
+    try:
+        check_enough(
+            n_pixels=1 << 30,
+            n_samples=n * n_labels if plan.pooled else n,
+            settings=plan.settings,
+            poolable=n_labels > 1 and not plan.pooled,
+        )
+    except ConfigError as error:
+        if sample is None:
+            raise
+        raise ConfigError(f"{error}; {plan.method} has maps of the patches of `explain.sample` alone") from error
 
 
 def map_size(

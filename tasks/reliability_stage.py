@@ -11,6 +11,7 @@ from classifiers.reliability import (
     POOLED,
     FittedReliability,
     FittingReliability,
+    check_enough,
     check_outcomes,
     choose_landmarks,
     fit_clusters,
@@ -120,12 +121,15 @@ class _Fit:
         """Choose the landmarks of a label, or of all pooled.
 
         Raises:
-            ConfigError: Its samples have nothing to teach.
+            ConfigError: Its samples are too few, or have nothing to teach.
         """
         settings = self._job.plan.settings
         outcome = self._outcome_of_patches[:, labels]
         patch, column = np.nonzero(self._is_finite[:, labels])
         turned_out = outcome[patch, column]
+        plan, (height, width) = self._job.plan, self._reader.map_size
+        poolable = not plan.pooled and len(self._job.known) > 1
+        check_enough(height * width, len(turned_out), settings, poolable=poolable)
         check_outcomes(turned_out)
         chosen = choose_landmarks(turned_out * len(labels) + column, settings.landmarks, settings.seed)
         return _Unit(name, labels, patch[chosen], labels[column[chosen]])

@@ -158,8 +158,14 @@ def vectors_of(maps: ArrayLike) -> Floats:
     return flat.astype(np.float32, copy=False)
 
 
-def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings) -> None:
+def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings, *, poolable: bool = False) -> None:
     """Refuse maps too small, or samples too few, for clusters that mean anything.
+
+    Args:
+        n_pixels: Of a map.
+        n_samples: On validation.
+        settings: How maps are clustered.
+        poolable: Whether the samples are of one label of several, which could be pooled.
 
     Raises:
         ConfigError: Fewer than 16 pixels a map, or than 20 samples a cluster.
@@ -172,10 +178,10 @@ def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings) -> No
     needed = SAMPLES_PER_CLUSTER * settings.clusters
     if n_samples < needed:
         possible = n_samples // SAMPLES_PER_CLUSTER
-        advice = f"ask for at most {possible} clusters, or pool" if possible > 1 else "pool"
+        advice = [f"ask for at most {possible} clusters"] * (possible > 1) + ["pool the labels"] * poolable
         raise ConfigError(
             f"reliability needs {SAMPLES_PER_CLUSTER} validation samples for each of {settings.clusters} clusters, "
-            f"{needed} in all, found {n_samples}: {advice} the labels"
+            f"{needed} in all, found {n_samples}: {', or '.join([*advice, 'label more validation patches'])}"
         )
 
 

@@ -3,16 +3,22 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
-from flows.config import ReliabilityConfig, load_config
+import classifiers
+from flows.config import ReliabilityConfig, RunConfig, load_config
+from flows.reliability import check_reliability
 from infra.errors import ConfigError
 from tests.flows.stores import PROJECT, Inputs, superscene
+from tests.tasks.planted_maps import planted as planted_case
+from tests.tasks.planted_maps import planted_store
 
 SECTION = {"pooled": True, "clusters": 3}
 
@@ -101,6 +107,58 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(inputs: Inp
     assert result.returncode == 2
     assert "needs 20 validation samples for each of 8 clusters, 160 in all, found" in " ".join(result.stderr.split())
     assert not (tmp_path / "few" / "checkpoints").exists()
+
+
+def test_a_fit_whose_file_was_lost_is_made_again(store: Path, inputs: Inputs) -> None:
+    """As the run before had it: the same bytes, so no map is assigned again."""
+    section: dict[str, Any] = {**SECTION, "threshold": 0.1}
+    config = inputs.config(store, reliability=section)
+    files = {path: path.read_bytes() for path in store.glob("checkpoints/reliability-*/clusters.safetensors")}
+    for path in files:
+        path.unlink()
+    result = superscene("reliability", config)
+    assert result.returncode == 0, result.stderr
+    again = {path: path.read_bytes() for path in store.glob("checkpoints/reliability-*/clusters.safetensors")}
+    assert len(again) == 2  # one a branch
+    assert again.items() <= files.items()
+    assert done_by_run(store)[-1] == {"fit reliability": 2}
+
+
+def test_a_store_that_lends_no_such_fit_is_refused_before_anything_is_predicted(
+    store: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    section: dict[str, Any] = {**SECTION, "clusters": 4}
+    config = inputs.config(tmp_path / "borrower", models_from=str(store), reliability=section)
+    result = superscene("run", config)
+    words = " ".join(result.stderr.split())
+    assert result.returncode == 2, words
+    assert "has no reliability of these settings for grad_cam maps of resnet18 on none" in words
+    assert "clusters 3, not 4" in words
+    assert not (tmp_path / "borrower" / "maps").exists()
+    assert not list((tmp_path / "borrower").glob("work/predictions/*/part-*"))
+
+
+def test_without_a_section_there_is_nothing_to_score(inputs: Inputs, tmp_path: Path) -> None:
+    result = superscene("reliability", inputs.config(tmp_path / "none"))
+    assert result.returncode == 2
+    assert "RUN.yaml has no section `reliability`" in " ".join(result.stderr.split())
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("one", "found"), [(None, 3 * 19), ("Urban fabric", 19)])
+def test_pooled_samples_are_of_the_labels_that_a_classifier_learns(tmp_path: Path, one: str | None, found: int) -> None:
+    """19 patches of validation, of three labels; a sample for each of a costly method where there is one."""
+    planted = planted_store(tmp_path / "planted", planted_case(19, 10))
+    train = {"backbone": "random", **({} if one is None else {"one_against_rest": one})}
+    settings = {"reliability": {"pooled": True}, "archive": {"layout": "bigearthnet-v2"}, "train": train}
+    config = RunConfig.model_validate(
+        {**settings, "store": tmp_path / "s", "sr": ["none"], "classifiers": ["resnet18"]}
+    )
+    with torch.device("meta"):
+        networks = {"resnet18": classifiers.build("resnet18", 1).eval()}
+    plan: Any = SimpleNamespace(ingested=lambda split: planted.validation)
+    with pytest.raises(ConfigError, match=f"160 in all, found {found}:"):
+        check_reliability(config, plan, [planted.branch], networks)
 
 
 @pytest.mark.parametrize(

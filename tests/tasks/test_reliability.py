@@ -16,7 +16,7 @@ from classifiers.reliability import ClusterSettings, FittedReliability, from_byt
 from infra.errors import ConfigError, WeightsError
 from infra.storage import StorePaths, write_bytes
 from tasks.branch import Branch, make_branch
-from tasks.reliability import ReliabilityJob, ReliabilityPlan, check_pixels, check_samples
+from tasks.reliability import FitsOfJobs, ReliabilityJob, ReliabilityPlan, check_pixels, check_samples
 from tasks.reliability_stage import ReliabilityFitter
 from tests.tasks.planted_maps import LABELS, SEED, Planted, PlantedStore, plan_of, planted, planted_store
 
@@ -31,27 +31,47 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PlantedStore:
     return planted_store(tmp_path_factory.mktemp("planted"), case, flagged=[0, 1, 2, 52], unlabelled=[2, 3, 4, 53])
 
 
-@pytest.mark.parametrize("sample_size", [None, 45, 46, 1000])
-def test_patches_that_count_are_those_labelled_and_clean_whatever_the_sample_allows(
-    store: PlantedStore, sample_size: int | None
-) -> None:
+def test_patches_that_count_are_those_labelled_and_clean(store: PlantedStore) -> None:
     inputs, validation = store.branch.inputs, store.validation
-    check_samples(inputs, validation, plan_of(), sample_size)
-    with pytest.raises(ConfigError, match=r"each of 3 clusters, 60 in all, found 45: .* at most 2 clusters"):
-        check_samples(inputs, validation, plan_of(settings=ClusterSettings(clusters=3)), sample_size)
-    with pytest.raises(ConfigError, match=r"each of 8 clusters, 160 in all, found 135"):
-        check_samples(inputs, validation, plan_of(pooled=True, settings=EIGHT), sample_size)
-    check_samples(inputs, validation, plan_of(pooled=True, settings=ClusterSettings(clusters=6)), sample_size)
+    check_samples(inputs, validation, plan_of(), 3)
+    words = r"each of 3 clusters, 60 in all, found 45: ask for at most 2 clusters, or pool the labels, or label more"
+    with pytest.raises(ConfigError, match=words):
+        check_samples(inputs, validation, plan_of(settings=ClusterSettings(clusters=3)), 3)
+    words = r"each of 8 clusters, 160 in all, found 135: ask for at most 6 clusters, or label more"  # pooled they are
+    with pytest.raises(ConfigError, match=words):
+        check_samples(inputs, validation, plan_of(pooled=True, settings=EIGHT), 3)
+    check_samples(inputs, validation, plan_of(pooled=True, settings=ClusterSettings(clusters=6)), 3)
 
 
-def test_a_costly_method_has_no_more_samples_than_the_patches_it_is_run_on(store: PlantedStore) -> None:
+def test_a_classifier_of_one_label_has_one_sample_a_patch(store: PlantedStore) -> None:
+    """And nothing to pool."""
     inputs, validation = store.branch.inputs, store.validation
-    check_samples(inputs, validation, plan_of(), 40)
-    with pytest.raises(ConfigError, match=r"20 validation samples for each of 2 clusters, 40 in all, found 39: pool"):
-        check_samples(inputs, validation, plan_of(), 39)
-    check_samples(inputs, validation, plan_of(pooled=True), 14)  # 14 patches by 3 labels
+    three = ClusterSettings(clusters=3)
+    for pooled in (False, True):
+        with pytest.raises(ConfigError, match="60 in all, found 45: ask for at most 2 clusters, or label more"):
+            check_samples(inputs, validation, plan_of(pooled=pooled, settings=three), 1)
+
+
+def test_a_costly_method_has_samples_of_those_patches_alone_that_it_is_run_on(store: PlantedStore) -> None:
+    """45 count of 50; those that do not, and those of another split, are no samples however they were drawn."""
+    inputs, validation = store.branch.inputs, store.validation
+    counted = [store.names[i] for i in range(5, 50)]
+    uncounted = {store.names[i] for i in (*range(5), *range(50, 60))}
+    check_samples(inputs, validation, plan_of(), 3, frozenset({*counted[:40], *uncounted}))
+    words = (
+        r"40 in all, found 39: pool the labels, or label more .*; grad_cam has maps of the patches of `explain.sample`"
+    )
+    with pytest.raises(ConfigError, match=words):
+        check_samples(inputs, validation, plan_of(), 3, frozenset({*counted[:39], *uncounted}))
+    check_samples(inputs, validation, plan_of(pooled=True), 3, frozenset({*counted[:14], *uncounted}))
     with pytest.raises(ConfigError, match="40 in all, found 39"):
-        check_samples(inputs, validation, plan_of(pooled=True), 13)
+        check_samples(inputs, validation, plan_of(pooled=True), 3, frozenset({*counted[:13], *uncounted}))
+
+
+def test_an_archive_without_a_validation_split_is_told_so(store: PlantedStore) -> None:
+    for pooled in (False, True):
+        with pytest.raises(ConfigError, match="fitted on the validation split, and no patch of that is stored"):
+            check_samples(store.branch.inputs, [], plan_of(pooled=pooled), 3)
 
 
 def network(name: str) -> Classifier:
@@ -216,3 +236,23 @@ def test_the_file_says_what_its_maps_are_of(tmp_path: Path) -> None:
         "last stage",
         [6, 6],
     )
+
+
+def test_a_fit_is_done_when_its_part_and_its_file_are_there(tmp_path: Path) -> None:
+    store = planted_store(tmp_path)
+    jobs = [store.job(plan_of(threshold=threshold)) for threshold in (0.6, 0.7)]
+    work = FitsOfJobs(jobs)
+    assert work.done() == set()
+    for item in range(2):
+        ReliabilityFitter(jobs).run(item)
+    assert work.done() == {0, 1}
+    content = jobs[0].file.read_bytes()
+    jobs[0].file.unlink()
+    assert work.done() == {1}
+    ReliabilityFitter(jobs).run(0)
+    assert (work.done(), jobs[0].file.read_bytes()) == ({0, 1}, content)
+    assert jobs[1].fit is not None
+    jobs[1].fit.path(0).unlink()
+    assert work.done() == {0}
+    work.write_failure(1, 3, "no memory")
+    assert jobs[1].fit.failures() == {0: "no memory"}

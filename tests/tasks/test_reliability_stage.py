@@ -229,8 +229,8 @@ def test_maps_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_too_few_patches_are_refused_before_anything_runs_with_their_number(tmp_path: Path) -> None:
     store = planted_store(tmp_path, planted(39, 10), flagged=[0], unlabelled=[1])
     with pytest.raises(ConfigError, match="40 in all, found 37"):
-        check_samples(store.branch.inputs, store.validation, plan_of())
-    check_samples(store.branch.inputs, store.validation, plan_of(pooled=True))
+        check_samples(store.branch.inputs, store.validation, plan_of(), 3)
+    check_samples(store.branch.inputs, store.validation, plan_of(pooled=True), 3)
 
 
 def test_a_fit_that_is_repeated_has_the_same_bytes(tmp_path: Path) -> None:

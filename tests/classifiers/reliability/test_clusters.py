@@ -13,7 +13,7 @@ from sklearn.manifold import spectral_embedding
 from sklearn.metrics import adjusted_rand_score, pairwise_distances
 from sklearn.neighbors import KNeighborsClassifier
 
-from classifiers.reliability import ClusterSettings, MapClusters, choose_landmarks, fit_clusters
+from classifiers.reliability import ClusterSettings, MapClusters, check_enough, choose_landmarks, fit_clusters
 from classifiers.reliability.clusters import blocks, vectors_of
 from infra.errors import ConfigError, ShapeError
 from tests.classifiers.reliability.map_patterns import spots, varied
@@ -282,9 +282,9 @@ def test_refusals_tell_the_numbers() -> None:
         fit_clusters(rng.random((200, 3, 5)))
     with pytest.raises(ConfigError, match=r"20 validation samples for each of 8 clusters, 160 in all, found 159: ask "):
         fit_clusters(rng.random((159, 4, 4)))
-    with pytest.raises(ConfigError, match=r"found 79: ask for at most 3 clusters, or pool the labels"):
+    with pytest.raises(ConfigError, match=r"found 79: ask for at most 3 clusters, or label more"):
         fit_clusters(rng.random((79, 4, 4)))
-    with pytest.raises(ConfigError, match=r"found 39: pool the labels"):
+    with pytest.raises(ConfigError, match=r"found 39: label more validation patches"):
         fit_clusters(rng.random((39, 4, 4)))
     with pytest.raises(ConfigError, match="all 160 maps are alike"):
         fit_clusters(np.full((160, 4, 4), 3.0))
@@ -302,6 +302,21 @@ def test_refusals_tell_the_numbers() -> None:
     for shape in ((2, 4, 5), (4, 4), (2, 16)):
         with pytest.raises(ShapeError, match=r"maps \(N, 4, 4\)"):
             clusters.assign(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("n", "poolable", "advice"),
+    [
+        (159, False, "ask for at most 7 clusters, or label more validation patches"),
+        (159, True, "ask for at most 7 clusters, or pool the labels, or label more validation patches"),
+        (39, True, "pool the labels, or label more validation patches"),
+        (0, False, "label more validation patches"),
+    ],
+)
+def test_advice_is_what_can_be_followed(n: int, poolable: bool, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f"160 in all, found {n}: {advice}$"):
+        check_enough(16, n, ClusterSettings(), poolable=poolable)
+    check_enough(16, 160, ClusterSettings(), poolable=poolable)
 
 
 @pytest.mark.parametrize(
