@@ -43,6 +43,7 @@ from classifiers.reliability import (
     FittedReliability,
     FittingReliability,
     Reliability,
+    adjusted_decisions,
     choose_landmarks,
     fit_clusters,
     from_bytes,
@@ -150,7 +151,7 @@ def assign(case: Case) -> Row:
         started = time.perf_counter()
         clusters = fitted.assign(maps)
         fitted.error_rates(clusters)
-        fitted.adjusted(decisions, clusters)
+        adjusted_decisions(decisions[:, None], fitted.is_flipped(clusters)[:, None], "sigmoid")
         seconds += time.perf_counter() - started
     return Row(case.what, case.maps, case.landmarks, seconds, None, peak_mb(), None)
 

@@ -127,6 +127,11 @@ def score_reliability(run: Run, plan: Plan, jobs: list[ReliabilityJob]) -> None:
         for label, why_not in job.why_not().items():
             where = "" if job.fit is not None else f" in {run.config.models_from}"
             run.record.note(f"{job.classifier} on {job.sr}: no reliability of {label or 'any label'}{where}: {why_not}")
+        if not job.flips:
+            run.record.note(
+                f"{job.classifier} on {job.sr}: its {len(job.known)} classes exclude each other, and nothing says "
+                "which one is right instead of another: no decision is flipped"
+            )
         scored = job.maps.parts.done() & job.predictions.done()
         shards = [shard for shard in plan.ingested() if shard in scored]
         title = f"reliability {job.sr} {job.classifier}"

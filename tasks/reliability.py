@@ -12,8 +12,15 @@ from classifiers import checkpoint
 from classifiers.cam.explain import OptionValue, method_and_options
 from classifiers.checkpoint import Activation
 from classifiers.network import Classifier
+from classifiers.reliability import (
+    EXCLUSIVE_FLIPPED,
+    ClusterSettings,
+    FittedReliability,
+    Reliability,
+    check_enough,
+    from_bytes,
+)
 from classifiers.reliability import POOLED as POOLED  # noqa: PLC0414  # for those who read a job's fits
-from classifiers.reliability import ClusterSettings, FittedReliability, Reliability, check_enough, from_bytes
 from infra.errors import ConfigError, WeightsError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
@@ -81,6 +88,11 @@ class ReliabilityJob:
     def is_fitted(self) -> bool:
         """Whether it is: here, its part and its file are both there; a fit of another store was found to be."""
         return self.fit is None or (self.fit.is_done(0) and self.file.is_file())
+
+    @property
+    def flips(self) -> bool:
+        """Whether decisions in clusters above the threshold are flipped: not of three or more exclusive labels."""
+        return self.activation == "sigmoid" or len(self.known) == EXCLUSIVE_FLIPPED
 
     def model(self) -> FittedReliability:
         """Return what was fitted.

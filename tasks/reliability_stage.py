@@ -11,6 +11,7 @@ from classifiers.reliability import (
     POOLED,
     FittedReliability,
     FittingReliability,
+    adjusted_decisions,
     check_enough,
     check_outcomes,
     choose_landmarks,
@@ -143,7 +144,8 @@ class _Fit:
                 for unit, values in zip(units, found, strict=True):
                     at = places[unit.patch]
                     here = (shards[unit.patch] == shard) & (at >= rows.start) & (at < rows.stop)
-                    values[here] = maps[at[here] - rows.start, unit.column[here]]
+                    column = np.minimum(unit.column[here], maps.shape[1] - 1)  # of one map for all labels, the first
+                    values[here] = maps[at[here] - rows.start, column]
         return found
 
     def _count(self, fitting: Sequence[tuple[FittingReliability, NDArray[np.intp]]]) -> None:
@@ -151,9 +153,16 @@ class _Fit:
         for shard, samples in self._samples.items():
             for rows, maps in self._reader.maps(shard, samples):
                 counted = samples.is_scored[rows, None] & samples.is_finite[rows]
+                outcome = self._outcome[shard][rows]
+                if maps.shape[1] < len(self._job.known):  # one map for all labels, which is finite for all or none
+                    of_all, turned_out = maps[counted[:, 0], 0], outcome[counted[:, 0]]
+                    for item, labels in fitting:
+                        item.add(of_all, turned_out[:, labels])
+                    continue
                 for item, labels in fitting:
-                    chosen = counted[:, labels]
-                    item.add(maps[:, labels][chosen], self._outcome[shard][rows][:, labels][chosen])
+                    every = len(labels) == len(self._job.known)
+                    of_labels, chosen = (maps, counted) if every else (maps[:, labels], counted[:, labels])
+                    item.add(of_labels[chosen], outcome[:, labels][chosen])
 
 
 class ReliabilityAssigner:
@@ -171,20 +180,32 @@ class ReliabilityAssigner:
         shape = samples.decisions.shape
         cluster = np.full(shape, -1, np.int32)
         for rows, maps in self._reader.maps(shard, samples):
-            for i, label in enumerate(self._job.known):
-                if (item := self._fitted.of(label)) is not None:
-                    cluster[rows, i] = item.assign(maps[:, i])
+            cluster[rows] = self._clusters(maps)
         self._parts.write(shard, self._rows(samples, cluster))
         return ShardCount(len(samples.rows))
+
+    def _clusters(self, maps: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return the clusters of some patches' maps, (n, K, h, w) to (n, L); a map of all labels is assigned once."""
+        known = self._job.known
+        found = np.full((len(maps), len(known)), -1, np.int32)
+        shared = maps.shape[1] < len(known)
+        if shared and self._fitted.pooled:
+            item = self._fitted.of(POOLED)
+            return found if item is None else np.broadcast_to(item.assign(maps[:, 0])[:, None], found.shape)
+        for i, label in enumerate(known):
+            if (item := self._fitted.of(label)) is not None:
+                found[:, i] = item.assign(maps[:, 0 if shared else i])
+        return found
 
     def _rows(self, samples: ShardSamples, cluster: NDArray[np.int32]) -> pa.Table:
         names = self._job.known
         rate = np.full(cluster.shape, np.nan)
-        adjusted = samples.decisions.copy()
+        flipped = np.zeros(cluster.shape, np.bool_)
         for i, label in enumerate(names):
             if (item := self._fitted.of(label)) is not None:
                 rate[:, i] = item.error_rates(cluster[:, i])
-                adjusted[:, i] = item.adjusted(samples.decisions[:, i], cluster[:, i])
+                flipped[:, i] = item.is_flipped(cluster[:, i])
+        adjusted = adjusted_decisions(samples.decisions, flipped, self._job.activation)
         patch, label_index = (values.ravel() for values in np.indices(cluster.shape))
         is_known = samples.predicted["labels"].is_valid().to_numpy()
         probs = samples.predicted["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -9,18 +9,23 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from classifiers.cam.target import Activation
 from classifiers.reliability.clusters import (
     SAMPLES_PER_CLUSTER,
     ClusterSettings,
     Floats,
     MapClusters,
     blocks,
+    one_thread,
     vectors_of,
 )
 from infra.errors import ConfigError, ShapeError
 
 OUTCOMES = ("tn", "fp", "fn", "tp")
 """What a decision can turn out to be, in the order of `outcomes`."""
+
+EXCLUSIVE_FLIPPED = 2
+"""Labels that exclude each other whose decisions can be flipped: one of the two is right."""
 
 POOLED = ""
 """What stands for the label where all labels have one fit between them."""
@@ -34,7 +39,7 @@ class Reliability:
     counts: NDArray[np.int64]
     """Validation samples, (q, 4), by `OUTCOMES`."""
     prototypes: Floats
-    """Mean of the maps of each cluster, each scaled to [0, 1], (q, h, w); NaN for a cluster without any."""
+    """Mean of the maps of each cluster, each reduced and scaled to [0, 1], (q, h, w); NaN for a cluster without any."""
     threshold: float
     """Error rate above which the decisions of a cluster are flipped."""
 
@@ -69,9 +74,35 @@ class Reliability:
         """Return the error rate of samples by their cluster, (N,); NaN where it is -1 or empty."""
         return np.asarray(np.append(self.error_rate, np.nan)[clusters])
 
-    def adjusted(self, decisions: NDArray[np.bool_], clusters: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Return decisions, (N,), those of flipped clusters flipped; clusters as `assign` gives them."""
-        return np.asarray(decisions ^ np.append(self.flipped, values=False)[clusters])
+    def is_flipped(self, clusters: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Return whether samples lie in a cluster whose decisions are flipped, (N,); clusters as `assign` has them."""
+        return np.asarray(np.append(self.flipped, values=False)[clusters])
+
+
+def adjusted_decisions(
+    decisions: NDArray[np.bool_], is_flipped: NDArray[np.bool_], activation: Activation
+) -> NDArray[np.bool_]:
+    """Return decisions, flipped where their cluster says so.
+
+    Of labels that exclude each other, flipping one by one would leave patches with no class, or with two. Of two such
+    labels, the one that is not predicted is the opposite of the one that is: they swap where the map of the predicted
+    label lies in a flipped cluster. Of more, nothing says which class is the right one instead: nothing is flipped.
+
+    Args:
+        decisions: (N, L); with softmax, one a patch.
+        is_flipped: Whether the label's map lies in a cluster whose decisions are flipped, (N, L).
+        activation: What makes probabilities of the classifier's logits; with softmax its labels exclude each other.
+
+    Returns:
+        (N, L); a patch without any decision with softmax, where probabilities are not finite, is left alone.
+
+    Source: Kierdorf and Roscher 2023, arXiv:2305.15149, section 2.6, of two classes, the map of the predicted one.
+    """
+    if activation == "sigmoid":
+        return np.asarray(decisions ^ is_flipped)
+    if decisions.shape[1] != EXCLUSIVE_FLIPPED:
+        return decisions.copy()
+    return np.asarray(decisions ^ (decisions & is_flipped).any(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,24 +200,26 @@ class FittingReliability:
 
         Args:
             maps: Raw maps, (N, h, w).
-            outcome: Their `outcomes`, (N,).
+            outcome: Their `outcomes`, (N,); or (N, L) of L samples that have one map between them.
 
         Raises:
-            ShapeError: The maps are of another size, or the outcomes are not (N,).
+            ShapeError: The maps are of another size, or the outcomes are not (N,) or (N, L).
         """
         values = np.asarray(maps)
         self._clusters.check_size(values)
-        if outcome.shape != values.shape[:1]:
+        if outcome.ndim not in {1, 2} or outcome.shape[:1] != values.shape[:1]:
             raise ShapeError(f"{len(values)} maps need as many outcomes, got {outcome.shape}")
-        for rows in blocks(values):
-            self._add(vectors_of(values[rows]), outcome[rows])
+        of_maps = outcome if outcome.ndim == 2 else outcome[:, None]
+        with one_thread():
+            for rows in blocks(values):
+                self._add(vectors_of(values[rows]), of_maps[rows])
 
     def _add(self, vectors: Floats, outcome: NDArray[np.int8]) -> None:
         cluster = self._clusters.assign_vectors(vectors)
         known = cluster >= 0
-        np.add.at(self._counts, (cluster[known], outcome[known]), 1)
+        np.add.at(self._counts, (cluster[known, None], outcome[known]), 1)
         for i in range(len(self._sums)):
-            self._sums[i] += vectors[cluster == i].sum(axis=0, dtype=np.float64)
+            self._sums[i] += outcome.shape[1] * vectors[cluster == i].sum(axis=0, dtype=np.float64)
 
     def result(self) -> Reliability:
         """Return the reliability of the samples added."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from classifiers.metrics.bootstrap import bootstrap_means
 from classifiers.reliability import (
@@ -17,6 +18,7 @@ from classifiers.reliability import (
     FittingReliability,
     MapClusters,
     Reliability,
+    adjusted_decisions,
     check_outcomes,
     fit_clusters,
     outcomes,
@@ -58,7 +60,7 @@ def test_a_pattern_that_always_errs_is_found_and_flipped(q: int) -> None:
     assert np.array_equal(fitted.flipped, fitted.error_rate == 1)
     maps, decisions, truth = two_patterns(3000, 1000, 1)
     clusters = fitted.assign(maps)
-    after = fitted.adjusted(decisions, clusters)
+    after = decisions ^ fitted.is_flipped(clusters)
     assert ((decisions == truth).mean(), (after == truth).mean()) == (0.75, 1.0)
     assert np.array_equal(fitted.error_rates(clusters), decisions != truth)
 
@@ -82,7 +84,7 @@ def test_counts_rates_and_prototypes_by_hand() -> None:
     assert fitted.error_rate.tolist() == [0.0, 0.8]
     assert fitted.n.tolist() == [150, 100]
     before = (decisions == truth).mean()
-    after = (fitted.adjusted(decisions, fitted.assign(maps)) == truth).mean()
+    after = ((decisions ^ fitted.is_flipped(fitted.assign(maps))) == truth).mean()
     assert after - before == pytest.approx(100 / 250 * 3 / 5)
 
 
@@ -94,7 +96,7 @@ def test_shuffled_maps_promise_nothing(seed: int) -> None:
     decisions = truth ^ (rng.random(3000) < 0.5)
     fitted = fit_samples(maps[:1000], decisions[:1000], truth[:1000], threshold=0.5)
     assert 0 < fitted.flipped.sum() < 8
-    after = fitted.adjusted(decisions[1000:], fitted.assign(maps[1000:]))
+    after = decisions[1000:] ^ fitted.is_flipped(fitted.assign(maps[1000:]))
     gain = (after == truth[1000:]).astype(float) - (decisions[1000:] == truth[1000:])
     assert (gain != 0).any()
     (mean,) = bootstrap_means(gain[:, None], rng.integers(0, 40, 2000))
@@ -102,7 +104,7 @@ def test_shuffled_maps_promise_nothing(seed: int) -> None:
     # By the paper's threshold, nothing is flipped at all.
     usual = fit_samples(maps[:1000], decisions[:1000], truth[:1000])
     assert not usual.flipped.any()
-    assert np.array_equal(usual.adjusted(decisions, usual.assign(maps)), decisions)
+    assert np.array_equal((decisions ^ usual.is_flipped(usual.assign(maps))), decisions)
 
 
 def by_hand(counts: list[list[int]], threshold: float = 0.75) -> Reliability:
@@ -128,7 +130,7 @@ def test_samples_without_a_cluster_have_no_rate_and_are_left_alone() -> None:
     clusters = np.array([0, 1, 2, -1, 0], np.int32)
     np.testing.assert_array_equal(fitted.error_rates(clusters), [1, 0, np.nan, np.nan, 1])
     decisions = np.array([True, True, True, True, False])
-    assert fitted.adjusted(decisions, clusters).tolist() == [False, True, True, True, True]
+    assert (decisions ^ fitted.is_flipped(clusters)).tolist() == [False, True, True, True, True]
     assert decisions.tolist() == [True, True, True, True, False]
 
 
@@ -243,6 +245,18 @@ def test_equal_samples_in_equal_order_give_equal_fits() -> None:
     assert to_bytes(pooled_fit(fit_samples(maps, decisions, truth, replace(settings, seed=12)))) != first
 
 
+def test_equal_samples_give_equal_bytes_whatever_the_threads() -> None:
+    """Of so many maps, linear algebra in two threads rounds otherwise than in one."""
+    rng = np.random.default_rng(10)
+    maps, truth = varied(1200, rng, size=15), rng.random(1200) < 0.4
+    decisions = truth ^ (rng.random(1200) < 0.3)
+    found = set()
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.add(to_bytes(pooled_fit(fit_samples(maps, decisions, truth))))
+    assert len(found) == 1
+
+
 def test_what_decisions_turn_out_to_be() -> None:
     found = outcomes([[False, True], [False, True]], [[False, False], [True, True]])
     assert [[OUTCOMES[i] for i in row] for row in found] == [["tn", "fp"], ["fn", "tp"]]
@@ -262,3 +276,31 @@ def test_refusals_tell_the_numbers() -> None:
             FittingReliability(clusters, threshold)
         with pytest.raises(ConfigError, match="threshold is an error rate from 0 to 1"):
             by_hand([[1, 0, 0, 0]] * 2, threshold)
+
+
+def test_labels_that_exclude_each_other_stay_one_a_patch() -> None:
+    """By hand: flipped label by label, the first patch would have no class, and the second two."""
+    decisions = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], np.bool_)
+    in_flipped = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [1, 1]], np.bool_)
+    by_label = [[0, 0], [1, 1], [1, 0], [0, 1], [1, 1]]
+    assert adjusted_decisions(decisions, in_flipped, "sigmoid").tolist() == np.array(by_label, np.bool_).tolist()
+    swapped = [[0, 1], [1, 0], [1, 0], [0, 1], [0, 0]]
+    assert adjusted_decisions(decisions, in_flipped, "softmax").tolist() == np.array(swapped, np.bool_).tolist()
+    three = np.eye(3, dtype=np.bool_)
+    found = adjusted_decisions(three, np.ones((3, 3), np.bool_), "softmax")
+    assert np.array_equal(found, three)
+    assert not np.shares_memory(found, three)
+
+
+def test_samples_that_share_a_map_count_each() -> None:
+    """As if every one of them had a map of its own."""
+    maps, decisions, truth = noisy(120, 9)
+    outcome = outcomes(np.stack([decisions, ~decisions, decisions], axis=1), np.stack([truth] * 3, axis=1))
+    maps[5] = np.nan
+    clusters = fit_clusters(np.delete(maps, 5, axis=0), ClusterSettings(4))
+    shared, each = (FittingReliability(clusters, 0.75) for _ in range(2))
+    shared.add(maps, outcome)
+    each.add(np.repeat(maps, 3, axis=0), outcome.ravel())
+    assert np.array_equal(shared.result().counts, each.result().counts)
+    assert shared.result().n.sum() == 3 * 119
+    np.testing.assert_allclose(shared.result().prototypes, each.result().prototypes, rtol=0, atol=1e-6)
