@@ -96,6 +96,8 @@ def planted_store(
     flagged: Sequence[int] = (),
     unlabelled: Sequence[int] = (),
     shuffled: bool = False,
+    shared: bool = False,
+    enlarged: int = 1,
 ) -> PlantedStore:
     """Write patches, predictions and maps, shard by shard; a shard holds one split.
 
@@ -107,6 +109,8 @@ def planted_store(
         flagged: Patches with snow.
         unlabelled: Patches without labels.
         shuffled: Whether maps are dealt out at random.
+        shared: Whether the map of the first label is that of all: of a method without labels, under the same name.
+        enlarged: Pixels of the store for each of a map, along an edge.
     """
     case = planted() if case is None else case
     paths = StorePaths(folder)
@@ -117,6 +121,9 @@ def planted_store(
         maps = maps[np.random.default_rng(5).permutation(n)]
     for patch, label in broken:
         maps[patch, label, 0, 0] = np.nan
+    maps = maps.repeat(enlarged, axis=2).repeat(enlarged, axis=3)
+    if shared:
+        maps = maps[:, :1]
     network = folder / "network.safetensors"
     network.parent.mkdir(parents=True, exist_ok=True)
     network.write_bytes(b"weights")
@@ -132,7 +139,8 @@ def planted_store(
         for first in range(0, len(of_split), shard_size):
             places.append((len(places), split, of_split[first : first + shard_size]))
     store = paths.maps("grad_cam", parts.config)
-    create_map_store(store, LABELS, (SIZE, SIZE), shard_size, len(places), {})
+    names_of_maps = LABELS[:1] if shared else LABELS
+    create_map_store(store, names_of_maps, (SIZE * enlarged, SIZE * enlarged), shard_size, len(places), {})
     every_row = []
     for shard, split, members in places:
         rows = [
