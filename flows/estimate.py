@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -19,7 +20,7 @@ from infra.errors import ConfigError
 from infra.zarr_store import archive_arrays
 from tasks.branch import CEILING
 from tasks.explanation_metrics import FLOOR
-from tasks.map_costs import BYTES_PER_VALUE, judging_passes, method_costs
+from tasks.map_costs import BYTES_PER_VALUE, MethodCost, judging_passes, method_costs
 from tasks.patch_pixels import band_set
 from tasks.trained import check_trained
 
@@ -69,6 +70,7 @@ def _map_rows(
     guessed = chosen.labels != "all" and len(known) > 0
     bands = band_set(config.bands, patch_format)
     n_bytes, judging, passes = 0, 0.0, dict.fromkeys(methods, 0)
+    clustered = _Clustered()
     for classifier in config.classifiers:
         network = _network(config, classifier, bands, len(patch_format.labels))
         # As many labels are predicted as are true, more or less.
@@ -82,6 +84,11 @@ def _map_rows(
                 seen = sample if cost.costly else patches
                 n_bytes += BYTES_PER_VALUE * cost.values * seen
                 passes[cost.method] += cost.passes * seen
+                if config.reliability is not None and cost.method == config.reliability.method:
+                    validation = 0 if config.models_from is not None else splits.get("validation", 0)
+                    if cost.costly and chosen.sample is not None:
+                        validation = min(validation, chosen.sample)
+                    clustered.add(cost, network.num_labels, seen, validation)
             if chosen.sample is not None:
                 judging += sample * judging_passes(methods, min(explained, network.num_labels))
     costly = ", ".join(f"{method} {n:,}" for method, n in passes.items() if n)
@@ -89,7 +96,33 @@ def _map_rows(
         ("maps, before compression", _size(n_bytes)),
         ("passes of costly methods", f"{sum(passes.values()):,}" + (f" ({costly})" if costly else "")),
         (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{judging:,.0f}"),
+        *([] if config.reliability is None else clustered.rows()),
     ]
+
+
+@dataclass
+class _Clustered:
+    """What the stages of reliability see."""
+
+    decisions: int = 0
+    """That get a cluster: one for each patch that has maps and label that the classifier knows."""
+    fitted: int = 0
+    """Of the validation split, that clusters are fitted on."""
+    n_bytes: float = 0
+    """Of maps that are read: once to assign them; those of the validation split once to cluster, once to count."""
+
+    def add(self, cost: MethodCost, labels: int, patches: int, validation: int) -> None:
+        """Add a classifier on a branch: patches that have maps, and of the validation split those fitted on."""
+        self.decisions += labels * patches
+        self.fitted += labels * validation
+        self.n_bytes += BYTES_PER_VALUE * cost.values * (patches + 2 * validation)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            ("reliability, decisions to fit on, at most", f"{self.fitted:,}"),
+            ("reliability, decisions to assign", f"{self.decisions:,}"),
+            ("reliability, maps to read, before compression", _size(self.n_bytes)),
+        ]
 
 
 def _network(config: RunConfig, classifier: str, bands: Sequence[str], labels: int) -> Classifier:

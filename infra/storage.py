@@ -71,9 +71,9 @@ class StorePaths:
         """Clusters of a classifier's maps, fitted on its validation split."""
         return self.root / "checkpoints" / f"reliability-{sr}-{classifier}-{config}" / "clusters.safetensors"
 
-    def reliabilities(self) -> list[Path]:
-        """All such files of the store, the newest first."""
-        found = self.root.glob("checkpoints/reliability-*/clusters.safetensors")
+    def reliabilities(self, sr: str, classifier: str) -> list[Path]:
+        """All such files of one classifier on one branch, the newest first."""
+        found = self.root.glob(f"checkpoints/reliability-{sr}-{classifier}-*/clusters.safetensors")
         return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path))
 
     def table(self, name: str) -> Path:

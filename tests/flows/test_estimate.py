@@ -75,6 +75,35 @@ def test_a_sample_bounds_the_passes_and_has_those_that_judge(archive: Path, labe
         assert rows["passes that judge maps, about"] == f"{2 * sampled * 71 * (3 * mean + 1):,.0f}"
 
 
+def test_reliability_reads_every_map_once_and_those_of_validation_thrice(archive: Path) -> None:
+    splits = of_splits(archive)["split"].value_counts()
+    n, validation = splits.sum(), splits["validation"]
+    rows = with_section(archive, {"method": "grad_cam"})
+    assert rows["reliability, decisions to assign"] == f"{2 * 19 * n:,}"
+    assert rows["reliability, decisions to fit on, at most"] == f"{2 * 19 * validation:,}"
+    n_bytes = 2 * (16 + 225) * 19 * (n + 2 * validation)
+    assert rows["reliability, maps to read, before compression"] == f"{n_bytes / 1000:.3g} kB"
+    # Maps of a sample of two a split; then one map for all labels.
+    rows = with_section(archive, {"method": "rise"}, sample=2)
+    sampled = sum(min(2, count) for count in splits)
+    assert rows["reliability, decisions to assign"] == f"{2 * 19 * sampled:,}"
+    assert rows["reliability, decisions to fit on, at most"] == f"{2 * 19 * min(2, validation):,}"
+    n_bytes = 2 * 2 * 120 * 120 * 19 * (sampled + 2 * min(2, validation))
+    assert rows["reliability, maps to read, before compression"] == f"{n_bytes / 1e6:.3g} MB"
+    rows = with_section(archive, {"method": "eigen_cam"})
+    assert rows["reliability, decisions to assign"] == f"{2 * 19 * n:,}"
+    assert (
+        rows["reliability, maps to read, before compression"]
+        == f"{2 * (16 + 225) * (n + 2 * validation) / 1000:.3g} kB"
+    )
+    assert not [what for what in planned(archive) if "reliability" in what]
+
+
+def with_section(archive: Path, section: dict[str, Any], **explain: Any) -> dict[str, str]:
+    methods = ["grad_cam", "eigen_cam", "rise"]
+    return planned(archive, explain={"methods": methods, **explain}, reliability=section)
+
+
 def test_a_network_of_one_label_has_one_map(archive: Path) -> None:
     n = len(of_splits(archive))
     rows = planned(archive, train={"backbone": "random", "one_against_rest": "Pastures"})
