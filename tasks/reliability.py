@@ -206,12 +206,19 @@ def _borrowed(source: StorePaths, maps_of: Mapping[str, Json], plan: Reliability
     """
     for path in source.reliabilities():
         fitted = from_bytes(path.read_bytes())
-        if (POOLED in fitted) == plan.pooled and all(
-            dict(item.maps_of) == dict(maps_of) and item.settings == plan.settings and item.threshold == plan.threshold
-            for item in fitted.values()
+        if (
+            fitted  # a fit of no label does not say what it is of
+            and (POOLED in fitted) == plan.pooled
+            and all(
+                dict(item.maps_of) == dict(maps_of)
+                and item.settings == plan.settings
+                and item.threshold == plan.threshold
+                for item in fitted.values()
+            )
         ):
             return path
     raise ConfigError(
         f"models_from: {source.root} has no reliability of these settings for {plan.method} maps of this network: run "
-        "it there first, with the same section `reliability`, or leave the section out"
+        "it there first, with the same section `reliability`; or leave the section out, as you must where no label "
+        "could be fitted there"
     )
