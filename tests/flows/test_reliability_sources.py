@@ -133,7 +133,7 @@ def test_the_corner_that_errs_is_found_and_flipped(
     assert np.array_equal(rows.adjusted, rows.predicted & ~rows.lower_right)
     metrics = table(folder / "own", "reliability_metrics", classifier=classifier, label="red", metric="accuracy")
     metrics = metrics[(metrics.sr == "bicubic") & (metrics.split == "validation")]
-    value = metrics.set_index(["score", metrics.reference.fillna("")]).value
+    value = dict(zip(zip(metrics.score, metrics.reference.fillna(""), strict=True), metrics.value, strict=True))
     assert value["predicted", ""] == pytest.approx(36 / 60)
     assert value["adjusted", ""] == pytest.approx(56 / 60)
     assert value["adjusted", "predicted"] == pytest.approx(20 / 60)

@@ -1,5 +1,7 @@
 """Oracles: scikit-learn on decisions, and on resamples of which every row is repeated in memory."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -139,12 +141,12 @@ def test_of_one_cluster_there_is_nothing_to_draw() -> None:
 
 
 def test_refusals() -> None:
-    right = ([0, 1], [1, 0], [1, 1], [0, 0])
+    right: list[Any] = [[0, 1], [1, 0], [1, 1], [0, 0]]
     adjustment(*right, 2, ["a", "b"], 1)
     for place, other in ((0, [0]), (0, [[0, 1]]), (1, [1]), (2, [1, 1, 0]), (3, [[0, 0]])):
         wrong = [*right[:place], other, *right[place + 1 :]]
         with pytest.raises(ShapeError, match=r"one shape|as many decisions"):
-            adjustment(*wrong, n_labels=2)
+            adjustment(*wrong, 2)
     with pytest.raises(ShapeError, match=r"\(0,\) labels need as many decisions"):
         adjustment([], [], [], [], 2)
     with pytest.raises(ShapeError, match="2 patches need as many cluster names"):
@@ -153,4 +155,4 @@ def test_refusals() -> None:
         adjustment(*right, 2, ["a", "b"], 0)
     for labels in ([-1, 0], [0, 2]):  # of which the counts would be another label's, or another cluster's
         with pytest.raises(ShapeError, match=f"labels are indices from 0 to 1, got {labels[0]} to {labels[1]}"):
-            adjustment(labels, *right[1:], n_labels=2)
+            adjustment(labels, *right[1:], 2)
