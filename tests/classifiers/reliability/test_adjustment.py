@@ -141,18 +141,23 @@ def test_of_one_cluster_there_is_nothing_to_draw() -> None:
 
 
 def test_refusals() -> None:
-    right: list[Any] = [[0, 1], [1, 0], [1, 1], [0, 0]]
-    adjustment(*right, 2, ["a", "b"], 1)
-    for place, other in ((0, [0]), (0, [[0, 1]]), (1, [1]), (2, [1, 1, 0]), (3, [[0, 0]])):
-        wrong = [*right[:place], other, *right[place + 1 :]]
+    right: dict[str, Any] = {"labels": [0, 1], "truth": [1, 0], "before": [1, 1], "after": [0, 0], "n_labels": 2}
+    adjustment(**right, clusters=["a", "b"], n_resamples=1)
+    for name, other in (
+        ("labels", [0]),
+        ("labels", [[0, 1]]),
+        ("truth", [1]),
+        ("before", [1] * 3),
+        ("after", [[0, 0]]),
+    ):
         with pytest.raises(ShapeError, match=r"one shape|as many decisions"):
-            adjustment(*wrong, 2)
+            adjustment(**right | {name: other})
     with pytest.raises(ShapeError, match=r"\(0,\) labels need as many decisions"):
         adjustment([], [], [], [], 2)
     with pytest.raises(ShapeError, match="2 patches need as many cluster names"):
-        adjustment(*right, 2, ["a", "b", "c"])
+        adjustment(**right, clusters=["a", "b", "c"])
     with pytest.raises(ConfigError, match="at least one resample"):
-        adjustment(*right, 2, ["a", "b"], 0)
+        adjustment(**right, clusters=["a", "b"], n_resamples=0)
     for labels in ([-1, 0], [0, 2]):  # of which the counts would be another label's, or another cluster's
         with pytest.raises(ShapeError, match=f"labels are indices from 0 to 1, got {labels[0]} to {labels[1]}"):
-            adjustment(labels, *right[1:], 2)
+            adjustment(**right | {"labels": labels})
