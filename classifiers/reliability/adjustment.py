@@ -56,7 +56,7 @@ def adjustment(
         seed: Of the draws, which depend on nothing but it and the number of clusters.
 
     Raises:
-        ShapeError: The arrays are not (M,) with M >= 1.
+        ShapeError: The arrays are not (M,) with M >= 1, or a label is not one of n_labels.
 
     Source: the two accuracies of Kierdorf and Roscher 2023, arXiv:2305.15149, section 2.6, for each label by itself.
     """
@@ -64,6 +64,8 @@ def adjustment(
     turned_out = [outcomes(decided, truth) for decided in (before, after)]
     if of_label.ndim != 1 or not len(of_label) or any(o.shape != of_label.shape for o in turned_out):
         raise ShapeError(f"{of_label.shape} labels need as many decisions, got {[o.shape for o in turned_out]}")
+    if of_label.min() < 0 or of_label.max() >= n_labels:
+        raise ShapeError(f"labels are indices from 0 to {n_labels - 1}, got {of_label.min()} to {of_label.max()}")
     index, n_clusters = cluster_index(clusters, len(of_label))
     k = n_labels * len(OUTCOMES)
     sums = [
