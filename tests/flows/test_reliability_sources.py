@@ -89,7 +89,7 @@ def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory:
     ]
     result = run_flows(configs)
     assert result.returncode == 1, result.stderr
-    refusal = f"ConfigError: models_from: {own} has no reliability of these settings for grad_cam maps of this network"
+    refusal = f"ConfigError: models_from: {own} has no reliability of these settings for grad_cam maps of one on"
     assert refusal in result.stderr, result.stderr
     return folder
 
