@@ -15,6 +15,9 @@ type Floats = NDArray[np.float64]
 _LEVELS = 512
 """Groups of equal confidence in resamples, at most; finer ones change the ends of intervals by less than they vary."""
 
+_AT_ONCE = 64
+"""Resamples whose steps are in memory at a time: few enough to stay in a processor's cache."""
+
 _DENSE = 1 << 22
 """Clusters times levels up to which their counts are held in full."""
 
@@ -89,7 +92,11 @@ def resampled_areas(
         values = values[np.diff(group, prepend=-1) > 0]
     levels = np.searchsorted(values, -sure, side="right") - 1
     n, wrong_ones = (_counted(index[of], levels[of], n_clusters, len(values)) for of in (slice(None), errors))
-    found = [_areas(counts @ n, counts @ wrong_ones) for counts in cluster_counts(n_clusters, n_resamples, seed)]
+    found = [
+        _areas(counts[first : first + _AT_ONCE] @ n, counts[first : first + _AT_ONCE] @ wrong_ones)
+        for counts in cluster_counts(n_clusters, n_resamples, seed)
+        for first in range(0, len(counts), _AT_ONCE)
+    ]
     return np.concatenate([np.empty(0), *found])
 
 
@@ -117,11 +124,11 @@ def _areas(n: Floats, wrong: Floats) -> Floats:
     The risk after j of the s decisions of a step, K decisions and E errors before it, is (E + j e) / (K + j), with e
     the step's own error rate; its sum over j is e s + (E - e K) (H(K + s) - H(K)), H the harmonic numbers.
     """
-    rate = np.divide(wrong, n, out=np.zeros_like(n), where=n > 0)
-    before, wrong_before = np.cumsum(n, axis=1) - n, np.cumsum(wrong, axis=1) - wrong
-    harmonic = np.diff(digamma(np.cumsum(n, axis=1) + 1), axis=1, prepend=digamma(1))
-    sums: Floats = (wrong + (wrong_before - rate * before) * harmonic).sum(axis=1)
-    return sums / n.sum(axis=1)
+    after, wrong_after = np.cumsum(n, axis=1), np.cumsum(wrong, axis=1)
+    harmonic = np.diff(digamma(after + 1), axis=1, prepend=digamma(1))
+    rate = wrong / np.maximum(n, 1)
+    sums: Floats = (wrong + (wrong_after - wrong - rate * (after - n)) * harmonic).sum(axis=1)
+    return sums / after[:, -1]
 
 
 def _checked(confidence: ArrayLike, wrong: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
