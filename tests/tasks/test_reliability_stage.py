@@ -115,7 +115,7 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
 def test_maps_dealt_out_at_random_are_no_improvement(tmp_path: Path) -> None:
     """Half of all decisions are wrong, whatever the map: clusters are flipped by chance, and to no avail."""
     case = planted(120, 400)
-    odd = np.random.default_rng(8).random(case.truth.shape) < 0.5
+    odd = np.random.default_rng(8).random((520, 3)) < 0.5
     case = replace(case, odd=odd, predicted=case.truth ^ (odd & [True, True, False]))
     store = planted_store(tmp_path, case, shuffled=True)
     job = store.job(plan_of(threshold=0.5))
