@@ -92,8 +92,8 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
     case = store.case
     rows = rows_of(store, "reliability_clusters")
     for k in (0, 1):
-        for split in ("validation", "test"):
-            here = np.array([name == split for name in case.split])
+        for split in ("fit", "validation", "test"):
+            here = np.array([name == ("validation" if split == "fit" else split) for name in case.split])
             of_label = [row for row in rows if (row["label"], row["split"]) == (LABELS[k], split)]
             assert len(of_label) == 2
             for row in of_label:
@@ -103,6 +103,9 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
                 counts = (0, 0, (~truth).sum(), truth.sum()) if odd else (truth.sum(), (~truth).sum(), 0, 0)
                 assert (row["tp"], row["tn"], row["fp"], row["fn"]) == counts
                 assert (row["n"], row["error_rate"]) == (chosen.sum(), float(odd))
+                if split != "fit":
+                    assert row["prototype"] is row["height"] is row["width"] is None
+                    continue
                 prototype = np.array(row["prototype"]).reshape(row["height"], row["width"])
                 bright = prototype[3:, 3:] if odd else prototype[:3, :3]
                 assert bright.min() > 0.7
@@ -113,12 +116,23 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
 
 
 def test_maps_dealt_out_at_random_are_no_improvement(tmp_path: Path) -> None:
-    store = planted_store(tmp_path, planted(120, 200), shuffled=True)
-    job = store.job(plan_of())
+    """Half of all decisions are wrong, whatever the map: clusters are flipped by chance, and to no avail."""
+    case = planted(120, 400)
+    odd = np.random.default_rng(8).random((520, 3)) < 0.5
+    case = replace(case, odd=odd, predicted=case.truth ^ (odd & [True, True, False]))
+    store = planted_store(tmp_path, case, shuffled=True)
+    job = store.job(plan_of(threshold=0.5))
     through(store, job)
+    flipped = [row["flipped"] for row in rows_of(store, "reliability_clusters") if row["split"] == "fit"]
+    assert 0 < sum(flipped) < len(flipped)
+    rows = [row for row in rows_of(store, "reliability") if row["split"] == "test"]
+    changed = np.mean([row["adjusted"] != row["predicted"] for row in rows])
+    assert changed > 1 / 12
     metrics = rows_of(store, "reliability_metrics")
     change = metric(metrics, "accuracy", "adjusted", reference="predicted")
-    assert change["low"] <= 0 <= change["high"]
+    right = {name: np.mean([row[name] == row["truth"] for row in rows]) for name in ("adjusted", "predicted")}
+    assert change["value"] == pytest.approx(right["adjusted"] - right["predicted"])
+    assert change["low"] < 0 < change["high"]
     area = metric(metrics, "aurc", "reliability", reference="probability")
     assert area["low"] <= 0 <= area["high"]
 
