@@ -99,7 +99,7 @@ def figures(store: Path) -> list[dict[str, object]]:
         for name in ("reliability_metrics", "reliability_clusters")
         for rows in [pd.read_parquet(store / "tables" / name)]
     }
-    clusters = chosen["reliability_clusters"].query("split == 'validation'")
+    clusters = chosen["reliability_clusters"].query("split == 'fit'")
     metrics = chosen["reliability_metrics"].query("split == 'test' and label.isna()")
     rows: list[dict[str, object]] = []
     for row in metrics.to_dict("records"):

@@ -112,7 +112,7 @@ class ReliabilityJudge:
             "method": job.plan.method,
             "seed": job.seed,
         }
-        clusters = list(_fit_rows({**names, "split": OF_FIT}, fitted))
+        clusters = list(_fit_rows({**names, "split": OF_FIT}, fitted, flips=job.flips))
         metrics: list[dict[str, object]] = []
         curves: list[dict[str, object]] = []
         rows = _JobRows(job)
@@ -121,7 +121,7 @@ class ReliabilityJudge:
         del validation
         for split in rows.splits:
             decisions, of_names = rows.of(split), {**names, "split": split}
-            clusters += _cluster_rows(of_names, decisions, fitted, job.known)
+            clusters += _cluster_rows(of_names, decisions, fitted, job.known, flips=job.flips)
             metrics += _adjustment_rows(of_names, decisions, job.known)
             orders = _Orders(job, fitted, temperatures, decisions)
             areas, of_split = _area_and_curve_rows(of_names, decisions, orders, job.known)
@@ -266,17 +266,24 @@ class _Orders:
         return sure.round(7, out=sure)
 
 
-def _fit_rows(names: Mapping[str, object], fitted: Mapping[str, Reliability]) -> Iterator[dict[str, object]]:
+def _fit_rows(
+    names: Mapping[str, object], fitted: Mapping[str, Reliability], *, flips: bool
+) -> Iterator[dict[str, object]]:
     """Yield the clusters as they were fitted, with their prototypes."""
     for label, item in fitted.items():
         for i, prototype in enumerate(item.prototypes):
-            row = _cluster_row(names, label, i, item, item.counts[i].tolist())
+            row = _cluster_row(names, label, i, item.counts[i].tolist(), flipped=flips and bool(item.flipped[i]))
             row |= {"height": prototype.shape[0], "width": prototype.shape[1]}
             yield {**row, "prototype": None if np.isnan(prototype).any() else prototype.ravel().tolist()}
 
 
 def _cluster_rows(
-    names: Mapping[str, object], decisions: _Decisions, fitted: Mapping[str, Reliability], labels: Sequence[str]
+    names: Mapping[str, object],
+    decisions: _Decisions,
+    fitted: Mapping[str, Reliability],
+    labels: Sequence[str],
+    *,
+    flips: bool,
 ) -> Iterator[dict[str, object]]:
     """Yield what the decisions of a split turned out to be, cluster by cluster."""
     for label, item in fitted.items():
@@ -286,11 +293,11 @@ def _cluster_rows(
             cluster, turned_out = decisions.cluster[:, i], decisions.bits[:, i] & (_PREDICTED | _TRUE)
             np.add.at(counts, (cluster[cluster >= 0], turned_out[cluster >= 0]), 1)
         for i, of_cluster in enumerate(counts.tolist()):
-            yield _cluster_row(names, label, i, item, of_cluster)
+            yield _cluster_row(names, label, i, of_cluster, flipped=flips and bool(item.flipped[i]))
 
 
 def _cluster_row(
-    names: Mapping[str, object], label: str, cluster: int, item: Reliability, of_cluster: Sequence[int]
+    names: Mapping[str, object], label: str, cluster: int, of_cluster: Sequence[int], *, flipped: bool
 ) -> dict[str, object]:
     counts, n = dict(zip(OUTCOMES, of_cluster, strict=True)), sum(of_cluster)
     return {
@@ -300,7 +307,7 @@ def _cluster_row(
         "n": n,
         **counts,
         "error_rate": (counts["fp"] + counts["fn"]) / n if n else None,
-        "flipped": bool(item.flipped[cluster]),
+        "flipped": flipped,
     }
 
 

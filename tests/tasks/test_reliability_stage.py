@@ -358,3 +358,4 @@ def test_of_three_exclusive_classes_none_is_flipped(tmp_path: Path) -> None:
     assert all(row["adjusted"] == row["predicted"] for row in rows)
     metrics = rows_of(store, "reliability_metrics")
     assert metric(metrics, "accuracy", "adjusted", reference="predicted")["value"] == 0
+    assert not any(row["flipped"] for row in rows_of(store, "reliability_clusters"))
