@@ -236,7 +236,7 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
 
 @stage_task
 def ingest(run: Run) -> Plan:
-    """Read the archive's files, in folders or as they come out of tar archives, into archive.zarr, tables/patches and tables/quarantine."""
+    """Read the archive's files, or tar archives, into archive.zarr, tables/patches and tables/quarantine."""
     chosen = run.config.archive
     source = None
     if chosen.root is not None:
