@@ -259,10 +259,10 @@ class _Stream:
             if field[0] != 0x80:
                 raise self._broken("a header has a negative or boundless number")
             return value
-        try:
-            return int(field.strip(b" \0") or b"0", 8)
-        except ValueError:
-            raise self._broken(f"a header has {field!r} where a number belongs") from None
+        digits = field.strip(b" \0")
+        if digits.strip(b"01234567"):
+            raise self._broken(f"a header has {field!r} where a number belongs")
+        return int(digits or b"0", 8)
 
     def _decimal(self, text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20):

@@ -137,9 +137,7 @@ def test_names_are_as_they_stand_there(tmp_path: Path) -> None:
     assert odd.name == r"\xff\xfe"
 
 
-def header(
-    name: bytes = b"a", size: bytes = b"00000000000", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
-) -> bytes:
+def header(name: bytes = b"a", size: bytes = b"0", kind: bytes = b"0", magic: bytes = b"ustar\x0000") -> bytes:
     """A header made by hand, POSIX's offsets."""
     fields = bytearray(512)
     for at, value in ((0, name), (100, b"0000644\0"), (124, size), (156, kind), (257, magic)):
@@ -182,9 +180,11 @@ def test_headers_by_hand(tmp_path: Path) -> None:
 
 BROKEN = {
     "a header's checksum is wrong": header()[:300] + b"x" + header()[301:],
-    r"a header has b'0000000000x' where a number belongs": header(size=b"0000000000x"),
+    "a header has b'-3": header(size=b"-3"),
+    "a header has b'1_0": header(size=b"1_0"),
+    "a header has b'18": header(size=b"18"),
     "a negative or boundless number": header(size=b"\xff" * 12),
-    "a PAX header gives the size '-3'": pax(b"10 size=-3\n") + header(),
+    "a PAX header gives the size '-3'": pax(b"11 size=-3\n") + header(),
     "a PAX header is malformed": pax(b"9 size=33\n") + header(),
     "an extension header claims 1073741824 bytes": header(kind=b"L", size=b"%011o" % (1 << 30)),
     "a global header gives all members one name or size": header(kind=b"g", size=b"%011o" % 9)
@@ -212,7 +212,7 @@ def test_every_truncation_is_seen(tmp_path: Path, suffix: str) -> None:
     ends = len(whole) - (10240 - 4 * 1536 if suffix == ".tar" else 0)  # what is missing of the last zeros is no loss
     for length in {*range(0, ends, 97), ends - 1, ends - 512}:
         path.write_bytes(whole[:length])
-        with pytest.raises(ArchiveError, match=f"{path.name} .*byte .*truncated"):
+        with pytest.raises(ArchiveError, match=f"{path.name} .*(byte .*truncated|truncated near byte)"):
             list(read_tar(str(path)))
 
 
@@ -252,7 +252,7 @@ def test_any_changed_byte_is_refused_or_harmless(tmp_path: Path, place: int, val
 
 
 def test_a_missing_archive_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="none.tar cannot be read"):
+    with pytest.raises(ArchiveError, match=r"none\.tar cannot be read"):
         list(read_tar(str(tmp_path / "none.tar")))
 
 
