@@ -5,9 +5,9 @@
 
 The archive is packed by tar and zstd at their defaults from patches of the synthetic archive, each copied many times
 with noise of its own in the lowest four bits: equal copies would compress to nothing. All rows take turns within a
-repeat, page cache warm; the median repeat counts. "tar ingest" is what the flow does, planning apart: one pass that fills the
-buckets, on the pool's driver, and ShardIngester on the pool's actors, each repeat into an emptied store. "one pass" is
-the first half of it alone. "Zarr write" are the same actors writing arrays that they hold already.
+repeat, page cache warm; the median repeat counts. "tar ingest" is what the flow does, planning apart: one pass that
+fills the buckets, on the pool's driver, and ShardIngester on the pool's actors, each repeat into an emptied store. "one
+pass" is the first half of it alone. "Zarr write" are the same actors writing arrays that they hold already.
 """
 
 import argparse
