@@ -111,6 +111,9 @@ class Bucket:
     def _look_up(self, at: int) -> int:
         """Note one record and return where the next one starts."""
         assert self._map is not None
+        kind: int
+        name_bytes: int
+        data_bytes: int
         kind, name_bytes, data_bytes = _RECORD.unpack_from(self._map, at)
         start = at + _RECORD.size + name_bytes
         stop = start + data_bytes

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from infra.archives.inventory import Condense, Found
 from infra.archives.tar_reader import TarMember, read_tar
 from infra.errors import ArchiveError, BadPatchError
-from infra.fingerprint import fingerprint
+from infra.fingerprint import Json, fingerprint
 from infra.parts import write_parquet
 
 MAX_FOLDERS = 2_000_000
@@ -127,8 +127,11 @@ class TarInventory:
         columns: dict[str, list[str | None]] = {name: [] for name in _SCHEMA.names}
         for folder in contents.folders:
             note = contents.notes.get(folder)
-            bad = isinstance(note, BadPatchError)
-            row = (folder, None, note.path, note.reason, note.detail) if bad else (folder, note, None, None, None)
+            row: tuple[str | None, ...] = (folder, None, None, None, None)
+            if isinstance(note, BadPatchError):
+                row = (folder, None, note.path, note.reason, note.detail)
+            elif note is not None:
+                row = (folder, note, None, None, None)
             for name, value in zip(columns, row, strict=True):
                 columns[name].append(value)
         write_parquet(path, pa.table(columns, _SCHEMA))
@@ -159,7 +162,7 @@ class TarInventory:
         Raises:
             ArchiveError: One is missing.
         """
-        found = []
+        found: list[Json] = []
         for top in tops:
             try:
                 state = os.stat(self.tars[top])  # noqa: PTH116 - a string

@@ -149,12 +149,17 @@ def test_v1_is_ingested_as_from_folders(tmp_path: Path, subset: Subset, *, flagg
     assert content(plan) == content(truth)
 
 
-FAULTS: dict[str, Callable[[Path, Path, list[str]], object]] = {
-    "none of it": lambda root, folder, _: shutil.rmtree(folder),
-    "a band": lambda root, folder, _: next(folder.glob("*_B05.tif")).unlink(),
-    "all bands": lambda root, folder, _: [path.unlink() for path in folder.iterdir()],
-    "the end of a band": lambda root, folder, _: os.truncate(next(folder.glob("*_B05.tif")), 99),
-    "its name": lambda root, folder, _: folder.rename(folder.with_name("nobody_0_0")),
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "none of it": shutil.rmtree,
+    "a band": lambda folder: next(folder.glob("*_B05.tif")).rename(folder / "other.tif"),
+    "all bands": empty,
+    "the end of a band": lambda folder: os.truncate(next(folder.glob("*_B05.tif")), 99),
+    "its name": lambda folder: folder.rename(folder.with_name("nobody_0_0")),
 }
 
 
@@ -163,7 +168,7 @@ FAULTS: dict[str, Callable[[Path, Path, list[str]], object]] = {
 def test_what_is_wrong_is_told_as_from_folders(archive_copy: Path, tmp_path: Path, fault: str, subset: Subset) -> None:
     """Places are the same too where the list of patches was known before the plan was made."""
     name = patch_ids(archive_copy)[3]
-    FAULTS[fault](archive_copy, band_file(archive_copy, name).parent, [])
+    FAULTS[fault](band_file(archive_copy, name).parent)
     truth = ingest(v2(archive_copy, subset), tmp_path / "truth")
     expected = publish_archive(truth)
     assert expected.patches == 23

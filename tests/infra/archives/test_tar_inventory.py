@@ -1,9 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.archives import tar_inventory
 from infra.archives.tar_inventory import TarInventory
+from infra.archives.tar_reader import TarMember, read_tar
 from infra.errors import ArchiveError, BadPatchError
 from tests.infra.archives.tar_files import member, write_members
 
@@ -39,8 +41,12 @@ def test_patch_folders_are_those_that_members_lie_in(tmp_path: Path, *, by_produ
 
 def test_a_pass_is_made_once_for_each_state_of_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[str] = []
-    read_tar = tar_inventory.read_tar
-    monkeypatch.setattr(tar_inventory, "read_tar", lambda path: passes.append(path) or read_tar(path))
+
+    def counting(path: str) -> Iterator[TarMember]:
+        passes.append(path)
+        return read_tar(path)
+
+    monkeypatch.setattr(tar_inventory, "read_tar", counting)
     path = write_members(tmp_path / "a.tar", [member("top/a/a.tif")])
     inventory = TarInventory(str(tmp_path), {"top": str(path)}, tmp_path / "kept", may_pass=True)
     for _ in range(2):
