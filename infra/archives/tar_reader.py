@@ -43,6 +43,7 @@ _FAULTS: Final = {
     b"M": "the rest of a file of another volume",
 }
 _WITHOUT_DATA = b"123456"
+_OCTAL = b"01234567"
 _REGULAR = b"0\x007"
 _EXTENSIONS = b"LKxg"
 _ZEROS = bytes(_BLOCK)
@@ -53,11 +54,11 @@ class TarMember(NamedTuple):
 
     name: str
     """As it stands there, without leading "./": it may be absolute, or hold "..", and is never to become a path."""
-    is_folder: bool
     data: memoryview | None
     """The bytes of a regular file of at most MEMBER_BYTES; valid for as long as it is held. None for all else."""
-    fault: str | None
+    fault: str | None = None
     """What it is, where it is neither a folder nor such a file."""
+    is_folder: bool = False
 
 
 class _Extension(NamedTuple):
@@ -151,7 +152,7 @@ class _Stream:
             raise self._broken(f"an extension header claims {length} bytes, {_EXTENSION_BYTES} are plenty")
         content = bytes(self._take(length))
         if kind == b"L":
-            return before._replace(name=_text(content.partition(b"\0")[0]))
+            return _Extension(_text(content.partition(b"\0")[0]), before.size, before.is_sparse)
         if kind == b"K":  # the name that a link points to
             return before
         records = self._records(content)
@@ -174,10 +175,10 @@ class _Stream:
         if kind == b"S":
             self._skip_sparse_maps(header)
         if kind in _WITHOUT_DATA:
-            return TarMember(name, kind == b"5", None, _FAULTS.get(kind))
+            return TarMember(name, None, _FAULTS.get(kind), is_folder=kind == b"5")
         if kind == b"\0" and name.endswith("/"):  # a folder, before there was a type for it
             self._skip(length)
-            return TarMember(name, is_folder=True, data=None, fault=None)
+            return TarMember(name, None, is_folder=True)
         fault = None
         if extension.is_sparse or kind not in _REGULAR:
             fault = "a sparse file" if extension.is_sparse else _FAULTS.get(kind, f"of the unknown type {kind!r}")
@@ -185,8 +186,8 @@ class _Stream:
             fault = f"of {length} bytes, where {MEMBER_BYTES} are plenty"
         if fault is not None:
             self._skip(length)
-            return TarMember(name, is_folder=False, data=None, fault=fault)
-        return TarMember(name, is_folder=False, data=self._take(length), fault=None)
+            return TarMember(name, None, fault)
+        return TarMember(name, self._take(length))
 
     def _header(self) -> bytes | None:
         """Return the next header, its checksum verified; None for the end of the archive."""
@@ -254,15 +255,14 @@ class _Stream:
 
     def _number(self, field: bytes) -> int:
         """Return a header's number: octal, or binary where its first bit is set."""
-        if field[0] & 0x80:
-            value = int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
-            if field[0] != 0x80:
-                raise self._broken("a header has a negative or boundless number")
-            return value
         digits = field.strip(b" \0")
-        if digits.strip(b"01234567"):
+        if not digits:
+            return 0
+        if field[0] == 0x80:
+            return int.from_bytes(field[1:], "big")
+        if digits.strip(_OCTAL):
             raise self._broken(f"a header has {field!r} where a number belongs")
-        return int(digits or b"0", 8)
+        return int(digits, 8)
 
     def _decimal(self, text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20):
