@@ -73,8 +73,17 @@ def test_a_full_disk_is_the_store_s_fault(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "writev", lambda fd, records: 3)
     with pytest.raises(StoreError, match="the disk is full"):
-        Buckets(tmp_path).append(0, [b"x"])
+        Buckets(tmp_path).append(0, [b"abcd"])
+
+
+def test_a_write_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "writev", lambda fd, records: write(fd, b"".join(records)[:3]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:2]))
+    assert Buckets(tmp_path).append(0, [b"ab", memoryview(b"cdefg"), b"", b"hij"]) == 10
+    assert Buckets(tmp_path).path(0).read_bytes() == b"abcdefghij"
 
 
 def test_removing_leaves_nothing(tmp_path: Path) -> None:
