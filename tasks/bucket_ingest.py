@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -138,22 +139,27 @@ class _Pass:
 
     def run(self) -> Iterator[int]:
         """Append what is wanted to the buckets; yield each shard as soon as all of its files came by."""
-        for folder, members in _by_folder(read_tar(self._path)):
-            self._list.meet(folder)
-            wanted = self._wanted.get(folder)
-            if wanted is None:
-                self._ignored["not asked for"] += len(members)
-                continue
-            records = self._records(folder, wanted, members)
-            for shard in wanted.shards:
-                self._append(shard, records)
-            if records and not wanted.missing:
-                for shard in wanted.shards:
-                    self._open[shard] -= 1
-                    if not self._open[shard]:
-                        yield shard
+        with closing(read_tar(self._path)) as archive:
+            for folder, members in _by_folder(archive):
+                yield from self._sort(folder, members)
         if self._ignored:
             logger.info("%s: members passed over: %s", self._path, dict(self._ignored))
+
+    def _sort(self, folder: str, members: Sequence[TarMember]) -> Iterator[int]:
+        """Append some members of one folder to the buckets; yield the shards whose last files they are."""
+        self._list.meet(folder)
+        wanted = self._wanted.get(folder)
+        if wanted is None:
+            self._ignored["not asked for"] += len(members)
+            return
+        records = self._records(folder, wanted, members)
+        for shard in wanted.shards:
+            self._append(shard, records)
+        if records and not wanted.missing:
+            for shard in wanted.shards:
+                self._open[shard] -= 1
+                if not self._open[shard]:
+                    yield shard
 
     def _records(self, folder: str, wanted: _Wanted, members: Iterable[TarMember]) -> list[bytes | memoryview]:
         """Return the records of those members of a folder that are wanted and come by for the first time."""

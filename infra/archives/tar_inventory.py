@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,10 +104,10 @@ class TarInventory:
         if known is None and not self.may_pass:
             return None
         if known is None:
-            members = read_tar(self.tars[top])
             listed = FolderList(top, by_product=by_product)
-            for member in members:
-                listed.meet(folder_of(member))
+            with closing(read_tar(self.tars[top])) as members:
+                for member in members:
+                    listed.meet(folder_of(member))
             known = TarContents(listed.folders)
             self.save(top, known)
         return Found(known.folders)
@@ -115,7 +116,8 @@ class TarInventory:
         """Return what the file `<folder's name><suffix>` of every patch folder tells."""
         known = self._load(top)
         if known is None:
-            known = _read_notes(read_tar(self.tars[top]), top, suffix, condense)
+            with closing(read_tar(self.tars[top])) as members:
+                known = _read_notes(members, top, suffix, condense)
             self.save(top, known)
         return known.notes
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -286,6 +287,29 @@ def test_a_shard_of_which_only_the_answer_was_lost_is_not_missed(packed: Path, t
     plan.parts.path(0).unlink()
     with pytest.raises(StoreError, match=r"shard-00000\.bucket does not exist"):
         worker.run(0)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_stage_that_stops_leaves_no_bucket_and_no_thread(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, closed: bool
+) -> None:
+    """Whether it is closed, or the disk is full, of which the error is still held then."""
+
+    def full(fd: int, records: list[bytes]) -> int:
+        raise OSError(28, "No space left on device")
+
+    archive = streamed(packed, tmp_path)
+    plan = make_plan(archive, StorePaths(tmp_path), V2, SHARD_SIZE)
+    feed = BucketFeed(archive, plan)(sorted(plan.shards))
+    if closed:
+        next(feed)
+        feed.close()
+    else:
+        monkeypatch.setattr(os, "writev", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            next(feed)
+    assert not plan.paths.buckets.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def swapped(
