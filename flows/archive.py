@@ -19,6 +19,7 @@ from flows.progress import summary_artifact
 from flows.reliability import check_reliability, job_of_reliability, score_reliability
 from flows.run import Run, stage_task
 from infra.archives.layouts import LAYOUTS, determining, open_archive
+from infra.archives.streamed import StreamedArchive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
@@ -27,6 +28,7 @@ from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
 from tasks.branch import Branch, Inputs, make_branch
+from tasks.bucket_ingest import BucketFeed, BucketIngester, with_contents
 from tasks.comparisons import publish_comparisons
 from tasks.evaluate import (
     EvaluateJob,
@@ -239,16 +241,21 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
 
 @stage_task
 def ingest(run: Run) -> Plan:
-    """Read the archive's files into archive.zarr, tables/patches and tables/quarantine."""
+    """Read the archive's files, or tar archives, into archive.zarr, tables/patches and tables/quarantine."""
     chosen = run.config.archive
     source = None
     if chosen.root is not None:
-        source = open_archive(chosen.layout, chosen.root, chosen.options)
+        source = open_archive(chosen.layout, chosen.root, chosen.options, run.paths.inventories)
     options = determining(chosen.layout, chosen.options)
     plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size, options)
-    if source is not None:
+    shards, resources = sorted(plan.shards), run.resources.without_gpu()
+    if isinstance(source, StreamedArchive):
+        from_buckets = partial(BucketIngester, source, plan.format, plan.parts)
+        run.stage("ingest", from_buckets, [plan.parts], shards, resources, BucketFeed(source, plan))
+        plan = with_contents(plan, source)
+    elif source is not None:
         build = partial(ShardIngester, source, plan.format, plan.parts)
-        run.stage("ingest", build, [plan.parts], sorted(plan.shards), run.resources.without_gpu())
+        run.stage("ingest", build, [plan.parts], shards, resources)
     run.record.counts = publish_archive(plan)
     return plan
 

@@ -15,14 +15,20 @@ import sr_models
 from classifiers.network import Classifier
 from flows.config import RunConfig
 from infra.archives.layouts import open_archive
+from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
+from infra.archives.streamed import StreamedArchive
 from infra.errors import ConfigError
+from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays
 from tasks.branch import CEILING
 from tasks.explanation_metrics import FLOOR
 from tasks.map_costs import BYTES_PER_VALUE, MethodCost, judging_passes, method_costs
 from tasks.patch_pixels import band_set
 from tasks.trained import check_trained
+
+_HEADER_BYTES = 1 << 10
+"""What a small TIFF has beside its pixels, its path included, at most."""
 
 
 def estimate(config: RunConfig) -> list[tuple[str, str]]:
@@ -37,7 +43,8 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
     chosen = config.archive
     if chosen.root is None:
         raise ConfigError("plan needs archive.root: it counts what the archive holds")
-    scan = open_archive(chosen.layout, chosen.root, chosen.options).scan()
+    archive = open_archive(chosen.layout, chosen.root, chosen.options, StorePaths(config.store.resolve()).inventories)
+    scan = archive.scan()
     patches = scan.inputs.num_rows
     splits = Counter(scan.inputs["split"].to_pylist())
     shards = sum(-(-n // config.shard_size) for n in splits.values())
@@ -49,6 +56,8 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("shards", f"{shards:,} of {config.shard_size}"),
         ("archive.zarr, at most", _size(patches * _bytes_per_patch(scan.format))),
     ]
+    if isinstance(archive, StreamedArchive):
+        rows.append(("work/buckets, until ingested", _size(patches * sum(map(_bucket_bytes, archive.passes)))))
     values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
     sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
     rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
@@ -141,6 +150,11 @@ def _bytes_per_patch(patch_format: PatchFormat) -> int:
     """Return the bytes of a patch's arrays, uncompressed."""
     arrays = archive_arrays(patch_format)
     return sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in arrays)
+
+
+def _bucket_bytes(modality: Modality) -> int:
+    """Return the bytes of a patch's files in a bucket, uncompressed, their headers included."""
+    return modality.pixel_bytes + _HEADER_BYTES * len(modality.suffixes)
 
 
 def _size(n_bytes: float) -> str:

@@ -42,6 +42,16 @@ class StorePaths:
         return self.root / "work"
 
     @property
+    def buckets(self) -> Path:
+        """Scratch: the files of shards that are not ingested yet, where the archive is tar archives."""
+        return self.work / "buckets"
+
+    @property
+    def inventories(self) -> Path:
+        """What passes over tar archives found in them."""
+        return self.work / "inventories"
+
+    @property
     def tables(self) -> Path:
         """What analysts read."""
         return self.root / "tables"

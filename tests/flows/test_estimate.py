@@ -9,6 +9,7 @@ import pytest
 from flows.config import RunConfig
 from flows.estimate import estimate
 from infra.archives.synthetic import write_synthetic_archive
+from tests.infra.archives.tar_files import pack
 
 PATCHES = 12
 
@@ -102,6 +103,16 @@ def test_reliability_reads_every_map_once_and_those_of_validation_thrice(archive
 def with_section(archive: Path, section: dict[str, Any], **explain: Any) -> dict[str, str]:
     methods = ["grad_cam", "eigen_cam", "rise"]
     return planned(archive, explain={"methods": methods, **explain}, reliability=section)
+
+
+def test_buckets_have_room_for_the_files_of_all_archives(archive: Path, tmp_path: Path) -> None:
+    """Twelve bands, a pair, a map: 304,000 bytes of pixels in 15 files, a kilobyte of headers each."""
+    n = len(of_splits(archive))
+    root = pack(archive, tmp_path / "packed", ".tar.zst")
+    rows = planned(root)
+    assert rows["work/buckets, until ingested"] == f"{n * (304_000 + 15 * 1024) / 1e6:.3g} MB"
+    assert rows["patches"] == planned(archive)["patches"]
+    assert "work/buckets, until ingested" not in planned(archive)
 
 
 def test_a_network_of_one_label_has_one_map(archive: Path) -> None:
