@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from classifiers.reliability import ClusterSettings, MapClusters, Reliability, to_bytes
+from classifiers.reliability import ClusterSettings, FittedReliability, MapClusters, Reliability, to_bytes
 from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.bands import RGB
 from infra.bigearthnet.classes import NAMES
@@ -35,11 +35,12 @@ from infra.storage import StorePaths, write_bytes
 from infra.tables import PATCHES, RELIABILITY, publish
 from tasks.branch import Inputs, make_branch
 from tasks.explain import Explained
+from tasks.map_store import create_map_store
 from tasks.reliability import ReliabilityJob, ReliabilityPlan, reliability_job
 from tasks.reliability_judge import ReliabilityJudge, publish_reliability
 from tasks.score import ScoredClassifier
 
-CLUSTERS, SIDE = 8, 15
+CLUSTERS, SIDE, THRESHOLD = 8, 15, 0.75
 SPLITS = ("train", "train", "validation", "test")
 
 
@@ -80,14 +81,15 @@ def job_of(case: Case) -> ReliabilityJob:
     maps = Explained("grad_cam", {}, "predicted", sampled=False, parts=stage_parts(paths, "explanations", {}))
     network = paths.root / "network.safetensors"
     write_bytes(network, b"weights")
+    create_map_store(paths.maps("grad_cam", maps.parts.config), labels, (SIDE, SIDE), case.shard_size, 1, {})
     scored = ScoredClassifier("resnet18", "resnet18", labels, "sigmoid", {0: network}, predictions, {"grad_cam": maps})
-    return reliability_job(branch, scored, ReliabilityPlan("grad_cam", ClusterSettings(), 0.75, pooled=False), [])
+    return reliability_job(branch, scored, ReliabilityPlan("grad_cam", ClusterSettings(), THRESHOLD, pooled=False), [])
 
 
 def make_store(case: Case) -> None:
     """Write the fit, tables/patches and the parts."""
     job, rng = job_of(case), np.random.default_rng(0)
-    write_bytes(job.file, to_bytes({label: reliability(rng) for label in job.known}))
+    write_bytes(job.file, to_bytes(fits(job, rng)))
     fitted = job.fitted()
     names = np.array([f"S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_{i:07d}" for i in range(case.patches)])
     rng.shuffle(names)
@@ -102,8 +104,14 @@ def make_store(case: Case) -> None:
     publish(table, pa.concat_tables(rows), PATCHES, ["patch_id"])
 
 
+def fits(job: ReliabilityJob, rng: np.random.Generator) -> FittedReliability:
+    """Return fits of which nothing is used but the counts."""
+    by_label = {label: reliability(rng) for label in job.known}
+    return FittedReliability(job.plan.settings, THRESHOLD, pooled=False, maps_of={}, by_label=by_label)
+
+
 def reliability(rng: np.random.Generator) -> Reliability:
-    """Return a fit of which nothing is used but the counts."""
+    """Return the fit of one label."""
     n = SIDE * SIDE
     clusters = MapClusters(
         (SIDE, SIDE),
@@ -114,7 +122,7 @@ def reliability(rng: np.random.Generator) -> Reliability:
         1,
     )
     prototypes = rng.random((CLUSTERS, SIDE, SIDE), dtype=np.float32)
-    return Reliability(clusters, rng.integers(1, 5000, (CLUSTERS, 4)), prototypes, ClusterSettings(), 0.75, {})
+    return Reliability(clusters, rng.integers(1, 5000, (CLUSTERS, 4)), prototypes, THRESHOLD)
 
 
 def part(
