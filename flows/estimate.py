@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,14 +15,20 @@ import sr_models
 from classifiers.network import Classifier
 from flows.config import RunConfig
 from infra.archives.layouts import open_archive
+from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
+from infra.archives.streamed import StreamedArchive
 from infra.errors import ConfigError
+from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays
 from tasks.branch import CEILING
 from tasks.explanation_metrics import FLOOR
-from tasks.map_costs import BYTES_PER_VALUE, judging_passes, method_costs
+from tasks.map_costs import BYTES_PER_VALUE, MethodCost, judging_passes, method_costs
 from tasks.patch_pixels import band_set
 from tasks.trained import check_trained
+
+_HEADER_BYTES = 1 << 10
+"""What a small TIFF has beside its pixels, its path included, at most."""
 
 
 def estimate(config: RunConfig) -> list[tuple[str, str]]:
@@ -36,7 +43,9 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
     chosen = config.archive
     if chosen.root is None:
         raise ConfigError("plan needs archive.root: it counts what the archive holds")
-    scan = open_archive(chosen.layout, chosen.root, chosen.options).scan()
+    paths = StorePaths(config.store.resolve())
+    archive = open_archive(chosen.layout, chosen.root, chosen.options, paths.inventories)
+    scan = archive.scan()
     patches = scan.inputs.num_rows
     splits = Counter(scan.inputs["split"].to_pylist())
     shards = sum(-(-n // config.shard_size) for n in splits.values())
@@ -48,6 +57,10 @@ def estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("shards", f"{shards:,} of {config.shard_size}"),
         ("archive.zarr, at most", _size(patches * _bytes_per_patch(scan.format))),
     ]
+    if isinstance(archive, StreamedArchive):
+        place = paths.buckets
+        where = place.relative_to(paths.root) if place.is_relative_to(paths.root) else place
+        rows.append((f"{where}, until ingested", _size(patches * sum(map(_bucket_bytes, archive.passes)))))
     values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
     sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
     rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
@@ -69,6 +82,7 @@ def _map_rows(
     guessed = chosen.labels != "all" and len(known) > 0
     bands = band_set(config.bands, patch_format)
     n_bytes, judging, passes = 0, 0.0, dict.fromkeys(methods, 0)
+    clustered = _Clustered()
     for classifier in config.classifiers:
         network = _network(config, classifier, bands, len(patch_format.labels))
         # As many labels are predicted as are true, more or less.
@@ -82,6 +96,11 @@ def _map_rows(
                 seen = sample if cost.costly else patches
                 n_bytes += BYTES_PER_VALUE * cost.values * seen
                 passes[cost.method] += cost.passes * seen
+                if config.reliability is not None and cost.method == config.reliability.method:
+                    validation = 0 if config.models_from is not None else splits.get("validation", 0)
+                    if cost.costly and chosen.sample is not None:
+                        validation = min(validation, chosen.sample)
+                    clustered.add(cost, network.num_labels, seen, validation)
             if chosen.sample is not None:
                 judging += sample * judging_passes(methods, min(explained, network.num_labels))
     costly = ", ".join(f"{method} {n:,}" for method, n in passes.items() if n)
@@ -89,7 +108,33 @@ def _map_rows(
         ("maps, before compression", _size(n_bytes)),
         ("passes of costly methods", f"{sum(passes.values()):,}" + (f" ({costly})" if costly else "")),
         (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{judging:,.0f}"),
+        *([] if config.reliability is None else clustered.rows()),
     ]
+
+
+@dataclass
+class _Clustered:
+    """What the stages of reliability see."""
+
+    decisions: int = 0
+    """That get a cluster: one for each patch that has maps and label that the classifier knows."""
+    fitted: int = 0
+    """Of the validation split, that clusters are fitted on."""
+    n_bytes: float = 0
+    """Of maps that are read: once to assign them; those of the validation split once to cluster, once to count."""
+
+    def add(self, cost: MethodCost, labels: int, patches: int, validation: int) -> None:
+        """Add a classifier on a branch: patches that have maps, and of the validation split those fitted on."""
+        self.decisions += labels * patches
+        self.fitted += labels * validation
+        self.n_bytes += BYTES_PER_VALUE * cost.values * (patches + 2 * validation)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            ("reliability, decisions to fit on, at most", f"{self.fitted:,}"),
+            ("reliability, decisions to assign", f"{self.decisions:,}"),
+            ("reliability, maps to read, before compression", _size(self.n_bytes)),
+        ]
 
 
 def _network(config: RunConfig, classifier: str, bands: Sequence[str], labels: int) -> Classifier:
@@ -108,6 +153,11 @@ def _bytes_per_patch(patch_format: PatchFormat) -> int:
     """Return the bytes of a patch's arrays, uncompressed."""
     arrays = archive_arrays(patch_format)
     return sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in arrays)
+
+
+def _bucket_bytes(modality: Modality) -> int:
+    """Return the bytes of a patch's files in a bucket, uncompressed, their headers included."""
+    return modality.pixel_bytes + _HEADER_BYTES * len(modality.suffixes)
 
 
 def _size(n_bytes: float) -> str:

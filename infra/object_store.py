@@ -213,10 +213,7 @@ class RangeReader(io.RawIOBase):
         Raises:
             FileNotFoundError: There is none.
         """
-        found = head(path)
-        if found is None:
-            raise FileNotFoundError(f"there is no {path}")
-        self._path, self._size, self._at = path, found["size"], 0
+        self._path, self._size, self._at = path, size(path), 0
 
     def readable(self) -> bool:
         """Return True."""
@@ -283,16 +280,20 @@ def head(path: ObjectPath) -> "ObjectMeta | None":
         return None
 
 
+def _found(path: ObjectPath) -> "ObjectMeta":
+    found = head(path)
+    if found is None:
+        raise FileNotFoundError(f"there is no {path}")
+    return found
+
+
 def version(path: ObjectPath) -> "UpdateVersion":
     """Return what changes whenever the object is written with another content.
 
     Raises:
         FileNotFoundError: There is no such object.
     """
-    found = head(path)
-    if found is None:
-        raise FileNotFoundError(f"there is no {path}")
-    return _version(found)
+    return _version(_found(path))
 
 
 def put(path: ObjectPath, content: bytes | Path) -> None:
@@ -346,16 +347,22 @@ def _version(found: "ObjectMeta | PutResult") -> "UpdateVersion":
     return kept
 
 
+def size(path: ObjectPath) -> int:
+    """Return an object's length, bytes.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    return _found(path)["size"]
+
+
 def modified(path: ObjectPath) -> datetime:
     """Return when an object was written, by the service's clock.
 
     Raises:
         FileNotFoundError: There is no such object.
     """
-    found = head(path)
-    if found is None:
-        raise FileNotFoundError(f"there is no {path}")
-    return found["last_modified"]
+    return _found(path)["last_modified"]
 
 
 def get_part(path: ObjectPath, start: int, end: int | None) -> bytes:

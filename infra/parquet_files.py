@@ -1,6 +1,6 @@
 """Parquet files wherever the store lies: local ones as pyarrow opens them, objects by ranges or in one piece."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +13,15 @@ from pyarrow import fs
 from infra.object_store import ObjectPath, RangeReader, head
 
 _AT_ONCE = 16
-"""Objects whose footers are read side by side."""
+"""Objects that are read side by side."""
+
+
+def read_each[T](paths: Sequence[Path], read: Callable[[Path], T]) -> list[T]:
+    """Return what a function makes of each file, in their order; those on object storage are read side by side."""
+    if not any(isinstance(path, ObjectPath) for path in paths):
+        return [read(path) for path in paths]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(read, paths))
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -34,14 +42,27 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.ParquetFile(_ranges(path), pre_buffer=True).read(columns=chosen)
 
 
+def read_coded(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a file, those of strings as codes: names that many rows share are held once.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    source = _source(path)
+    file = pq.ParquetFile(source)
+    texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+    remote = isinstance(path, ObjectPath)
+    coded = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=texts, pre_buffer=remote)
+    return coded.read(columns=list(columns))
+
+
 def read_rows(path: Path, column: str, value: str | int) -> pa.Table:
     """Return the rows of a file where a column has a value; row groups without it are not read.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    source = _ranges(path) if isinstance(path, ObjectPath) else path
-    return pq.read_table(source, filters=[(column, "=", value)], partitioning=None)
+    return pq.read_table(_source(path), filters=[(column, "=", value)], partitioning=None)
 
 
 def read_schemas(paths: Sequence[Path]) -> list[pa.Schema]:
@@ -50,10 +71,16 @@ def read_schemas(paths: Sequence[Path]) -> list[pa.Schema]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    if not any(isinstance(path, ObjectPath) for path in paths):
-        return [pq.read_schema(path) for path in paths]
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(lambda path: pq.read_schema(_ranges(path)), paths))
+    return read_each(paths, lambda path: pq.read_schema(_source(path)))
+
+
+def count_rows(paths: Sequence[Path]) -> list[int]:
+    """Return how many rows each of some files has, by their footers; those of objects are read side by side.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return read_each(paths, lambda path: pq.read_metadata(_source(path)).num_rows)
 
 
 def parquet_dataset(
@@ -83,6 +110,10 @@ def parquet_dataset(
 
 def _ranges(path: ObjectPath) -> pa.PythonFile:
     return pa.PythonFile(RangeReader(path), mode="r")
+
+
+def _source(path: Path) -> "Path | pa.PythonFile":
+    return _ranges(path) if isinstance(path, ObjectPath) else path
 
 
 def _name(path: Path) -> str:

@@ -2,21 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.fingerprint import Json, canonical_json, fingerprint
-from infra.object_store import ObjectPath
-from infra.parquet_files import read_parquet
+from infra.parquet_files import read_each, read_parquet
 from infra.storage import StorePaths, write_atomically, write_text
-
-_AT_ONCE = 16
-"""Parts that are fetched from object storage side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +59,8 @@ class StageParts:
 
     def read_all(self, shards: Iterable[int], table: str | None = None) -> list[pa.Table]:
         """Rows of several shards' parts, or of a side table's; those on object storage are fetched side by side."""
-        read = self.read if table is None else partial(self.read_side, table)
-        if not isinstance(self.folder, ObjectPath):
-            return [read(shard) for shard in shards]
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            return list(threads.map(read, shards))
+        paths = [self.path(shard) if table is None else self.side_path(table, shard) for shard in shards]
+        return read_each(paths, read_parquet)
 
     def write_failure(self, shard: int, attempts: int, error: str) -> None:
         """Leave the reason why a shard failed, for `status`; its next success removes it."""

@@ -56,6 +56,16 @@ class StorePaths:
         return self.root / "work"
 
     @property
+    def buckets(self) -> Path:
+        """Scratch: the files of shards that are not ingested yet, where the archive is tar archives; on a disk."""
+        return scratch_folder(self.work / "buckets")
+
+    @property
+    def inventories(self) -> Path:
+        """What passes over tar archives found in them."""
+        return self.work / "inventories"
+
+    @property
     def tables(self) -> Path:
         """What analysts read."""
         return self.root / "tables"
@@ -85,9 +95,9 @@ class StorePaths:
         """Clusters of a classifier's maps, fitted on its validation split."""
         return self.root / "checkpoints" / f"reliability-{sr}-{classifier}-{config}" / "clusters.safetensors"
 
-    def reliabilities(self) -> list[Path]:
-        """All such files of the store, the newest first."""
-        found = self.root.glob("checkpoints/reliability-*/clusters.safetensors")
+    def reliabilities(self, sr: str, classifier: str) -> list[Path]:
+        """All such files of one classifier on one branch, the newest first."""
+        found = self.root.glob(f"checkpoints/reliability-{sr}-{classifier}-*/clusters.safetensors")
         return sorted(found, key=lambda path: (-_written_ns(path), path))
 
     def table(self, name: str) -> Path:
@@ -155,6 +165,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_size(path: Path) -> int:
+    """Return a file's length, bytes.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    return object_store.size(path) if isinstance(path, ObjectPath) else path.stat().st_size
+
+
 def states_folder(path: Path) -> Path:
     """Return the folder for Ray Train's states, which it writes itself: path, or one of this machine for an object's.
 
@@ -165,7 +184,18 @@ def states_folder(path: Path) -> Path:
         return path.resolve()
     root = os.environ.get("SUPERSCENE_STATES")
     folder = Path(root) if root else platformdirs.user_state_path("superscene") / "states"
-    return folder.resolve() / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return folder.resolve() / _digest(path)
+
+
+def scratch_folder(path: Path) -> Path:
+    """Return the folder for files that are written piece by piece: path, or one of this machine for an object's.
+
+    It is below SUPERSCENE_SCRATCH, which all nodes of a cluster have to see, or else the folder for temporary files.
+    """
+    if not isinstance(path, ObjectPath):
+        return path
+    root = os.environ.get("SUPERSCENE_SCRATCH") or tempfile.gettempdir()
+    return Path(root).absolute() / f"superscene-{path.name}-{_digest(path)}"
 
 
 def version(path: Path) -> Hashable:
@@ -178,6 +208,11 @@ def version(path: Path) -> Hashable:
         return tuple(sorted(object_store.version(path).items()))
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
+
+
+def _digest(path: ObjectPath) -> str:
+    """Return a name for what belongs to an object's path and lies on this machine."""
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 def _written_ns(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The reference run again, its store on object storage."""
+"""The reference run again, its archive packed and its store on object storage."""
 
 import subprocess
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from infra.object_store import ObjectPath
 from infra.storage import StorePaths, write_bytes
 from tests.flows.stores import Inputs, assert_same_tables, superscene
+from tests.infra.archives.tar_files import pack
 from tests.infra.s3_server import ACCESS_KEY, SECRET, TOKEN, Fault, S3Server
 
 
@@ -22,10 +23,15 @@ def copied(store: ObjectPath, folder: Path) -> Path:
 
 @pytest.mark.timeout(900)
 def test_a_store_on_object_storage_holds_what_a_local_one_does(
-    inputs: Inputs, s3: S3Server, s3_folder: ObjectPath, tmp_path: Path
+    inputs: Inputs, s3: S3Server, s3_folder: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although every tenth request or so fails in one way or another."""
-    run_yaml = inputs.config(s3_folder, tmp_path / "RUN.yaml")
+    archive = {"layout": "bigearthnet-v2", "root": str(pack(inputs.archive, tmp_path / "packed", ".tar.zst"))}
+    section = {"pooled": True, "clusters": 3}
+    run_yaml = inputs.config(s3_folder, tmp_path / "RUN.yaml", archive=archive, reliability=section)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("SUPERSCENE_SCRATCH", str(scratch))
     s3.faults += [Fault("status", status, times=25, every=every) for status, every in ((503, 23), (500, 29), (429, 31))]
     s3.faults += [Fault("cut", method="PUT", key="part-", times=5, every=7), Fault("lost", method="PUT", every=41)]
     s3.faults += [Fault("half", method="GET", key="part-", times=5, every=5), Fault("cut", method="GET", every=43)]
@@ -34,6 +40,7 @@ def test_a_store_on_object_storage_holds_what_a_local_one_does(
     assert s3.faults[0].times < 25
     assert not s3.faults[-1].times, "no fault was injected"
     s3.faults.clear()
+    assert not list(scratch.iterdir())
     local = copied(s3_folder, tmp_path / "copy")
     assert_same_tables(local, inputs.reference)
     assert not [path for path in s3_folder.rglob("*") if path.name.endswith((".partial", ".tmp"))]
@@ -45,6 +52,8 @@ def test_a_store_on_object_storage_holds_what_a_local_one_does(
 
     asked = _answer("sql", s3_folder, "SELECT count(*) FROM predictions")
     assert asked.splitlines()[-1] == str(2 * (24 - 1))
+    asked = _answer("sql", s3_folder, "SELECT count(*), count(reliability) FROM reliability").splitlines()[-1]
+    assert asked.split() == [str(19 * 2 * (24 - 1))] * 2
     assert "complete" in _answer("status", s3_folder)
     assert f"report: {StorePaths(s3_folder).report}" in _answer("report", run_yaml)
 

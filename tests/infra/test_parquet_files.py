@@ -6,7 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.object_store import ObjectPath
-from infra.parquet_files import parquet_dataset, read_parquet, read_rows, read_schemas
+from infra.parquet_files import (
+    count_rows,
+    parquet_dataset,
+    read_coded,
+    read_each,
+    read_parquet,
+    read_rows,
+    read_schemas,
+)
 from infra.parts import write_parquet
 from tests.infra.s3_server import Fault, S3Server
 
@@ -28,6 +36,28 @@ def test_rows_and_columns_come_back_wherever_the_file_lies(folder: Path) -> None
     for missing in (read_parquet, lambda path: read_parquet(path, ["a"]), lambda path: read_schemas([path])):
         with pytest.raises(FileNotFoundError):
             missing(folder / "none.parquet")
+
+
+def test_strings_are_read_as_codes(folder: Path) -> None:
+    path = folder / "x.parquet"
+    rows = ROWS.append_column("d", pa.array(["one", None, "zwei", "one"] * 250))
+    write_parquet(path, rows, row_group_size=300)
+    coded = read_coded(path, ["d", "a"])
+    assert coded.schema.types == [pa.dictionary(pa.int32(), pa.string()), pa.int64()]
+    assert coded.cast(rows.select(["d", "a"]).schema).equals(rows.select(["d", "a"]))
+    assert coded["d"].chunk(0).dictionary.to_pylist() == ["one", "zwei"]
+    with pytest.raises(FileNotFoundError):
+        read_coded(folder / "none.parquet", ["a"])
+
+
+def test_what_is_read_of_many_files_has_their_order(folder: Path) -> None:
+    paths = [folder / f"{i}.parquet" for i in range(40)]
+    for i, path in enumerate(paths):
+        write_parquet(path, ROWS.slice(0, i))
+    assert count_rows(paths) == read_each(paths, lambda path: int(path.stem)) == list(range(40))
+    assert count_rows([]) == []
+    with pytest.raises(FileNotFoundError):
+        count_rows([*paths, folder / "none.parquet"])
 
 
 def test_a_dataset_reads_what_is_asked_of_it(folder: Path) -> None:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,13 @@ from infra.parts import write_parquet
 from infra.storage import (
     StorePaths,
     file_sha256,
+    file_size,
     local_file,
     location,
     locked_store,
     open_sequential,
     remove_folder,
+    scratch_folder,
     states_folder,
     store_error,
     sweep_partials,
@@ -334,6 +337,35 @@ def test_states_of_training_lie_on_a_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert one.parent == two.parent == tmp_path
     assert one != two
     assert states_folder(location("s3://bucket/a")) == one
+
+
+def test_scratch_lies_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    assert scratch_folder(tmp_path / "a") == tmp_path / "a"
+    assert StorePaths(tmp_path).buckets == tmp_path / "work" / "buckets"
+    one, two = (StorePaths(location(f"s3://bucket/{name}")).buckets for name in ("a", "b"))
+    assert one.parent == two.parent == tmp_path / "temporary"
+    assert one != two
+    assert not isinstance(one, ObjectPath)
+    monkeypatch.setenv("SUPERSCENE_SCRATCH", str(tmp_path / "scratch"))
+    assert StorePaths(location("s3://bucket/a")).buckets == tmp_path / "scratch" / one.name
+
+
+def test_the_newest_fit_comes_first(s3_folder: ObjectPath, tmp_path: Path) -> None:
+    for root in (tmp_path, s3_folder):
+        paths = StorePaths(root)
+        files = [
+            paths.reliability(sr, "resnet18", name) for sr, name in (("none", "a"), ("none", "b"), ("bicubic", "c"))
+        ]
+        for i, file in enumerate(files):
+            write_bytes(file, b"x" * i)
+            if i == 0:
+                time.sleep(1.1)  # the service tells whole seconds
+        assert paths.reliabilities("none", "resnet18") == files[1::-1]
+        assert paths.reliabilities("none", "resnet50") == []
+        assert [file_size(file) for file in files] == [0, 1, 2]
+        with pytest.raises(FileNotFoundError):
+            file_size(root / "none")
 
 
 def test_a_file_s_digest_is_that_of_its_content(s3_folder: ObjectPath, tmp_path: Path) -> None:
