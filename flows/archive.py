@@ -59,7 +59,7 @@ from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
-from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
+from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained
 
 Stage = Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"]
@@ -334,7 +334,7 @@ def _fit(
         run.stage(title, partial(HeadFitter, job), [job.parts], list(chosen.seeds))
     else:
         fit = partial(fit_network, job, resources=run.resources)
-        run.stage_of_fits(title, fit, job.parts, chosen.seeds, chosen.epochs)
+        run.stage_of_fits(title, fit, job.parts, chosen.seeds, chosen.epochs, fit_devices(job, run.resources))
     publish_training(job, chosen.seeds)
     return {seed: job.checkpoint(seed) for seed in chosen.seeds if job.parts.is_done(seed)}
 

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.config import RunConfig
 from flows.progress import stage_progress
 from infra.parts import StageParts
-from infra.ray_pool import Resources, Worker
+from infra.ray_pool import Devices, Resources, Worker
 from infra.storage import StorePaths
 from tasks.run_record import RunRecord
 from tasks.stage import Outputs, ShardCount, run_fits, run_stage
@@ -54,11 +54,17 @@ class Run:
         self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress()))
 
     def stage_of_fits(
-        self, title: str, fit: Callable[..., ShardCount], parts: StageParts, seeds: Sequence[int], epochs: int
+        self,
+        title: str,
+        fit: Callable[..., ShardCount],
+        parts: StageParts,
+        seeds: Sequence[int],
+        epochs: int,
+        devices: Devices,
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
         self._begin(title, {parts: list(seeds)})
-        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress()))
+        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress(), devices))
 
     def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
         if not self.record.stages:

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
+
+_ACCELERATOR = "accelerator_type:"
+"""How Ray begins the name of the resource that tells a node's GPU."""
 
 _NODE_DIED = "node has died"
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+?)\.?(?= Some common causes|\n|$)")
@@ -69,11 +73,27 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Devices:
+    """What the actors of a stage hold, all of them together, whether they work or wait."""
+
+    kind: str
+    """cpu: cores; gpu, or the name that Ray has for it: GPUs."""
+    count: float
+    """Cores or GPUs."""
+    workers: int
+    """Actors, of which each has its equal share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done[R]:
     """An item that was done."""
 
     item: int
     result: R
+    seconds: float = field(default=0.0, compare=False)
+    """From when the actor was given the item to its end, by the driver's clock."""
+    devices: Devices | None = field(default=None, compare=False)
+    """What the pool holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +234,8 @@ class _Slot:
     """Whether it served a stage before."""
     item: int | None = None
     node: str | None = None
+    since: float = 0.0
+    """When it was given the item, monotonic seconds."""
 
 
 @dataclass(slots=True)
@@ -223,6 +245,7 @@ class _State[R]:
     build: Callable[[], Worker[R]]
     gpus: float
     threads: int
+    devices: Devices
     todo: deque[int]
     running: "dict[ray.ObjectRef[Any], _Slot]" = field(default_factory=dict)
     attempts: Counter[int] = field(default_factory=Counter)
@@ -245,6 +268,7 @@ class _State[R]:
             _idle.append((self.gpus, slot.actor))
         else:
             self.attempts[slot.item] += 1
+            slot.since = time.monotonic()
             self.running[slot.actor.run.remote(slot.item)] = slot
 
 
@@ -270,11 +294,12 @@ def run_pool[R](
     if not items:
         return
     n_actors, gpus, threads = _plan(len(items), resources)
-    for held, actor in _idle:
-        if held != gpus:
+    held = Devices(gpu_kind(), n_actors * gpus, n_actors) if gpus else Devices("cpu", n_actors * threads, n_actors)
+    for its_gpus, actor in _idle:
+        if its_gpus != gpus:
             ray.kill(actor)
-    _idle[:] = [(held, actor) for held, actor in _idle if held == gpus]
-    state: _State[R] = _State(build, gpus, threads, deque(items))
+    _idle[:] = [(its_gpus, actor) for its_gpus, actor in _idle if its_gpus == gpus]
+    state: _State[R] = _State(build, gpus, threads, held, deque(items))
     try:
         for _ in range(n_actors):
             state.start()
@@ -309,6 +334,19 @@ def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
         )
     n_actors = min(resources.actors or room, room, n_items)
     return n_actors, per_actor, max(1, min(sum(cores) // n_actors, max(cores)))
+
+
+def gpu_kind() -> str:
+    """Return Ray's name for the cluster's GPUs, where it has one, and they are of one kind; else gpu."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    names = {
+        name.removeprefix(_ACCELERATOR)
+        for node in nodes
+        if node["Alive"]
+        for name in node["Resources"]
+        if name.startswith(_ACCELERATOR)
+    }
+    return names.pop() if len(names) == 1 else "gpu"
 
 
 def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> None:
@@ -349,8 +387,9 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]"
             failed = _again(state, item, failed.error)
         state.feed(slot)
         return failed
+    seconds = time.monotonic() - slot.since
     state.feed(slot)
-    return Done(item, result)
+    return Done(item, result, seconds, state.devices)
 
 
 def _again[R](state: _State[R], item: int, error: str) -> Failed | None:

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from infra.errors import ConfigError, PipelineError, TrainingError
-from infra.ray_pool import Resources, dismiss_idle
+from infra.ray_pool import Devices, Resources, dismiss_idle, gpu_kind
 
 MAX_FAILURES = 3
 """Times the workers may die in one call before it gives up."""
@@ -116,6 +116,16 @@ def share(resources: Resources, shares: int) -> tuple[int, dict[str, float]]:
         return workers, {"CPU": 1.0, "GPU": 1.0}
     per_node = -(-workers // len(cores))
     return workers, {"CPU": float(max(1, min(cores) // per_node))}
+
+
+def devices(resources: Resources, shares: int) -> Devices:
+    """Return what the workers of a call hold; arguments and errors are those of `share`."""
+    workers, each = share(resources, shares)
+    return (
+        Devices(gpu_kind(), workers * each["GPU"], workers)
+        if "GPU" in each
+        else Devices("cpu", workers * each["CPU"], workers)
+    )
 
 
 def plain_error(error: BaseException) -> BaseException:
