@@ -294,7 +294,7 @@ def run_pool[R](
     if not items:
         return
     n_actors, gpus, threads = _plan(len(items), resources)
-    held = Devices(gpu_kind(), n_actors * gpus, n_actors) if gpus else Devices("cpu", n_actors * threads, n_actors)
+    held = devices_of(n_actors, gpus, threads)
     for its_gpus, actor in _idle:
         if its_gpus != gpus:
             ray.kill(actor)
@@ -336,7 +336,18 @@ def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
     return n_actors, per_actor, max(1, min(sum(cores) // n_actors, max(cores)))
 
 
-def gpu_kind() -> str:
+def devices_of(workers: int, gpus: float, cores: float) -> Devices:
+    """Return what workers hold; GPUs where they have any, since these are what is waited for.
+
+    Args:
+        workers: How many.
+        gpus: GPUs of each.
+        cores: Cores of each.
+    """
+    return Devices(_gpu_kind(), workers * gpus, workers) if gpus else Devices("cpu", workers * cores, workers)
+
+
+def _gpu_kind() -> str:
     """Return Ray's name for the cluster's GPUs, where it has one, and they are of one kind; else gpu."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     names = {

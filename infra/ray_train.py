@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from infra.errors import ConfigError, PipelineError, TrainingError
-from infra.ray_pool import Devices, Resources, dismiss_idle, gpu_kind
+from infra.ray_pool import Devices, Resources, devices_of, dismiss_idle
 
 MAX_FAILURES = 3
 """Times the workers may die in one call before it gives up."""
@@ -121,11 +121,7 @@ def share(resources: Resources, shares: int) -> tuple[int, dict[str, float]]:
 def devices(resources: Resources, shares: int) -> Devices:
     """Return what the workers of a call hold; arguments and errors are those of `share`."""
     workers, each = share(resources, shares)
-    return (
-        Devices(gpu_kind(), workers * each["GPU"], workers)
-        if "GPU" in each
-        else Devices("cpu", workers * each["CPU"], workers)
-    )
+    return devices_of(workers, each.get("GPU", 0.0), each["CPU"])
 
 
 def plain_error(error: BaseException) -> BaseException:

@@ -239,7 +239,7 @@ def _without_place(scan: Scan, archive: Archive, parts: StageParts, quarantined:
     bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined)
     for i in np.flatnonzero(bad.to_numpy()).tolist():
         is_new[i] = _can_be_read(archive, scan.inputs.slice(i, 1).to_pylist()[0])
-    return scan.inputs.filter(pa.array(is_new))
+    return scan.inputs if is_new.all() else scan.inputs.filter(pa.array(is_new))  # a copy is as large as the names
 
 
 def _can_be_read(archive: Archive, row: dict[str, Any]) -> bool:
