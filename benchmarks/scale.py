@@ -25,6 +25,7 @@ driver's, not the workers'); the peak is of the resident set, imports included (
 
 import argparse
 import json
+import logging
 import os
 import platform
 import re
@@ -224,8 +225,14 @@ def plan_rows(case: Case) -> list[Row]:
 
 def start_ray(case: Case) -> None:
     """Start a local cluster that has a core for each actor, be they there or not."""
-    ray.init(address="local", num_cpus=case.actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-             object_store_memory=100 * 2**20)  # fmt: skip
+    ray.init(
+        address="local",
+        num_cpus=case.actors,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=100 * 2**20,
+    )
 
 
 def whole_rows(case: Case) -> list[Row]:

@@ -32,7 +32,7 @@ import numpy as np
 from infra.storage import StorePaths
 from tasks.rates import SHIPPED, stored_rates
 
-DEFAULT_STAGES = ("ingest", "pixels srresnet", "backbone resnet50 480")
+DEFAULT_STAGES = ("ingest", "pixels srresnet float32", "backbone resnet50 480")
 """What is simulated of the measured rates: ingest, then enlargement and classification of every patch."""
 
 

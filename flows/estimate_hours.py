@@ -90,7 +90,7 @@ def stage_works(
         )
     for sr in config.sr:
         edge, pixels = _edge(config, size, sr), _pixels(config, size, sr)
-        if config.stores_pixels(sr):
+        if pixels is not None and config.stores_pixels(sr):
             yield StageWork(f"super-resolve {sr}", patches.all, {pixels: patches.all})
             pixels = None  # from here on they are read
         for name in here:

@@ -86,6 +86,17 @@ def test_the_table_of_given_rates(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "work 1 patches/s" in capsys.readouterr().out
 
 
+def test_the_measured_rates_are_those_of_cores(tmp_path: Path) -> None:
+    """One device, no loss: a minute's start, then 512 patches at each of the three rates."""
+    out = tmp_path / "spot.json"
+    BENCHMARK["main"](["--patches", "512", "--devices", "1", "--losses-per-hour", "0", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["source"] == "measured, a device is one processor core"
+    assert set(found["rates"]) == {"ingest", "pixels srresnet float32", "backbone resnet50 480"}
+    (row,) = found["rows"]
+    assert 3600 * row["hours"] == pytest.approx(60 + sum(512 / rate for rate in found["rates"].values()))
+
+
 def test_a_store_without_a_run_has_no_rates(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no run"):
         BENCHMARK["main"](["--store", str(tmp_path)])

@@ -10,7 +10,7 @@ import pytest
 from infra.ray_pool import Devices
 from infra.storage import StorePaths
 from tasks.last_run import last_run
-from tasks.rates import SHIPPED, Rate, stored_rates
+from tasks.rates import SHIPPED, stored_rates
 from tasks.run_record import RunRecord
 from tasks.stage import StageReport
 
@@ -37,7 +37,9 @@ def test_a_rate_is_of_one_device_at_work(tmp_path: Path) -> None:
     """1,000 patches in 50 s of workers that have 4 cores each: 5 a second and core."""
     paths = StorePaths(tmp_path)
     run = ran(paths, 0, {}, stage("ingest", 1000, 50.0, CORES), StageReport("evaluate", skipped=3))
-    assert stored_rates(paths) == {"ingest": Rate(pytest.approx(5.0), "cpu", f"run {run}")}
+    (title, rate), *others = stored_rates(paths).items()
+    assert (title, rate.device, rate.source, others) == ("ingest", "cpu", f"run {run}", [])
+    assert rate.per_second == pytest.approx(5.0)
 
 
 def test_the_newest_run_that_did_the_stage_counts(tmp_path: Path) -> None:
