@@ -359,7 +359,8 @@ def in_a_process(case: Case) -> list[Row]:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--one", json.dumps(asdict(case))]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    rows = [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    (found,) = [line for line in done.stdout.splitlines() if line.startswith("[{")]  # Ray may print around it
+    rows = [Row(**row) for row in json.loads(found)]
     for row in rows:
         print(line(row), file=sys.stderr, flush=True)
     return rows

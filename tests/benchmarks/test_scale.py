@@ -1,10 +1,8 @@
 """The benchmark runs, on a small case, and counts what it says that it counts."""
 
-import json
 import os
 import runpy
-import subprocess
-import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -46,9 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(folder: Path, what: str, shards: int = 0) -> list[dict[str, float]]:
     case = {"what": what, "folder": str(folder), "shard_size": 20, "shards": shards, "actors": 1}
-    command = [sys.executable, str(SCRIPT), "--one", json.dumps(case)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    rows = BENCHMARK["in_a_process"](BENCHMARK["Case"](**case))
+    return [asdict(row) for row in rows]
 
 
 def test_every_patch_goes_through_every_stage(folder: Path) -> None:
