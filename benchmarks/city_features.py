@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from benchmarks.studies import run_study
+from benchmarks.studies import real_data, run_study
 
 COLOURS = {"sgd_5": "#9c6b00", "sgd_10": "#e0a526", "adam_5": "#1f4e79", "adam_10": "#4f9bd9"}
 PARTITIONS = {"binary": "one class against the rest, sigmoid", "multi": "ten classes, softmax"}
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where the curves are drawn")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     asked = parser.parse_args()
+    real_data()
     study = run_study(Path(__file__).with_name("city_features.yaml"), Path("work/city_features"))
     training, metrics = study.table("training"), study.table("metrics")
     metrics = metrics[metrics.label.isna() & metrics.metric.isin(METRICS) & (metrics.split == "validation")]

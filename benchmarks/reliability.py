@@ -13,7 +13,7 @@ scikit-learn included) is its own.
 - peer: scikit-learn's `PCA.transform` and `KNeighborsClassifier.predict` on the same landmarks, with fewer maps, all at
   once, already scaled to vectors; seconds are scaled up to as many maps. `agreement` is the share of those maps that
   both give the same cluster; the rest are ties, which go to the nearest landmark's here, to the lowest number there.
-- fit_clusters: by landmarks. fit_reliability: by samples, with 1,000 landmarks; the samples are in memory, and counted.
+- fit_clusters: by landmarks. fit: by samples, with 1,000 landmarks; the samples are in memory, and counted.
 
 Numbers of threads are those of the environment: OMP_NUM_THREADS=1 gives one core's.
 """
@@ -37,10 +37,21 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
-from classifiers.reliability import ClusterSettings, fit_clusters, fit_reliability, from_bytes, to_bytes
+from classifiers.reliability import (
+    POOLED,
+    ClusterSettings,
+    FittedReliability,
+    FittingReliability,
+    Reliability,
+    adjusted_decisions,
+    choose_landmarks,
+    fit_clusters,
+    from_bytes,
+    outcomes,
+    to_bytes,
+)
 from classifiers.reliability.clusters import vectors_of
 
-MAPS_OF = {"method": "synthetic"}
 ABSENT = 1 / 3
 """Share of maps that are 0."""
 
@@ -107,32 +118,47 @@ def chunks(case: Case) -> Iterator[Maps]:
         yield synthetic_maps(min(case.chunk, case.maps - start), case.size, rng)
 
 
+def fit(maps: Maps, decisions: Bools, truth: Bools, settings: ClusterSettings, threshold: float = 0.75) -> Reliability:
+    """Fit on samples in memory, by the steps that the stage takes."""
+    outcome = outcomes(decisions, truth)
+    chosen = choose_landmarks(outcome, settings.landmarks, settings.seed)
+    fitting = FittingReliability(fit_clusters(maps[chosen], settings), threshold)
+    fitting.add(maps, outcome)
+    return fitting.result()
+
+
 def fit_file(case: Case) -> Row:
     """Fit on twice as many samples as landmarks, and store it for the cases that assign."""
-    drawn = samples(2 * case.landmarks, case.size, 0)
-    fitted = fit_reliability(*drawn, MAPS_OF, ClusterSettings(landmarks=case.landmarks), 0.5)
-    Path(case.file).write_bytes(to_bytes({"": fitted}))
+    settings, threshold = ClusterSettings(landmarks=case.landmarks), 0.5
+    fitted = fit(*samples(2 * case.landmarks, case.size, 0), settings, threshold)
+    content = to_bytes(FittedReliability(settings, threshold, True, {}, {POOLED: fitted}))  # noqa: FBT003  # pooled
+    Path(case.file).write_bytes(content)
     return Row(case.what, 2 * case.landmarks, case.landmarks, 0.0, None, peak_mb(), None)
+
+
+def stored(case: Case) -> Reliability:
+    """Return the fit that maps are assigned by."""
+    return from_bytes(Path(case.file).read_bytes()).by_label[POOLED]
 
 
 def assign(case: Case) -> Row:
     """Measure assigning maps in chunks."""
-    fitted = from_bytes(Path(case.file).read_bytes())[""]
-    fitted.assign(np.zeros((1, case.size, case.size)), MAPS_OF)  # the first call chooses algorithms
+    fitted = stored(case)
+    fitted.assign(np.zeros((1, case.size, case.size)))  # the first call chooses algorithms
     seconds = 0.0
     for maps in chunks(case):
         decisions = np.ones(len(maps), np.bool_)
         started = time.perf_counter()
-        clusters = fitted.assign(maps, MAPS_OF)
+        clusters = fitted.assign(maps)
         fitted.error_rates(clusters)
-        fitted.adjusted(decisions, clusters)
+        adjusted_decisions(decisions[:, None], fitted.is_flipped(clusters)[:, None], "sigmoid")
         seconds += time.perf_counter() - started
     return Row(case.what, case.maps, case.landmarks, seconds, None, peak_mb(), None)
 
 
 def peer(case: Case) -> Row:
     """Measure scikit-learn's steps on some of the same maps, and compare clusters."""
-    fitted = from_bytes(Path(case.file).read_bytes())[""]
+    fitted = stored(case)
     maps = np.concatenate(list(chunks(case)))
     vectors = vectors_of(maps)
     of = fitted.clusters
@@ -143,7 +169,7 @@ def peer(case: Case) -> Row:
     started = time.perf_counter()
     found = classifier.predict(pca.transform(vectors))
     seconds = time.perf_counter() - started
-    agreement = float((found == fitted.assign(maps, MAPS_OF)).mean())
+    agreement = float((found == fitted.assign(maps)).mean())
     return Row(case.what, case.maps, case.landmarks, seconds, None, peak_mb(), agreement)
 
 
@@ -161,7 +187,7 @@ def fit_by_samples(case: Case) -> Row:
     drawn, settings = samples(case.maps, case.size, 0), ClusterSettings(landmarks=case.landmarks)
     fit_clusters(drawn[0][:160])
     started = time.perf_counter()
-    fit_reliability(*drawn, MAPS_OF, settings)
+    fit(*drawn, settings)
     return Row(case.what, case.maps, case.landmarks, time.perf_counter() - started, None, peak_mb(), None)
 
 
@@ -170,7 +196,7 @@ MEASURES = {
     "assign": assign,
     "peer": peer,
     "fit_clusters": fit_by_landmarks,
-    "fit_reliability": fit_by_samples,
+    "fit": fit_by_samples,
 }
 
 
@@ -201,7 +227,7 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
         scaled = found.seconds * args.maps / args.peer_maps
         rows.append(Row("peer", found.maps, found.landmarks, scaled, args.maps, found.peak_mb, found.agreement))
         rows += [measure("fit_clusters", landmarks, landmarks) for landmarks in args.fit_landmarks]
-        rows += [measure("fit_reliability", maps, min(FIT_LANDMARKS, maps)) for maps in args.fit_samples]
+        rows += [measure("fit", maps, min(FIT_LANDMARKS, maps)) for maps in args.fit_samples]
     return rows
 
 

@@ -31,17 +31,26 @@ class Study:
         return pd.read_parquet(self.store / "tables" / name)
 
 
+def real_data() -> Path:
+    """Return the folder of real data and weights, after expanding the backbone where that is not yet done.
+
+    Raises:
+        SystemExit: SUPERSCENE_DATA is not set.
+    """
+    data = os.environ.get("SUPERSCENE_DATA")
+    if not data:
+        sys.exit("this study needs SUPERSCENE_DATA: the folder of real data and weights")
+    if not WEIGHTS.exists():
+        expand(Path(data, COMPRESSED), WEIGHTS)
+    return Path(data)
+
+
 def run_study(run_yaml: Path, store: Path) -> Study:
     """Run a study in the current directory and return it; it goes on where it stopped.
 
     Raises:
-        SystemExit: SUPERSCENE_DATA is not set, or the run failed.
+        SystemExit: The run failed.
     """
-    data = os.environ.get("SUPERSCENE_DATA")
-    if not data:
-        sys.exit(f"{run_yaml.name} needs SUPERSCENE_DATA: the folder of real data and weights")
-    if not WEIGHTS.exists():
-        expand(Path(data, COMPRESSED), WEIGHTS)
     started = time.monotonic()
     superscene = Path(sys.executable).with_name("superscene")
     result = subprocess.run([superscene, "run", run_yaml], check=False)

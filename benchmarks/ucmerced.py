@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.studies import run_study
+from benchmarks.studies import real_data, run_study
 
 SPLIT = "validation"
 METRICS = ("acc", "hl", "oe", "precision", "recall", "f1", "f2_macro", "ap_macro")
@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     out: Path | None = parser.parse_args().out
+    real_data()
     study = run_study(Path(__file__).with_name("ucmerced.yaml"), Path("work/ucmerced"))
     print((study.store / "report" / "tables.md").read_text(encoding="utf-8"))
     print(f"{study.seconds:.0f} s, the start-up included; 0 to a few where the store held results already")

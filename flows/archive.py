@@ -1,6 +1,6 @@
 """The archive flow: from an archive's files to tables and a report. Every stage resumes where it stopped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +19,7 @@ from flows.progress import summary_artifact
 from flows.reliability import check_reliability, job_of_reliability, score_reliability
 from flows.run import Run, stage_task
 from infra.archives.layouts import LAYOUTS, determining, open_archive
+from infra.archives.streamed import StreamedArchive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
@@ -27,6 +28,7 @@ from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
 from tasks.branch import Branch, Inputs, make_branch
+from tasks.bucket_ingest import BucketFeed, BucketIngester, with_contents
 from tasks.comparisons import publish_comparisons
 from tasks.evaluate import (
     EvaluateJob,
@@ -101,6 +103,11 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         ConfigError, ArchiveError, StoreError, WeightsError: Nothing was lost; the message says what to change.
         IncompleteRunError: Some shards failed; the rest is published.
     """
+    if until == "reliability" and config.reliability is None:
+        raise ConfigError(
+            "reliability: RUN.yaml has no section `reliability`, which says how decisions are scored: add "
+            "`reliability: {}` for the defaults"
+        )
     paths = StorePaths(config.store.resolve())
     with locked_store(paths), cluster():
         run = _start(config, paths)
@@ -112,7 +119,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
                 branch_of(config, run.weights, inputs, sr) for sr in config.sr
             ]  # what is impossible shows before any training
             networks = _shapes_of_networks(config, inputs.bands)
-            _check_maps(config, branches, networks)
+            _check_maps(config, branches, networks.values())
             check_reliability(config, plan, branches, networks)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
@@ -161,24 +168,24 @@ def _check_classifier_files(config: RunConfig) -> None:
             check_methods(config.explain.methods, check_trained(config.trained[name], bands).network)
 
 
-def _shapes_of_networks(config: RunConfig, bands: Sequence[str]) -> list[Classifier]:
-    """Return the network of every classifier; one that is not trained here yet has shapes and no numbers.
+def _shapes_of_networks(config: RunConfig, bands: Sequence[str]) -> dict[str, Classifier]:
+    """Return the network of every classifier by name; one not trained here yet has shapes, no numbers, and one label.
 
     Raises:
         WeightsError: A file holds no classifier of these bands.
     """
-    found = []
+    found = {}
     for name in config.classifiers:
         if name in config.trained:
-            found.append(check_trained(config.trained[name], bands).network)
+            found[name] = check_trained(config.trained[name], bands).network
         else:
             with torch.device("meta"):
                 head = "linear" if config.models_from else config.train_of(name).head
-                found.append(classifiers.build(config.network_of(name), 1, len(bands), head=head).eval())
+                found[name] = classifiers.build(config.network_of(name), 1, len(bands), head=head).eval()
     return found
 
 
-def _check_maps(config: RunConfig, branches: Sequence[Branch], networks: Sequence[Classifier]) -> None:
+def _check_maps(config: RunConfig, branches: Sequence[Branch], networks: Collection[Classifier]) -> None:
     """Refuse explanation methods whose options do not fit what a classifier sees on a branch.
 
     Raises:
@@ -234,16 +241,21 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
 
 @stage_task
 def ingest(run: Run) -> Plan:
-    """Read the archive's files into archive.zarr, tables/patches and tables/quarantine."""
+    """Read the archive's files, or tar archives, into archive.zarr, tables/patches and tables/quarantine."""
     chosen = run.config.archive
     source = None
     if chosen.root is not None:
-        source = open_archive(chosen.layout, chosen.root, chosen.options)
+        source = open_archive(chosen.layout, chosen.root, chosen.options, run.paths.inventories)
     options = determining(chosen.layout, chosen.options)
     plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size, options)
-    if source is not None:
+    shards, resources = sorted(plan.shards), run.resources.without_gpu()
+    if isinstance(source, StreamedArchive):
+        from_buckets = partial(BucketIngester, source, plan.format, plan.parts)
+        run.stage("ingest", from_buckets, [plan.parts], shards, resources, BucketFeed(source, plan))
+        plan = with_contents(plan, source)
+    elif source is not None:
         build = partial(ShardIngester, source, plan.format, plan.parts)
-        run.stage("ingest", build, [plan.parts], sorted(plan.shards), run.resources.without_gpu())
+        run.stage("ingest", build, [plan.parts], shards, resources)
     run.record.counts = publish_archive(plan)
     return plan
 

@@ -31,7 +31,7 @@ class ArchiveConfig(_Section):
     layout: str
     """One of the archive layouts."""
     root: Path | None = None
-    """The archive's folder; None: use what the store holds already."""
+    """The archive's folder, or the tar archive of its Sentinel-2 patches; None: use what the store holds already."""
     include_flagged: bool = False
     """Whether patches with snow, cloud or cloud shadow are taken too."""
     subset: Literal["all", "present"] = "all"

@@ -16,18 +16,49 @@ from classifiers.network import Classifier
 from flows.config import RunConfig
 from flows.estimate_hours import Patches, hours_rows
 from infra.archives.layouts import open_archive
+from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
+from infra.archives.streamed import StreamedArchive
 from infra.errors import ConfigError
+from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays
 from tasks.branch import CEILING
 from tasks.explanation_metrics import FLOOR
 from tasks.labels import is_clean
-from tasks.map_costs import BYTES_PER_VALUE, judging_passes, method_costs
+from tasks.map_costs import BYTES_PER_VALUE, MethodCost, judging_passes, method_costs
 from tasks.patch_pixels import band_set
 from tasks.trained import check_trained
 
 _FITTED = ("train", "validation")
 """Splits whose features heads are fitted on."""
+
+_HEADER_BYTES = 1 << 10
+"""What a small TIFF has beside its pixels, its path included, at most."""
+
+
+@dataclass(slots=True)
+class _Clustered:
+    """What the stages of reliability see."""
+
+    decisions: int = 0
+    """That get a cluster: one for each patch that has maps and label that the classifier knows."""
+    fitted: int = 0
+    """Of the validation split, that clusters are fitted on."""
+    n_bytes: float = 0
+    """Of maps that are read: once to assign them; those of the validation split once to cluster, once to count."""
+
+    def add(self, cost: MethodCost, labels: int, patches: int, validation: int) -> None:
+        """Add a classifier on a branch: patches that have maps, and of the validation split those fitted on."""
+        self.decisions += labels * patches
+        self.fitted += labels * validation
+        self.n_bytes += BYTES_PER_VALUE * cost.values * (patches + 2 * validation)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            ("reliability, decisions to fit on, at most", f"{self.fitted:,}"),
+            ("reliability, decisions to assign", f"{self.decisions:,}"),
+            ("reliability, maps to read, before compression", _size(self.n_bytes)),
+        ]
 
 
 @dataclass(slots=True)
@@ -41,6 +72,8 @@ class _Maps:
     """Of costly methods, by method."""
     of_network: dict[tuple[str, str], float] = field(default_factory=dict)
     """All of these, by SR model and classifier."""
+    clustered: _Clustered | None = None
+    """What reliability sees of them, where it is asked for."""
 
 
 def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[tuple[str, str]]:
@@ -59,7 +92,8 @@ def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[tup
     chosen = config.archive
     if chosen.root is None:
         raise ConfigError("plan needs archive.root: it counts what the archive holds")
-    scan = open_archive(chosen.layout, chosen.root, chosen.options).scan()
+    archive = open_archive(chosen.layout, chosen.root, chosen.options, StorePaths(config.store.resolve()).inventories)
+    scan = archive.scan()
     patches = scan.inputs.num_rows
     splits = _counted(scan.inputs["split"])
     shards = sum(-(-n // config.shard_size) for n in splits.values())
@@ -71,6 +105,8 @@ def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[tup
         ("shards", f"{shards:,} of {config.shard_size}"),
         ("archive.zarr, at most", _size(patches * _bytes_per_patch(scan.format))),
     ]
+    if isinstance(archive, StreamedArchive):
+        rows.append(("work/buckets, until ingested", _size(patches * sum(map(_bucket_bytes, archive.passes)))))
     values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
     sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
     rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
@@ -98,7 +134,8 @@ def _maps(
     patches = sum(splits.values())
     sample = patches if chosen.sample is None else sum(min(chosen.sample, n) for n in splits.values())
     bands = band_set(config.bands, patch_format)
-    maps = _Maps(passes=dict.fromkeys(methods, 0))
+    section = config.reliability
+    maps = _Maps(passes=dict.fromkeys(methods, 0), clustered=None if section is None else _Clustered())
     for classifier in config.classifiers:
         network = _network(config, classifier, bands, len(patch_format.labels))
         explained = pc.list_value_length(truth.drop_null()).to_numpy().mean() if guessed else network.num_labels
@@ -113,6 +150,11 @@ def _maps(
                 maps.n_bytes += BYTES_PER_VALUE * cost.values * seen
                 maps.passes[cost.method] += cost.passes * seen
                 own += cost.passes * seen
+                if section is not None and maps.clustered is not None and cost.method == section.method:
+                    validation = 0 if config.models_from is not None else splits.get("validation", 0)
+                    if cost.costly and chosen.sample is not None:
+                        validation = min(validation, chosen.sample)
+                    maps.clustered.add(cost, network.num_labels, seen, validation)
             if chosen.sample is not None:
                 judging = sample * judging_passes(methods, min(explained, network.num_labels))
                 maps.judging += judging
@@ -127,6 +169,7 @@ def _map_rows(maps: _Maps, *, guessed: bool) -> list[tuple[str, str]]:
         ("maps, before compression", _size(maps.n_bytes)),
         ("passes of costly methods", f"{sum(maps.passes.values()):,}" + (f" ({costly})" if costly else "")),
         (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{maps.judging:,.0f}"),
+        *([] if maps.clustered is None else maps.clustered.rows()),
     ]
 
 
@@ -146,6 +189,11 @@ def _bytes_per_patch(patch_format: PatchFormat) -> int:
     """Return the bytes of a patch's arrays, uncompressed."""
     arrays = archive_arrays(patch_format)
     return sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in arrays)
+
+
+def _bucket_bytes(modality: Modality) -> int:
+    """Return the bytes of a patch's files in a bucket, uncompressed, their headers included."""
+    return modality.pixel_bytes + _HEADER_BYTES * len(modality.suffixes)
 
 
 def _size(n_bytes: float) -> str:

@@ -1,22 +1,33 @@
 """Reliability in a run: what is refused before anything is trained, the jobs, and their stages."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from classifiers.cam.explain import METHODS
+from classifiers.cam.explain import METHODS, OptionValue
 from classifiers.network import Classifier
 from flows.config import RunConfig
 from flows.run import Run, stage_task
-from infra.parts import StageParts
-from infra.ray_pool import Worker
 from infra.storage import StorePaths
-from tasks.branch import Branch
+from tasks.branch import Branch, Inputs
+from tasks.explain_sample import planned_sample
+from tasks.models_from import borrowed_checkpoints
 from tasks.plan import Plan
-from tasks.reliability import ReliabilityJob, ReliabilityPlan, check_pixels, check_samples, reliability_job
+from tasks.reliability import (
+    FitsOfJobs,
+    ReliabilityJob,
+    ReliabilityPlan,
+    borrowed_fit,
+    check_pixels,
+    check_samples,
+    map_size,
+    maps_of_network,
+    reliability_job,
+)
 from tasks.reliability_judge import ReliabilityJudge, judged, publish_reliability
 from tasks.reliability_stage import ReliabilityAssigner, ReliabilityFitter
 from tasks.score import ScoredClassifier
-from tasks.stage import PartsOfItems, ShardCount
+from tasks.stage import PartsOfItems
+from tasks.train import labels_to_learn
 
 
 def _plan_of(config: RunConfig) -> ReliabilityPlan | None:
@@ -27,28 +38,65 @@ def _plan_of(config: RunConfig) -> ReliabilityPlan | None:
 
 
 def check_reliability(
-    config: RunConfig, plan: Plan, branches: Sequence[Branch], networks: Collection[Classifier]
+    config: RunConfig, plan: Plan, branches: Sequence[Branch], networks: Mapping[str, Classifier]
 ) -> None:
-    """Refuse a fit that cannot be, before anything is trained.
+    """Refuse a fit that cannot be, before anything is trained or predicted.
 
     Args:
         config: The run.
         plan: Its shards.
         branches: All that classifiers see.
-        networks: Of the classifiers; their shapes and heads are all that matters.
+        networks: Of every classifier, by name; their shapes and heads are all that matters.
 
     Raises:
-        ConfigError: Too few validation patches, or maps too small.
+        ConfigError: Too few validation patches, or maps too small; or the store of `models_from` has no such fit.
     """
     chosen = _plan_of(config)
-    if chosen is None or config.models_from is not None:
+    if chosen is None:
         return
-    costly = not all(METHODS[chosen.method].is_cheap(network) for network in networks)
-    sample_size = config.explain.sample if costly else None
-    check_samples(branches[0].inputs, plan.ingested("validation"), chosen, sample_size)
-    for network in networks:
+    if config.models_from is not None:
+        _check_borrowed(config, chosen, branches, networks)
+        return
+    inputs = branches[0].inputs
+    sample = None if config.explain.sample is None else planned_sample(inputs, config.explain.sample)
+    for name, network in networks.items():
+        seen = None if METHODS[chosen.method].is_cheap(network) else sample
+        labels = _labels_known(config, inputs, name, network)
+        check_samples(inputs, plan.ingested("validation"), chosen, labels, seen)
         for branch in branches:
-            check_pixels(branch, network, chosen, config.explain.options.get(chosen.method, {}))
+            check_pixels(branch, network, chosen, _options(config, chosen))
+
+
+def _labels_known(config: RunConfig, inputs: Inputs, classifier: str, network: Classifier) -> int:
+    """Return how many labels a classifier knows, or will once it is trained."""
+    if classifier in config.trained:
+        return network.num_labels
+    return len(labels_to_learn(inputs, config.train_of(classifier).one_against_rest))
+
+
+def _check_borrowed(
+    config: RunConfig, chosen: ReliabilityPlan, branches: Sequence[Branch], networks: Mapping[str, Classifier]
+) -> None:
+    """Refuse what the store of `models_from` does not lend.
+
+    Raises:
+        ConfigError: It lacks a classifier, or its fit.
+    """
+    assert config.models_from is not None
+    source, options = StorePaths(config.models_from.resolve()), _options(config, chosen)
+    for branch in branches:
+        for name, network in networks.items():
+            if name in config.trained:
+                file = config.trained[name]
+            else:
+                file = next(iter(borrowed_checkpoints(source, branch, name).values()))
+            size = map_size(branch, network, chosen.method, options)
+            maps_of = maps_of_network(branch, file, size, chosen.method, options)
+            borrowed_fit(source, branch.sr, name, maps_of, chosen)
+
+
+def _options(config: RunConfig, chosen: ReliabilityPlan) -> Mapping[str, OptionValue]:
+    return config.explain.options.get(chosen.method, {})
 
 
 def job_of_reliability(run: Run, plan: Plan, branch: Branch, item: ScoredClassifier) -> ReliabilityJob | None:
@@ -70,23 +118,32 @@ def score_reliability(run: Run, plan: Plan, jobs: list[ReliabilityJob]) -> None:
     resources = run.resources.without_gpu()
     fits = {job.fit: job for job in jobs if job.fit is not None}
 
-    def stage_of_jobs(
-        title: str, build: Callable[..., Worker[ShardCount]], of_jobs: Mapping[StageParts, ReliabilityJob]
-    ) -> None:
-        work = PartsOfItems([(parts, 0) for parts in of_jobs])
-        items, filled = list(range(len(of_jobs))), {parts: [0] for parts in of_jobs}
-        run.stage_of(title, partial(build, list(of_jobs.values())), [work], items, filled, resources)
-
     if fits:
-        stage_of_jobs("fit reliability", ReliabilityFitter, fits)
-    fitted = [job for job in jobs if job.file.is_file()]
+        work, items = FitsOfJobs(list(fits.values())), list(range(len(fits)))
+        build = partial(ReliabilityFitter, list(fits.values()))
+        run.stage_of("fit reliability", build, [work], items, {parts: [0] for parts in fits}, resources)
+    fitted = [job for job in jobs if job.is_fitted]
     for job in fitted:
         for label, why_not in job.why_not().items():
-            run.record.note(f"no reliability of {label or job.classifier} on {job.sr}: {why_not}")
+            where = "" if job.fit is not None else f" in {run.config.models_from}"
+            run.record.note(f"{job.classifier} on {job.sr}: no reliability of {label or 'any label'}{where}: {why_not}")
+        if not job.flips:
+            run.record.note(
+                f"{job.classifier} on {job.sr}: its {len(job.known)} classes exclude each other, and nothing says "
+                "which one is right instead of another: no decision is flipped"
+            )
         scored = job.maps.parts.done() & job.predictions.done()
         shards = [shard for shard in plan.ingested() if shard in scored]
         title = f"reliability {job.sr} {job.classifier}"
         run.stage(title, partial(ReliabilityAssigner, job), [job.assignment()], shards, resources)
-    stage_of_jobs("judge reliability", ReliabilityJudge, {judged(job): job for job in fitted})
+    judges = {judged(job): job for job in fitted}
+    run.stage_of(
+        "judge reliability",
+        partial(ReliabilityJudge, list(judges.values())),
+        [PartsOfItems([(parts, 0) for parts in judges])],
+        list(range(len(judges))),
+        {parts: [0] for parts in judges},
+        resources,
+    )
     for job in fitted:
         publish_reliability(job, sorted(plan.shards))

@@ -15,7 +15,7 @@ from infra.parts import StageParts
 from infra.ray_pool import Devices, Resources, Worker
 from infra.storage import StorePaths
 from tasks.run_record import RunRecord
-from tasks.stage import Outputs, ShardCount, run_fits, run_stage
+from tasks.stage import Outputs, Ready, ShardCount, at_once, run_fits, run_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,10 @@ class Run:
         outputs: list[StageParts],
         shards: list[int],
         resources: Resources | None = None,
+        ready: Ready = at_once,
     ) -> None:
         """Run one stage's missing shards."""
-        self.stage_of(title, build, outputs, shards, dict.fromkeys(outputs, shards), resources)
+        self.stage_of(title, build, outputs, shards, dict.fromkeys(outputs, shards), resources, ready)
 
     def stage_of(
         self,
@@ -48,10 +49,11 @@ class Run:
         items: list[int],
         filled: Mapping[StageParts, list[int]],
         resources: Resources | None = None,
+        ready: Ready = at_once,
     ) -> None:
         """Run the missing items of a stage, which fill parts."""
         self._begin(title, filled)
-        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress()))
+        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress(), ready))
 
     def stage_of_fits(
         self,

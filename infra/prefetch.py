@@ -17,7 +17,14 @@ class _End:
 
 
 def prefetch[T](items: Iterable[T], depth: int) -> Generator[T]:
-    """Yield items in their order, made in a thread at most `depth` ahead.
+    """Yield items in their order, made in a thread at most `depth` ahead; all else is as in `prefetch_groups`."""
+    with closing(prefetch_groups(items, depth, most=1)) as groups:
+        for (item,) in groups:
+            yield item
+
+
+def prefetch_groups[T](items: Iterable[T], depth: int, most: int) -> Generator[list[T]]:
+    """Yield whatever items are ready, at least one at a time, in their order, made in a thread ahead of their use.
 
     The thread begins when the first item is asked for. It ends when the last item is made, when making one fails, whose
     exception is raised here in its place, or when this generator is closed.
@@ -25,6 +32,7 @@ def prefetch[T](items: Iterable[T], depth: int) -> Generator[T]:
     Args:
         items: Gone through in the thread; a generator is closed there at the end.
         depth: Items that wait to be used, at most, >= 1; one more is in the making.
+        most: Items in a group, at most.
     """
     ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -58,11 +66,20 @@ def prefetch[T](items: Iterable[T], depth: int) -> Generator[T]:
     thread = threading.Thread(target=make, name="prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item = ready.get()
-            if isinstance(item, _End):
-                break
-            yield item
+        item = ready.get()
+        while not isinstance(item, _End):
+            group = [item]
+            while len(group) < most:
+                try:
+                    item = ready.get_nowait()
+                except queue.Empty:
+                    break
+                if isinstance(item, _End):
+                    break
+                group.append(item)
+            yield group
+            if not isinstance(item, _End):
+                item = ready.get()
         if item.error is not None:
             raise item.error
     finally:

@@ -42,6 +42,16 @@ class StorePaths:
         return self.root / "work"
 
     @property
+    def buckets(self) -> Path:
+        """Scratch: the files of shards that are not ingested yet, where the archive is tar archives."""
+        return self.work / "buckets"
+
+    @property
+    def inventories(self) -> Path:
+        """What passes over tar archives found in them."""
+        return self.work / "inventories"
+
+    @property
     def tables(self) -> Path:
         """What analysts read."""
         return self.root / "tables"
@@ -71,9 +81,9 @@ class StorePaths:
         """Clusters of a classifier's maps, fitted on its validation split."""
         return self.root / "checkpoints" / f"reliability-{sr}-{classifier}-{config}" / "clusters.safetensors"
 
-    def reliabilities(self) -> list[Path]:
-        """All such files of the store, the newest first."""
-        found = self.root.glob("checkpoints/reliability-*/clusters.safetensors")
+    def reliabilities(self, sr: str, classifier: str) -> list[Path]:
+        """All such files of one classifier on one branch, the newest first."""
+        found = self.root.glob(f"checkpoints/reliability-{sr}-{classifier}-*/clusters.safetensors")
         return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path))
 
     def table(self, name: str) -> Path:

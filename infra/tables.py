@@ -1,20 +1,31 @@
 """The tables analysts read: their schemas, and how parts become finished files."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from glob import escape
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from infra.parts import write_parquet
+from infra.storage import write_atomically
 
 SCHEMA_VERSION = "1"
 """Raised when a column changes its name, type or meaning; stored in every file."""
 
 ROWS_PER_FILE = 2_000_000
 """Keeps published files between 20 and 250 MB once a table is large enough to need several."""
+
+_ROWS_PER_GROUP = 1 << 18
+
+_PARTS = "superscene.parts"
+"""Key of a file's metadata: digest of the parts that it was made of."""
 
 
 def _field(name: str, type_: pa.DataType, meaning: str, *, nullable: bool = True) -> "pa.Field[pa.DataType]":
@@ -195,12 +206,18 @@ _OF_CLUSTERS = [
     _required("config", pa.string(), "Config of tables/reliability"),
     _required("method", pa.string(), "Method of the maps"),
     _required("seed", pa.int32(), "Training seed of the network"),
-    _required("split", pa.string(), "Split counted; clusters are fitted on validation"),
+    _required("split", pa.string(), "Split of the decisions; clusters are fitted on validation"),
 ]
 
 RELIABILITY_CLUSTERS = pa.schema(
     [
-        *_OF_CLUSTERS,
+        *_OF_CLUSTERS[:-1],
+        _required(
+            "split",
+            pa.string(),
+            "fit: the samples of the fit, which may be another store's validation split; else the split of this "
+            "archive whose decisions are counted",
+        ),
         _field("label", pa.string(), "Label of the fit; null where all labels are pooled"),
         _required("cluster", pa.int32(), "Cluster, from 0, by falling number of landmarks"),
         _required("n", pa.int64(), "Samples: labelled patches without snow and cloud, by label"),
@@ -213,14 +230,14 @@ RELIABILITY_CLUSTERS = pa.schema(
                 ("fn", "False negatives"),
             )
         ),
-        _field("error_rate", pa.float64(), "(fp + fn) / n; null for an empty cluster"),
-        _required("flipped", pa.bool_(), "Whether its decisions are flipped, for its error rate on validation"),
-        _required("height", pa.int32(), "Rows of the prototype"),
-        _required("width", pa.int32(), "Columns of the prototype"),
+        _field("error_rate", pa.float64(), "(fp + fn) / n of this split; null for an empty cluster"),
+        _required("flipped", pa.bool_(), "Whether its decisions are flipped, for its error rate in the fit"),
+        _field("height", pa.int32(), "Rows of the prototype; in rows of the fit alone"),
+        _field("width", pa.int32(), "Columns of the prototype; in rows of the fit alone"),
         _field(
             "prototype",
             pa.list_(pa.float32()),
-            "Mean of its validation maps, each scaled to 0 to 1, row by row; null for an empty one",
+            "Mean of the fit's maps, each scaled to 0 to 1, row by row; in its rows alone, null for an empty cluster",
         ),
     ]
 )
@@ -507,22 +524,121 @@ def publish(
         complete: False where a shard is missing: stored as `superscene.complete` in the files' metadata.
         file_stem: Files are named <stem>-00000.parquet and so on.
     """
+    stored = schema.with_metadata(_metadata(schema, complete=complete))
+    rows = rows.cast(stored)
+    if sort_by:
+        rows = rows.sort_by([(column, "ascending") for column in sort_by])
+    names = _file_names(file_stem, rows.num_rows)
+    for i, name in enumerate(names):
+        write_parquet(folder / name, rows.slice(i * ROWS_PER_FILE, ROWS_PER_FILE))
+    _remove_others(folder, file_stem, names)
+
+
+def publish_parts(
+    folder: Path,
+    parts: Sequence[Path],
+    schema: pa.Schema,
+    sort_by: Sequence[str],
+    *,
+    complete: bool = True,
+    file_stem: str = "data",
+) -> bool:
+    """Write what `publish` would of the rows of parts, one file in memory at a time; nothing where that is done.
+
+    Every file says which parts it was made of. Where all files name these, they are left as they are.
+
+    Args:
+        folder: As `publish` has it.
+        parts: Parquet files with the schema's columns; the same rows whenever they are written anew.
+        schema: As `publish` has it.
+        sort_by: Columns to sort by, at least one; together they name a row.
+        complete: As `publish` has it.
+        file_stem: As `publish` has it.
+
+    Returns:
+        Whether files were written.
+    """
+    made_of = [schema.names, list(sort_by), complete, ROWS_PER_FILE, [(p.name, p.stat().st_size) for p in parts]]
+    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, *made_of]).encode()).hexdigest()
+    sizes = [pq.read_metadata(path).num_rows for path in parts]
+    names = _file_names(file_stem, sum(sizes))
+    if _files_of(folder, file_stem) == set(names) and all(_parts_of(folder / name) == digest for name in names):
+        return False
+    stored = schema.with_metadata({**_metadata(schema, complete=complete), _PARTS: digest})
+    places = np.split(_places(parts, sort_by), np.cumsum(sizes)[:-1]) if parts else []
+    for i, name in enumerate(names):
+        first = i * ROWS_PER_FILE
+        chosen = [(place >= first) & (place < first + ROWS_PER_FILE) for place in places]
+        here = [(part, of_part) for part, of_part in zip(parts, chosen, strict=True) if of_part.any()]
+        rows = [stored.empty_table(), *(_read_coded(part, schema.names).filter(pa.array(of)) for part, of in here)]
+        order = np.concatenate([np.empty(0, np.int64), *(p[of] for p, of in zip(places, chosen, strict=True))])
+        of_file = pa.concat_tables(rows[1:] or rows).unify_dictionaries().take(pa.array(order.argsort()))
+        write_atomically(folder / name, partial(_write_groups, of_file, stored))
+    _remove_others(folder, file_stem, names)
+    return True
+
+
+def _metadata(schema: pa.Schema, *, complete: bool) -> dict[str, str]:
     metadata = {
         "superscene.schema_version": SCHEMA_VERSION,
         "superscene.complete": "true" if complete else "false",
     }
-    if "geometry" in schema.names:
-        metadata["geo"] = _GEO
-    rows = rows.cast(schema.with_metadata(metadata))
-    if sort_by:
-        rows = rows.sort_by([(column, "ascending") for column in sort_by])
-    n_files = max(1, -(-rows.num_rows // ROWS_PER_FILE))
-    names = [f"{file_stem}-{i:05d}.parquet" for i in range(n_files)]
-    for i, name in enumerate(names):
-        write_parquet(folder / name, rows.slice(i * ROWS_PER_FILE, ROWS_PER_FILE))
-    for path in folder.glob(f"{escape(file_stem)}-{'[0-9]' * 5}.parquet"):  # not those of a longer stem
-        if path.name not in names:
-            path.unlink()
+    return {**metadata, "geo": _GEO} if "geometry" in schema.names else metadata
+
+
+def _file_names(stem: str, n_rows: int) -> list[str]:
+    return [f"{stem}-{i:05d}.parquet" for i in range(max(1, -(-n_rows // ROWS_PER_FILE)))]
+
+
+def _files_of(folder: Path, stem: str) -> set[str]:
+    return {path.name for path in folder.glob(f"{escape(stem)}-{'[0-9]' * 5}.parquet")}  # not those of a longer stem
+
+
+def _remove_others(folder: Path, stem: str, names: Sequence[str]) -> None:
+    for name in _files_of(folder, stem) - {*names}:
+        (folder / name).unlink()
+
+
+def _parts_of(path: Path) -> str | None:
+    """Return the digest of the parts that a published file was made of."""
+    found = (pq.read_schema(path).metadata or {}).get(_PARTS.encode())
+    return None if found is None else found.decode()
+
+
+def _read_coded(part: Path, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a part, those of strings as codes: names that many rows share are held once."""
+    file = pq.ParquetFile(part)
+    texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+    return pq.ParquetFile(part, read_dictionary=texts).read(columns=list(columns))
+
+
+def _places(parts: Sequence[Path], sort_by: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of every row of the parts, one after the other, among all rows sorted."""
+    keys = pa.concat_tables([_read_coded(part, sort_by) for part in parts])
+    ranks = [_ranks(keys[name]) for name in sort_by]
+    del keys
+    order = np.lexsort(ranks[::-1])
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def _ranks(column: pa.ChunkedArray) -> NDArray[np.int32]:
+    """Return the rank of every value among the different ones, as Arrow sorts them; of a null behind all others."""
+    coded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    if isinstance(coded, pa.ChunkedArray):
+        coded = coded.chunk(0)
+    rank = np.empty(len(coded.dictionary) + 1, np.int32)
+    rank[-1] = len(coded.dictionary)
+    rank[pc.array_sort_indices(coded.dictionary).to_numpy()] = np.arange(len(coded.dictionary))
+    return np.asarray(rank[coded.indices.fill_null(-1).to_numpy()])
+
+
+def _write_groups(rows: pa.Table, schema: pa.Schema, path: Path) -> None:
+    """Write a file with strings in full, a row group at a time."""
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for first in range(0, max(1, rows.num_rows), _ROWS_PER_GROUP):
+            writer.write_table(rows.slice(first, _ROWS_PER_GROUP).cast(schema))
 
 
 def hive_folder(table: Path, **keys: str) -> Path:

@@ -58,18 +58,33 @@ class MetricRow:
     """Labels that went into a macro mean."""
 
 
-def scored_patches(predictions: pa.Table, patches: pa.Table) -> pa.Table:
-    """Return predictions of labelled patches without snow or cloud, with tile, country and season, by patch id.
+def scored_patches(rows: pa.Table, patches: pa.Table, truth: str = "labels") -> pa.Table:
+    """Return rows of labelled patches without snow or cloud, with tile, country and season, by patch id.
 
     Args:
-        predictions: Rows of `tables/predictions`, any order.
+        rows: One a patch, any order: of one seed of `tables/predictions`, or others with its patch_id.
         patches: `tables/patches`: patch_id, tile, country, season, has_snow, has_cloud.
+        truth: Column of the rows that is null where nobody labelled the patch.
     """
     clean = patches.filter(is_clean(patches))
-    place = pc.index_in(predictions["patch_id"], value_set=clean["patch_id"].combine_chunks())
+    place = pc.index_in(rows["patch_id"], value_set=clean["patch_id"].combine_chunks())
     for name in ("tile", *PLACES):
-        predictions = predictions.append_column(name, clean[name].take(place))
-    return predictions.filter(pc.and_(pc.is_valid(place), pc.is_valid(predictions["labels"]))).sort_by("patch_id")
+        rows = rows.append_column(name, clean[name].take(place))
+    return rows.filter(pc.and_(pc.is_valid(place), pc.is_valid(rows[truth]))).sort_by("patch_id")
+
+
+def tile_ranks(scored: pa.Table) -> NDArray[np.unsignedinteger] | None:
+    """Return the rank of each patch's tile among those there, (N,), what intervals resample; None: resample patches.
+
+    Tiles are resampled where every patch has one.
+
+    Args:
+        scored: Rows from `scored_patches`.
+    """
+    if scored["tile"].null_count:
+        return None
+    tiles, index = np.unique(np.array(scored["tile"].to_pylist(), str), return_inverse=True)
+    return index.astype(np.min_scalar_type(len(tiles)))  # small numbers sort several times as fast
 
 
 def known_labels(scored: pa.Table, labels: Sequence[str]) -> tuple[str, ...]:
@@ -117,7 +132,7 @@ def metric_rows(
     for split in _values(scored, "split"):
         table = scored.filter(pc.equal(scored["split"], split))
         sample = _sample(table, labels, chosen)
-        clusters = None if table["tile"].null_count else np.array(table["tile"].to_pylist())
+        clusters = tile_ranks(table)
         digest = hashlib.sha256(json.dumps([table["patch_id"].to_pylist(), chosen]).encode()).hexdigest()
         everywhere: list[tuple[str | None, str | None]] = [(None, None)]
         if by_place:

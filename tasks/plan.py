@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchFormat, PatchInput, Scan
+from infra.archives.streamed import StreamedArchive
 from infra.errors import ArchiveError, BadPatchError, ConfigError
 from infra.fingerprint import Json
 from infra.geo import footprints
@@ -65,7 +66,8 @@ def make_plan(
     """Scan the archive, give new inputs their places, and make room for them in archive.zarr.
 
     Inputs that an earlier plan holds keep their places; new ones start new shards, so nothing that was written is
-    written again. An input that was quarantined for its pixels gets a new place once it can be read.
+    written again. An input that was quarantined for its pixels gets a new place once it can be read, or, in a tar
+    archive, once that was replaced.
 
     Args:
         archive: The archive; None: use what the store holds.
@@ -160,6 +162,19 @@ def shard_inputs(parts: StageParts, shard: int) -> list[tuple[int, PatchInput]]:
     raise ConfigError(f"no plan in {_plan_folder(parts)} holds shard {shard}")
 
 
+def inputs_of_shards(parts: StageParts, shards: Collection[int]) -> pa.Table:
+    """Return patch_id, s1_name, source and shard of the inputs whose last place is in some shards."""
+    columns = ["patch_id", "s1_name", "source", "shard"]
+    tables = [pa.schema([PLAN_SCHEMA.field(name) for name in columns]).empty_table()]
+    settled = pa.array([], pa.string())
+    for path in reversed(_plan_files(parts)):
+        plan = pq.ParquetFile(path).read(columns=columns)
+        plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
+        settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])
+        tables.append(plan.filter(pc.is_in(plan["shard"], value_set=pa.array(shards, pa.int32()))))
+    return pa.concat_tables(tables)
+
+
 def last_places(parts: StageParts, patch_ids: pa.Array | None = None) -> dict[str, int]:
     """Return the shard where each patch, or each of some, was planned last; a mended input is planned twice."""
     return _places(_plan_files(parts), patch_ids)
@@ -236,9 +251,12 @@ def _without_place(scan: Scan, archive: Archive, parts: StageParts, quarantined:
     planned = [pq.ParquetFile(path).read(columns=["patch_id"])["patch_id"] for path in _plan_files(parts)]
     held = pa.chunked_array([chunk for column in planned for chunk in column.chunks], pa.string())
     is_new = pc.invert(pc.is_in(scan.inputs["patch_id"], value_set=held)).to_numpy()
-    bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined)
-    for i in np.flatnonzero(bad.to_numpy()).tolist():
-        is_new[i] = _can_be_read(archive, scan.inputs.slice(i, 1).to_pylist()[0])
+    bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined).to_numpy()
+    if isinstance(archive, StreamedArchive):  # a look at one of its patches would be a pass over all of it
+        is_new |= bad & archive.is_new()
+    else:
+        for i in np.flatnonzero(bad).tolist():
+            is_new[i] = _can_be_read(archive, scan.inputs.slice(i, 1).to_pylist()[0])
     return scan.inputs if is_new.all() else scan.inputs.filter(pa.array(is_new))  # a copy is as large as the names
 
 

@@ -3,31 +3,38 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from classifiers import checkpoint
 from classifiers.cam.explain import OptionValue, method_and_options
 from classifiers.checkpoint import Activation
 from classifiers.network import Classifier
-from classifiers.reliability import ClusterSettings, Reliability, check_enough, from_bytes
-from infra.errors import ConfigError
+from classifiers.reliability import (
+    EXCLUSIVE_FLIPPED,
+    ClusterSettings,
+    FittedReliability,
+    Reliability,
+    check_enough,
+    from_bytes,
+)
+from classifiers.reliability import POOLED as POOLED  # noqa: PLC0414  # for those who read a job's fits
+from infra.errors import ConfigError, WeightsError
 from infra.fingerprint import Json
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
+from infra.zarr_store import ShardedStore
 from tasks.branch import Branch, Inputs
 from tasks.explain import Explained
 from tasks.labels import is_clean
 from tasks.score import ScoredClassifier
 
-POOLED = ""
-"""What stands for the label where all labels have one fit between them."""
-
 FITS = pa.schema(
     [
         pa.field("label", pa.string(), nullable=False),
         pa.field("fitted", pa.bool_(), nullable=False),
-        pa.field("why_not", pa.string()),
         pa.field("n", pa.int64(), nullable=False),
     ]
 )
@@ -63,7 +70,7 @@ class ReliabilityJob:
     maps: Explained
     predictions: StageParts
     maps_of: Mapping[str, Json]
-    """What determines the maps, whatever the archive: method, options, layer and network."""
+    """What determines the maps, whatever the archive: method, options, layer, size, network and branch."""
     plan: ReliabilityPlan
     validation: tuple[int, ...]
     """Shards to fit on."""
@@ -77,28 +84,71 @@ class ReliabilityJob:
         """The maps."""
         return self.predictions.paths.maps(self.maps.method, self.maps.parts.config)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is: here, its part and its file are both there; a fit of another store was found to be."""
+        return self.fit is None or (self.fit.is_done(0) and self.file.is_file())
+
+    @property
+    def flips(self) -> bool:
+        """Whether decisions in clusters above the threshold are flipped: not of three or more exclusive labels."""
+        return self.activation == "sigmoid" or len(self.known) == EXCLUSIVE_FLIPPED
+
+    def model(self) -> FittedReliability:
+        """Return what was fitted.
+
+        Raises:
+            WeightsError: The file is missing or damaged.
+        """
+        return read_fit(self.file)
+
     def fitted(self) -> dict[str, Reliability]:
         """Return the fits by label.
 
         Raises:
-            WeightsError: The file is damaged.
+            WeightsError: The file is missing or damaged.
         """
-        return from_bytes(self.file.read_bytes())
+        return dict(self.model().by_label)
 
-    def why_not(self) -> dict[str, str]:
-        """Return the labels that could not be fitted here, and why."""
-        rows = [] if self.fit is None else self.fit.read(0).to_pylist()
-        return {row["label"]: row["why_not"] for row in rows if not row["fitted"]}
+    def why_not(self) -> Mapping[str, str]:
+        """Return the labels that could not be fitted, here or in the store that the fit is from, and why.
+
+        Raises:
+            WeightsError: The file is missing or damaged.
+        """
+        return self.model().why_not
 
     def assignment(self) -> StageParts:
         """Return the parts of every patch's clusters, under the config that the fitted model determines."""
         model = checkpoint.sha256(self.file)
-        determines: dict[str, Json] = {"maps": self.maps.parts.config, "model": model, "schema": 1}
+        determines: dict[str, Json] = {"maps": self.maps.parts.config, "model": model, "schema": 2}
         return stage_parts(self.predictions.paths, "reliability", determines)
 
 
+class FitsOfJobs:
+    """The fits of a list of jobs: an item is a place in the list, and done when its part and its file are there."""
+
+    def __init__(self, jobs: Sequence[ReliabilityJob]) -> None:
+        """Take jobs that are fitted here."""
+        self._jobs = jobs
+
+    def done(self) -> set[int]:
+        """Items whose part and file exist; a part whose file was lost says nothing."""
+        return {i for i, job in enumerate(self._jobs) if job.is_fitted}
+
+    def write_failure(self, shard: int, attempts: int, error: str) -> None:
+        """Leave the reason why an item failed."""
+        fit = self._jobs[shard].fit
+        assert fit is not None  # a borrowed fit is no work
+        fit.write_failure(0, attempts, error)
+
+
 def check_samples(
-    inputs: Inputs, validation: Sequence[int], plan: ReliabilityPlan, sample_size: int | None = None
+    inputs: Inputs,
+    validation: Sequence[int],
+    plan: ReliabilityPlan,
+    n_labels: int,
+    sample: frozenset[str] | None = None,
 ) -> None:
     """Refuse what cannot be fitted for want of validation patches, before anything is trained.
 
@@ -106,16 +156,51 @@ def check_samples(
         inputs: What all branches see of the archive.
         validation: Shards of the validation split whose patches are stored.
         plan: How reliability is fitted.
-        sample_size: Patches of the split that have maps, at most; None: all have.
+        n_labels: Labels that the classifier knows.
+        sample: Names of the patches that have maps; None: all have.
 
     Raises:
-        ConfigError: There are fewer than 20 samples a cluster.
+        ConfigError: There is no validation split, or there are fewer than 20 samples a cluster.
     """
-    clean = [rows.filter(is_clean(rows)) for rows in map(inputs.patches, validation)]
-    labelled = sum(rows.num_rows - rows["labels"].null_count for rows in clean)
-    explained = labelled if sample_size is None else min(labelled, sample_size)
-    n = explained * (len(inputs.format.labels) if plan.pooled else 1)
-    check_enough(n_pixels=1 << 30, n_samples=n, settings=plan.settings)
+    if not validation:
+        raise ConfigError(
+            "reliability is fitted on the validation split, and no patch of that is stored: choose another archive or "
+            "another split of it, or leave the section `reliability` out"
+        )
+    n = 0
+    for rows in map(inputs.patches, validation):
+        counts = pc.and_(is_clean(rows), pc.is_valid(rows["labels"]))
+        if sample is not None:
+            counts = pc.and_(counts, pc.is_in(rows["patch_id"], value_set=pa.array(sorted(sample), pa.string())))
+        n += pc.sum(counts, min_count=0).as_py()
+    try:
+        check_enough(
+            n_pixels=1 << 30,
+            n_samples=n * n_labels if plan.pooled else n,
+            settings=plan.settings,
+            poolable=n_labels > 1 and not plan.pooled,
+        )
+    except ConfigError as error:
+        if sample is None:
+            raise
+        raise ConfigError(f"{error}; {plan.method} has maps of the patches of `explain.sample` alone") from error
+
+
+def map_size(
+    branch: Branch, network: Classifier, method: str, given: Mapping[str, OptionValue] = MappingProxyType({})
+) -> tuple[int, int]:
+    """Return height and width of a method's maps as they are stored, without making any.
+
+    Args:
+        branch: What the network sees.
+        network: The network explained, on any device, torch's `meta` among them.
+        method: Name of the method.
+        given: Its options.
+    """
+    entry, options = method_and_options(method, given)
+    height, width = entry.map_size(options, network, (len(branch.bands), branch.size, branch.size))
+    grid = branch.inputs.format.size
+    return min(height, grid), min(width, grid)
 
 
 def check_pixels(branch: Branch, network: Classifier, plan: ReliabilityPlan, given: Mapping[str, OptionValue]) -> None:
@@ -130,12 +215,34 @@ def check_pixels(branch: Branch, network: Classifier, plan: ReliabilityPlan, giv
     Raises:
         ConfigError: The method's maps have fewer than 16 pixels.
     """
-    entry, options = method_and_options(plan.method, given)
-    height, width = entry.map_size(options, network, (len(branch.bands), branch.size, branch.size))
+    height, width = map_size(branch, network, plan.method, given)
     try:
         check_enough(height * width, n_samples=1 << 60, settings=plan.settings)
     except ConfigError as error:
         raise ConfigError(f"{plan.method} of {network.name} on {branch.sr}: {error}") from error
+
+
+def maps_of_network(
+    branch: Branch, file: Path, size: tuple[int, int], method: str, given: Mapping[str, OptionValue]
+) -> dict[str, Json]:
+    """Return what determines a network's maps, whatever the archive.
+
+    Args:
+        branch: What the network sees.
+        file: Its checkpoint.
+        size: Height and width of its maps.
+        method: Name of the method.
+        given: Options of the method; those not given have their defaults.
+    """
+    entry, options = method_and_options(method, given)
+    return {
+        "method": method,
+        "options": asdict(options),
+        "layer": "last stage" if entry.resolution == "layer" else "input",
+        "size": list(size),
+        "network": checkpoint.sha256(file),
+        "branch": dict(branch.identity),
+    }
 
 
 def reliability_job(
@@ -161,57 +268,84 @@ def reliability_job(
     seed, file = next(iter(scored.checkpoints.items()))
     done = item.parts.done() & scored.predictions.done()
     shards = tuple(shard for shard in validation if shard in done)
-    maps_of: dict[str, Json] = {
-        "method": plan.method,
-        "options": dict(item.options),
-        "layer": "last stage" if item.entry.resolution == "layer" else "input",
-        "network": checkpoint.sha256(file),
-    }
+    store = scored.predictions.paths.maps(item.method, item.parts.config)
+    height, width = ShardedStore(store).array("maps").shape[2:]
+    maps_of = maps_of_network(branch, file, (height, width), item.method, item.options)
     determines: dict[str, Json] = {
         "maps": item.parts.config,
         "settings": asdict(plan.settings),
         "threshold": plan.threshold,
         "pooled": plan.pooled,
         "shards": list(shards),
-        "schema": 1,
+        "schema": 2,
     }
     fit: StageParts | None = None
     if source is None:
         parts = stage_parts(branch.paths, "reliability_fit", determines)
         fit, fitted = parts, branch.paths.reliability(branch.sr, scored.classifier, parts.config)
     else:
-        fitted = _borrowed(source, maps_of, plan)
+        fitted = borrowed_fit(source, branch.sr, scored.classifier, maps_of, plan)
     return ReliabilityJob(
-        branch.inputs,
-        branch.sr,
-        scored.classifier,
-        scored.labels,
-        scored.activation,
-        seed,
-        item,
-        scored.predictions,
-        maps_of,
-        plan,
-        shards,
-        fit,
-        fitted,
+        inputs=branch.inputs,
+        sr=branch.sr,
+        classifier=scored.classifier,
+        known=scored.labels,
+        activation=scored.activation,
+        seed=seed,
+        maps=item,
+        predictions=scored.predictions,
+        maps_of=maps_of,
+        plan=plan,
+        validation=shards,
+        fit=fit,
+        file=fitted,
     )
 
 
-def _borrowed(source: StorePaths, maps_of: Mapping[str, Json], plan: ReliabilityPlan) -> Path:
-    """Return the file of another store that was fitted as planned on maps of the same network.
+def read_fit(path: Path) -> FittedReliability:
+    """Return the fits of a file.
 
     Raises:
-        ConfigError: There is none.
+        WeightsError: It is missing, damaged, or of another format; the message names it.
     """
-    for path in source.reliabilities():
-        fitted = from_bytes(path.read_bytes())
-        if (POOLED in fitted) == plan.pooled and all(
-            dict(item.maps_of) == dict(maps_of) and item.settings == plan.settings and item.threshold == plan.threshold
-            for item in fitted.values()
-        ):
+    try:
+        return from_bytes(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def borrowed_fit(
+    source: StorePaths, sr: str, classifier: str, maps_of: Mapping[str, Json], plan: ReliabilityPlan
+) -> Path:
+    """Return the newest file of another store that was fitted as planned on maps of the same network and branch.
+
+    Args:
+        source: The other store.
+        sr: SR model of the branch.
+        classifier: Name of the classifier, there and here.
+        maps_of: What determines the maps.
+        plan: How reliability is fitted.
+
+    Raises:
+        ConfigError: There is none; the message says what the store has instead.
+    """
+    others = []
+    for path in source.reliabilities(sr, classifier):
+        try:
+            fitted = read_fit(path)
+        except WeightsError as error:  # of an earlier version, say; told where no other one will do
+            others.append(str(error))
+            continue
+        differs = fitted.differences(
+            settings=plan.settings, threshold=plan.threshold, pooled=plan.pooled, maps_of=maps_of
+        )
+        if not differs:
             return path
+        others.append(f"{path} has {', '.join(differs)}")
+    found = "; ".join(others) or "it has none of this classifier on this branch"
     raise ConfigError(
-        f"models_from: {source.root} has no reliability of these settings for {plan.method} maps of this network: run "
-        "it there first, with the same section `reliability`, or leave the section out"
+        f"models_from: {source.root} has no reliability of these settings for {plan.method} maps of {classifier} on "
+        f"{sr} ({found}): run it there first, with the same section `reliability`, or leave the section out"
     )

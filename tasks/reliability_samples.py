@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from classifiers.reliability import reduced_maps, reduced_size
 from infra.zarr_store import ShardedStore
 from tasks.labels import is_clean, multi_hot
 from tasks.reliability import ReliabilityJob
 
-_BYTES_AT_ONCE = 1 << 27  # of maps that are read at once: a shard of a network's maps, a part of one of finer ones
+_BYTES_AT_ONCE = 1 << 27  # of maps that are read at once: a shard of a network's maps, a few patches of finer ones
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class SampleReader:
 
     @property
     def map_size(self) -> tuple[int, int]:
-        """Height and width of a map."""
+        """Height and width of a map, reduced."""
         height, width = self._store.array("maps").shape[2:]
-        return height, width
+        return reduced_size(height, width)
 
     def samples(self, shard: int) -> ShardSamples:
         """Return a shard's samples."""
@@ -67,13 +68,17 @@ class SampleReader:
         )
 
     def maps(self, shard: int, samples: ShardSamples) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield raw maps, each up to a factor, of some of a shard's samples at a time: which, and (n, L, h, w)."""
-        array, n_labels = self._store.array("maps"), len(self._job.known)
-        block, size = self._store.block("maps"), self._store.shard_size
+        """Yield maps of some of a shard's samples at a time, reduced, each up to a factor: which, and (n, K, h, w).
+
+        K is L; or 1 where all labels of a patch have one map between them.
+        """
+        array = self._store.array("maps")
+        block, size = array.chunks[0], self._store.shard_size  # of a Zarr shard, chunks can be read by themselves
         step = max(1, _BYTES_AT_ONCE // (4 * int(np.prod(array.shape[1:])) * block)) * block
         for first in range(0, size, step):
             start, stop = np.searchsorted(samples.rows, [first, first + step]).tolist()
             if start < stop:
                 values = self._store.read(shard, "maps", first, min(step, size - first))
                 chosen = values[samples.rows[start:stop] - first].astype(np.float32)
-                yield slice(start, stop), np.broadcast_to(chosen, (len(chosen), n_labels, *chosen.shape[2:]))
+                del values
+                yield slice(start, stop), reduced_maps(chosen).astype(np.float32, copy=False)

@@ -8,8 +8,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from classifiers.reliability import (
+    POOLED,
+    FittedReliability,
     FittingReliability,
-    Reliability,
+    adjusted_decisions,
+    check_enough,
     check_outcomes,
     choose_landmarks,
     fit_clusters,
@@ -19,7 +22,7 @@ from classifiers.reliability import (
 from infra.errors import ConfigError
 from infra.storage import write_bytes
 from infra.tables import RELIABILITY
-from tasks.reliability import FITS, POOLED, ReliabilityJob
+from tasks.reliability import FITS, ReliabilityJob
 from tasks.reliability_samples import SampleReader, ShardSamples
 from tasks.stage import ShardCount
 
@@ -36,14 +39,13 @@ class ReliabilityFitter:
         """Fit one classifier on one branch: the model's file first, the part last."""
         job = self._jobs[item]
         fit = _Fit(job)
-        fitted, why_not = fit.run()
+        fitted = fit.run()
         write_bytes(job.file, to_bytes(fitted))
-        names = [POOLED] if job.plan.pooled else list(job.known)
+        names = sorted({*fitted.by_label, *fitted.why_not})
         rows = {
             "label": names,
-            "fitted": [name in fitted for name in names],
-            "why_not": [why_not.get(name) for name in names],
-            "n": [int(fitted[name].n.sum()) if name in fitted else 0 for name in names],
+            "fitted": [name in fitted.by_label for name in names],
+            "n": [int(fitted.by_label[name].n.sum()) if name in fitted.by_label else 0 for name in names],
         }
         assert job.fit is not None  # a borrowed fit is no work
         job.fit.write(0, pa.table(rows, schema=FITS))
@@ -88,7 +90,7 @@ class _Fit:
             self._outcome_of_patches[i] = self._outcome[shard][place]
             self._is_finite[i] = self._samples[shard].is_finite[place]
 
-    def run(self) -> tuple[dict[str, Reliability], dict[str, str]]:
+    def run(self) -> FittedReliability:
         """Return the fits by label, and why others have none."""
         job = self._job
         everything = np.arange(len(job.known))
@@ -110,20 +112,25 @@ class _Fit:
                 except ConfigError as error:
                     why_not[unit.name] = str(error)
                     continue
-                fitting[unit.name] = FittingReliability(clusters, job.plan.settings, job.plan.threshold, job.maps_of)
+                fitting[unit.name] = FittingReliability(clusters, job.plan.threshold)
         self._count([(fitting[unit.name], unit.labels) for unit in units if unit.name in fitting])
-        return {name: item.result() for name, item in fitting.items()}, why_not
+        by_label = {name: item.result() for name, item in fitting.items()}
+        plan = job.plan
+        return FittedReliability(plan.settings, plan.threshold, plan.pooled, job.maps_of, by_label, why_not)
 
     def _unit(self, name: str, labels: NDArray[np.intp]) -> _Unit:
         """Choose the landmarks of a label, or of all pooled.
 
         Raises:
-            ConfigError: Its samples have nothing to teach.
+            ConfigError: Its samples are too few, or have nothing to teach.
         """
         settings = self._job.plan.settings
         outcome = self._outcome_of_patches[:, labels]
         patch, column = np.nonzero(self._is_finite[:, labels])
         turned_out = outcome[patch, column]
+        plan, (height, width) = self._job.plan, self._reader.map_size
+        poolable = not plan.pooled and len(self._job.known) > 1
+        check_enough(height * width, len(turned_out), settings, poolable=poolable)
         check_outcomes(turned_out)
         chosen = choose_landmarks(turned_out * len(labels) + column, settings.landmarks, settings.seed)
         return _Unit(name, labels, patch[chosen], labels[column[chosen]])
@@ -137,7 +144,8 @@ class _Fit:
                 for unit, values in zip(units, found, strict=True):
                     at = places[unit.patch]
                     here = (shards[unit.patch] == shard) & (at >= rows.start) & (at < rows.stop)
-                    values[here] = maps[at[here] - rows.start, unit.column[here]]
+                    column = np.minimum(unit.column[here], maps.shape[1] - 1)  # of one map for all labels, the first
+                    values[here] = maps[at[here] - rows.start, column]
         return found
 
     def _count(self, fitting: Sequence[tuple[FittingReliability, NDArray[np.intp]]]) -> None:
@@ -145,9 +153,16 @@ class _Fit:
         for shard, samples in self._samples.items():
             for rows, maps in self._reader.maps(shard, samples):
                 counted = samples.is_scored[rows, None] & samples.is_finite[rows]
+                outcome = self._outcome[shard][rows]
+                if maps.shape[1] < len(self._job.known):  # one map for all labels, which is finite for all or none
+                    of_all, turned_out = maps[counted[:, 0], 0], outcome[counted[:, 0]]
+                    for item, labels in fitting:
+                        item.add(of_all, turned_out[:, labels])
+                    continue
                 for item, labels in fitting:
-                    chosen = counted[:, labels]
-                    item.add(maps[:, labels][chosen], self._outcome[shard][rows][:, labels][chosen])
+                    every = len(labels) == len(self._job.known)
+                    of_labels, chosen = (maps, counted) if every else (maps[:, labels], counted[:, labels])
+                    item.add(of_labels[chosen], outcome[:, labels][chosen])
 
 
 class ReliabilityAssigner:
@@ -156,7 +171,8 @@ class ReliabilityAssigner:
     def __init__(self, job: ReliabilityJob) -> None:
         self._job, self._parts = job, job.assignment()
         self._reader = SampleReader(job)
-        self._fitted = job.fitted()
+        self._fitted = job.model()
+        self._fitted.check_maps(job.maps_of)
 
     def run(self, shard: int) -> ShardCount:
         """Write the rows of one shard."""
@@ -164,23 +180,32 @@ class ReliabilityAssigner:
         shape = samples.decisions.shape
         cluster = np.full(shape, -1, np.int32)
         for rows, maps in self._reader.maps(shard, samples):
-            for i, label in enumerate(self._job.known):
-                if (item := self._of(label)) is not None:
-                    cluster[rows, i] = item.assign(maps[:, i], self._job.maps_of)
+            cluster[rows] = self._clusters(maps)
         self._parts.write(shard, self._rows(samples, cluster))
         return ShardCount(len(samples.rows))
 
-    def _of(self, label: str) -> Reliability | None:
-        return self._fitted.get(POOLED if self._job.plan.pooled else label)
+    def _clusters(self, maps: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return the clusters of some patches' maps, (n, K, h, w) to (n, L); a map of all labels is assigned once."""
+        known = self._job.known
+        found = np.full((len(maps), len(known)), -1, np.int32)
+        shared = maps.shape[1] < len(known)
+        if shared and self._fitted.pooled:
+            item = self._fitted.of(POOLED)
+            return found if item is None else np.broadcast_to(item.assign(maps[:, 0])[:, None], found.shape)
+        for i, label in enumerate(known):
+            if (item := self._fitted.of(label)) is not None:
+                found[:, i] = item.assign(maps[:, 0 if shared else i])
+        return found
 
     def _rows(self, samples: ShardSamples, cluster: NDArray[np.int32]) -> pa.Table:
         names = self._job.known
         rate = np.full(cluster.shape, np.nan)
-        adjusted = samples.decisions.copy()
+        flipped = np.zeros(cluster.shape, np.bool_)
         for i, label in enumerate(names):
-            if (item := self._of(label)) is not None:
+            if (item := self._fitted.of(label)) is not None:
                 rate[:, i] = item.error_rates(cluster[:, i])
-                adjusted[:, i] = item.adjusted(samples.decisions[:, i], cluster[:, i])
+                flipped[:, i] = item.is_flipped(cluster[:, i])
+        adjusted = adjusted_decisions(samples.decisions, flipped, self._job.activation)
         patch, label_index = (values.ravel() for values in np.indices(cluster.shape))
         is_known = samples.predicted["labels"].is_valid().to_numpy()
         probs = samples.predicted["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -1,9 +1,11 @@
 """One stage over its missing shards: the pool does them, the parts say what is done, the report says how it went."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError
@@ -107,6 +109,15 @@ def silent(stage: str, done: int, total: int, patches: int) -> None:
     """Tell nobody."""
 
 
+type Ready = Callable[[list[int]], Generator[Sequence[int]]]
+"""Yields the shards it is given, each once, in groups that can be worked on; closed when the stage ends."""
+
+
+def at_once(shards: list[int]) -> Generator[Sequence[int]]:
+    """Yield all shards: nothing has to be waited for."""
+    yield shards
+
+
 def run_stage(
     stage: str,
     build: Callable[[], Worker[ShardCount]],
@@ -114,6 +125,7 @@ def run_stage(
     shards: Sequence[int],
     resources: Resources,
     progress: Progress = silent,
+    ready: Ready = at_once,
 ) -> StageReport:
     """Run a stage's missing shards on the pool.
 
@@ -124,6 +136,7 @@ def run_stage(
         shards: The stage's shards.
         resources: What the pool may use.
         progress: Told after every shard.
+        ready: Deals out the missing shards as they can be worked on.
 
     Raises:
         WorkerStartError, StoreError, ConfigError: As `run_pool` does: nothing more can be done.
@@ -134,15 +147,16 @@ def run_stage(
     failures: list[ShardFailure] = []
     devices, busy = None, 0.0
     progress(stage, 0, len(missing), 0)
-    for outcome in run_pool(build, missing, resources):
-        if isinstance(outcome, Done):
-            done += 1
-            devices, busy = outcome.devices, busy + outcome.seconds
-            patches += outcome.result.patches
-        else:
-            failures.append(ShardFailure(stage, outcome.item, outcome.error))
-            outputs[-1].write_failure(outcome.item, outcome.attempts, outcome.error)
-        progress(stage, done + len(failures), len(missing), patches)
+    with closing(ready(missing)) as batches:
+        for outcome in chain.from_iterable(run_pool(build, batch, resources) for batch in batches):
+            if isinstance(outcome, Done):
+                done += 1
+                devices, busy = outcome.devices, busy + outcome.seconds
+                patches += outcome.result.patches
+            else:
+                failures.append(ShardFailure(stage, outcome.item, outcome.error))
+                outputs[-1].write_failure(outcome.item, outcome.attempts, outcome.error)
+            progress(stage, done + len(failures), len(missing), patches)
     seconds = time.monotonic() - started if missing else 0.0
     return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures), devices, busy)
 

@@ -1,38 +1,54 @@
 """Reliability scores from clusters of activation maps, and the confidences that they are compared with."""
 
 from classifiers.reliability.adjustment import Accuracies, Adjustment, adjustment
-from classifiers.reliability.clusters import ClusterSettings, MapClusters, check_enough, choose_landmarks, fit_clusters
+from classifiers.reliability.clusters import (
+    ClusterSettings,
+    MapClusters,
+    check_enough,
+    choose_landmarks,
+    fit_clusters,
+    reduced_maps,
+    reduced_size,
+)
 from classifiers.reliability.file_format import from_bytes, to_bytes
 from classifiers.reliability.model import (
+    EXCLUSIVE_FLIPPED,
     OUTCOMES,
+    POOLED,
+    FittedReliability,
     FittingReliability,
     Reliability,
+    adjusted_decisions,
     check_outcomes,
-    fit_reliability,
     outcomes,
 )
 from classifiers.reliability.selective import RiskCoverage, confidence, resampled_areas, risk_coverage
 from classifiers.reliability.temperature import fit_temperatures, scale_by_temperature
 
 __all__ = [
+    "EXCLUSIVE_FLIPPED",
     "OUTCOMES",
+    "POOLED",
     "Accuracies",
     "Adjustment",
     "ClusterSettings",
+    "FittedReliability",
     "FittingReliability",
     "MapClusters",
     "Reliability",
     "RiskCoverage",
+    "adjusted_decisions",
     "adjustment",
     "check_enough",
     "check_outcomes",
     "choose_landmarks",
     "confidence",
     "fit_clusters",
-    "fit_reliability",
     "fit_temperatures",
     "from_bytes",
     "outcomes",
+    "reduced_maps",
+    "reduced_size",
     "resampled_areas",
     "risk_coverage",
     "scale_by_temperature",

@@ -34,11 +34,9 @@ class Adjustment:
 
 
 def adjustment(
-    labels: ArrayLike,
     truth: ArrayLike,
     before: ArrayLike,
     after: ArrayLike,
-    n_labels: int,
     clusters: Clusters = None,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -46,32 +44,26 @@ def adjustment(
     """Return accuracies of decisions before and after some were changed.
 
     Args:
-        labels: Index of the label that each decision is of, (M,), below n_labels.
-        truth: Whether the label is there, (M,).
-        before: Whether it was predicted, (M,).
-        after: Whether it is predicted now, (M,).
-        n_labels: L.
-        clusters: Cluster of each decision (its patch's MGRS tile), (M,); None makes every decision its own.
+        truth: Whether each label is there, (N, L).
+        before: Whether it was predicted, (N, L).
+        after: Whether it is predicted now, (N, L).
+        clusters: Cluster of each patch (its MGRS tile), (N,); None makes every patch its own.
         n_resamples: R of the draws; 0 draws where there is one cluster.
         seed: Of the draws, which depend on nothing but it and the number of clusters.
 
     Raises:
-        ShapeError: The arrays are not (M,) with M >= 1.
+        ShapeError: The decisions are not of one shape (N, L) with N >= 1, or the clusters are not (N,).
 
     Source: the two accuracies of Kierdorf and Roscher 2023, arXiv:2305.15149, section 2.6, for each label by itself.
     """
-    of_label = np.asarray(labels, np.intp)
-    turned_out = [outcomes(decided, truth) for decided in (before, after)]
-    if of_label.ndim != 1 or not len(of_label) or any(o.shape != of_label.shape for o in turned_out):
-        raise ShapeError(f"{of_label.shape} labels need as many decisions, got {[o.shape for o in turned_out]}")
-    index, n_clusters = cluster_index(clusters, len(of_label))
+    true = np.asarray(truth, np.bool_)
+    turned_out = [outcomes(decided, true) for decided in (before, after)]
+    if true.ndim != 2 or not true.size:
+        raise ShapeError(f"accuracies before and after need decisions (N, L), got {true.shape}")
+    n, n_labels = true.shape
+    index, n_clusters = cluster_index(clusters, n)
     k = n_labels * len(OUTCOMES)
-    sums = [
-        np.bincount((index * n_labels + of_label) * len(OUTCOMES) + o, minlength=n_clusters * k)
-        .reshape(n_clusters, k)
-        .astype(np.float64)
-        for o in turned_out
-    ]
+    sums = [_counts(of_patches, index, n_clusters).reshape(n_clusters, k) for of_patches in turned_out]
     draws: list[list[Floats]] = [[np.empty((0, k))], [np.empty((0, k))]]
     for counts in cluster_counts(n_clusters, n_resamples, seed):
         for kept, of_clusters in zip(draws, sums, strict=True):
@@ -79,6 +71,13 @@ def adjustment(
     now = [_accuracies(of_clusters.sum(axis=0, keepdims=True), n_labels) for of_clusters in sums]
     drawn = [_accuracies(np.concatenate(parts), n_labels) for parts in draws]
     return Adjustment(now[0], now[1], drawn[0], drawn[1])
+
+
+def _counts(outcome: NDArray[np.int8], index: NDArray[np.intp], n_clusters: int) -> Floats:
+    """Return how many decisions of each cluster and label turned out to be what, (N, L) to (clusters, L, 4)."""
+    k = len(OUTCOMES)
+    of_labels = [np.bincount(k * index + column, minlength=k * n_clusters) for column in outcome.T]  # a label at a time
+    return np.stack(of_labels, axis=1).reshape(n_clusters, k, -1).swapaxes(1, 2).astype(np.float64)
 
 
 def _accuracies(counts: Floats, n_labels: int) -> Accuracies:

@@ -6,14 +6,18 @@ some thousand of them, the landmarks; every other map takes the cluster of the m
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
+from classifiers.cam.grid import on_grid
 from classifiers.reliability.spectral import spectral_clusters
 from infra.errors import ConfigError, ShapeError
 
@@ -21,6 +25,9 @@ type Floats = NDArray[np.float32]
 
 MIN_PIXELS = 16
 """Pixels that a map must have at least."""
+
+MAX_EDGE = 64
+"""Pixels of a map's edge, at most: larger maps are reduced to means over areas before anything else."""
 
 SAMPLES_PER_CLUSTER = 20
 """Validation samples for each cluster, at least; and samples that a cluster needs for a say of its own."""
@@ -74,7 +81,7 @@ class MapClusters:
     """Landmarks in the space of principal components, and the cluster of each."""
 
     size: tuple[int, int]
-    """Height and width of the maps."""
+    """Height and width of the maps, reduced."""
     mean: Floats
     """Mean of the landmarks' vectors, (h * w,)."""
     components: Floats
@@ -90,7 +97,7 @@ class MapClusters:
         """Return the cluster of each map: that of most of its nearest landmarks, of the nearest one among equals.
 
         Args:
-            maps: Raw maps, (N, h, w); a constant one counts as 0 everywhere.
+            maps: Raw maps, (N, h, w), reduced or not; a constant one counts as 0 everywhere.
 
         Returns:
             (N,), from 0; -1 for a map that is not finite.
@@ -111,7 +118,7 @@ class MapClusters:
         Raises:
             ShapeError: The maps are not (N, h, w) of the size that was fitted.
         """
-        if maps.ndim != 3 or maps.shape[1:] != self.size:
+        if maps.ndim != 3 or reduced_size(maps.shape[1], maps.shape[2]) != self.size:
             raise ShapeError(f"the clusters are of maps (N, {self.size[0]}, {self.size[1]}), got {maps.shape}")
 
     def assign_vectors(self, vectors: Floats) -> NDArray[np.int32]:
@@ -136,19 +143,46 @@ class MapClusters:
         return NearestNeighbors(n_neighbors=n, algorithm="brute").fit(self.landmarks)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let linear algebra use one thread: more of them round otherwise, and equal samples would give unequal fits."""
+    with threadpool_limits(1):
+        yield
+
+
 def blocks(maps: NDArray[np.generic]) -> Iterator[slice]:
     """Yield the rows of maps, (N, h, w), so many at a time that their vectors take some tens of megabytes."""
     step = max(1, _VALUES_AT_ONCE // max(1, math.prod(maps.shape[1:])))
     yield from (slice(start, start + step) for start in range(0, len(maps), step))
 
 
+def reduced_size(height: int, width: int) -> tuple[int, int]:
+    """Return the size that maps are reduced to: 64 pixels an edge, or as many as there are where there are fewer."""
+    return min(height, MAX_EDGE), min(width, MAX_EDGE)
+
+
+def reduced_maps(maps: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return maps of at most 64 pixels an edge, (..., h, w), of the same dtype, float32 or float64.
+
+    Larger ones are reduced to means over the area of each pixel, parts of pixels included: clusters of 600 x 600 pixels
+    would cost gigabytes, and say no more. A map comes out the same whatever others it is reduced with; one that is not
+    finite stays so, in part at least.
+    """
+    height, width = maps.shape[-2:]
+    size = reduced_size(height, width)
+    if size == (height, width):
+        return maps
+    return np.asarray(on_grid(torch.from_numpy(np.ascontiguousarray(maps)), size).numpy())
+
+
 def vectors_of(maps: ArrayLike) -> Floats:
-    """Return maps shifted and scaled to [0, 1] as vectors, (N, h, w) to (N, h * w).
+    """Return maps reduced, and shifted and scaled to [0, 1], as vectors, (N, h, w) to (N, pixels).
 
     A constant map, in which the network finds nothing, becomes 0; one that is not finite becomes NaN, in part at least.
     """
     values = np.asarray(maps)
-    flat = values.reshape(len(values), math.prod(values.shape[1:])).astype(np.result_type(values, np.float32))
+    flat = reduced_maps(values.astype(np.result_type(values, np.float32)))
+    flat = flat.reshape(len(values), math.prod(flat.shape[1:]))
     flat *= 0.5  # so that the range of the largest numbers does not overflow
     with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as it should be
         flat -= flat.min(axis=1, keepdims=True)
@@ -158,8 +192,14 @@ def vectors_of(maps: ArrayLike) -> Floats:
     return flat.astype(np.float32, copy=False)
 
 
-def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings) -> None:
+def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings, *, poolable: bool = False) -> None:
     """Refuse maps too small, or samples too few, for clusters that mean anything.
+
+    Args:
+        n_pixels: Of a map.
+        n_samples: On validation.
+        settings: How maps are clustered.
+        poolable: Whether the samples are of one label of several, which could be pooled.
 
     Raises:
         ConfigError: Fewer than 16 pixels a map, or than 20 samples a cluster.
@@ -172,10 +212,10 @@ def check_enough(n_pixels: int, n_samples: int, settings: ClusterSettings) -> No
     needed = SAMPLES_PER_CLUSTER * settings.clusters
     if n_samples < needed:
         possible = n_samples // SAMPLES_PER_CLUSTER
-        advice = f"ask for at most {possible} clusters, or pool" if possible > 1 else "pool"
+        advice = [f"ask for at most {possible} clusters"] * (possible > 1) + ["pool the labels"] * poolable
         raise ConfigError(
             f"reliability needs {SAMPLES_PER_CLUSTER} validation samples for each of {settings.clusters} clusters, "
-            f"{needed} in all, found {n_samples}: {advice} the labels"
+            f"{needed} in all, found {n_samples}: {', or '.join([*advice, 'label more validation patches'])}"
         )
 
 
@@ -198,7 +238,7 @@ def choose_landmarks(strata: ArrayLike, count: int, seed: int) -> NDArray[np.int
 
 
 def fit_clusters(maps: ArrayLike, settings: ClusterSettings = DEFAULTS) -> MapClusters:
-    """Cluster landmarks.
+    """Cluster landmarks, in one thread.
 
     Principal components, at most `settings.components` of them; similarities exp(-d^2 / (2 sigma^2)) of distances in
     units of their median; spectral clustering. Maps that are equal but for rounding count as one where distances are
@@ -206,7 +246,8 @@ def fit_clusters(maps: ArrayLike, settings: ClusterSettings = DEFAULTS) -> MapCl
     from all others that double precision says nothing of its place among them takes the cluster of the nearest one.
 
     Args:
-        maps: Raw maps of the landmarks, (M, h, w), finite. The result depends on their order.
+        maps: Raw maps of the landmarks, (M, h, w), finite; larger ones than 64 x 64 are reduced. The result depends
+            on their order.
         settings: How.
 
     Raises:
@@ -218,22 +259,25 @@ def fit_clusters(maps: ArrayLike, settings: ClusterSettings = DEFAULTS) -> MapCl
     values = np.asarray(maps)
     if values.ndim != 3:
         raise ShapeError(f"clusters are of maps (M, h, w), got {values.shape}")
-    n, pixels = len(values), math.prod(values.shape[1:])
+    size = reduced_size(values.shape[1], values.shape[2])
+    n, pixels = len(values), math.prod(size)
     check_enough(pixels, n, settings)
-    vectors = vectors_of(values)
+    vectors = np.empty((n, pixels), np.float32)
+    for rows in blocks(values):
+        vectors[rows] = vectors_of(values[rows])
     if not np.isfinite(vectors).all():
         raise ConfigError("clusters are of finite maps: leave out those that are not")
     mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     vectors -= mean  # before the components, which would otherwise lose digits to it
-    with np.errstate(invalid="ignore"):  # shares of no variance, where all maps are alike
-        pca = PCA(min(settings.components, pixels, n - 1), random_state=settings.seed).fit(vectors)
-    components = pca.components_.astype(np.float32)
-    landmarks = vectors @ components.T
     alike = _ROUNDING * math.sqrt(pixels)
-    found = spectral_clusters(
-        landmarks.astype(np.float64), settings.clusters, settings.kernel_scale, alike, settings.seed
-    )
-    size = (values.shape[1], values.shape[2])
+    with one_thread():
+        with np.errstate(invalid="ignore"):  # shares of no variance, where all maps are alike
+            pca = PCA(min(settings.components, pixels, n - 1), random_state=settings.seed).fit(vectors)
+        components = pca.components_.astype(np.float32)
+        landmarks = vectors @ components.T
+        found = spectral_clusters(
+            landmarks.astype(np.float64), settings.clusters, settings.kernel_scale, alike, settings.seed
+        )
     return MapClusters(size, mean, components, landmarks, _largest_first(found), settings.neighbours)
 
 

@@ -13,44 +13,43 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from classifiers.reliability.clusters import DEFAULTS, ClusterSettings, MapClusters
-from classifiers.reliability.model import OUTCOMES, Reliability
+from classifiers.reliability.model import OUTCOMES, FittedReliability, Reliability
 from infra.errors import WeightsError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the metadata; others are refused."""
 
 _METADATA_KEY = "superscene"
+_KEYS = frozenset(
+    {"format", "settings", "threshold", "pooled", "maps_of", "labels", "why_not", "sha256"}
+)  # of the metadata
 _ARRAYS = ("mean", "components", "landmarks", "of_landmarks", "counts", "prototypes")
 
 
-def to_bytes(fitted: Mapping[str, Reliability]) -> bytes:
-    """Return the content of a file of several fits: arrays and JSON; equal fits give equal bytes.
-
-    Args:
-        fitted: By label; one that is pooled over all labels is called "".
-    """
+def to_bytes(fitted: FittedReliability) -> bytes:
+    """Return the content of a file of fits: arrays and JSON; equal fits give equal bytes."""
     tensors: dict[str, NDArray[np.generic]] = {}
-    entries: list[dict[str, object]] = []
-    for i, (label, item) in enumerate(sorted(fitted.items())):
+    for i, (_, item) in enumerate(sorted(fitted.by_label.items())):
         c = item.clusters
         arrays = (c.mean, c.components, c.landmarks, c.of_landmarks, item.counts, item.prototypes)
         for name, values in zip(_ARRAYS, arrays, strict=True):
             tensors[f"{i}.{name}"] = np.ascontiguousarray(values)
-        entries.append(
-            {
-                "label": label,
-                "settings": asdict(item.settings),
-                "threshold": item.threshold,
-                "maps_of": dict(item.maps_of),
-            }
-        )
-    about = {"format": FORMAT, "fitted": entries, "sha256": _digest(entries, tensors)}
+    about: dict[str, object] = {
+        "format": FORMAT,
+        "settings": asdict(fitted.settings),
+        "threshold": fitted.threshold,
+        "pooled": fitted.pooled,
+        "maps_of": dict(fitted.maps_of),
+        "labels": sorted(fitted.by_label),
+        "why_not": dict(fitted.why_not),
+    }
     # One metadata key only: the format leaves the order of several to chance.
-    return bytes(safetensors.numpy.save(tensors, {_METADATA_KEY: _json(about)}))
+    text = _json({**about, "sha256": _digest(about, tensors)})
+    return bytes(safetensors.numpy.save(tensors, {_METADATA_KEY: text}))
 
 
-def from_bytes(content: bytes) -> dict[str, Reliability]:
-    """Return the fits of a file by label; one that is pooled over all labels is called "".
+def from_bytes(content: bytes) -> FittedReliability:
+    """Return the fits of a file.
 
     Raises:
         WeightsError: The content is damaged, something else, or of another format.
@@ -76,8 +75,9 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
-def _digest(entries: object, tensors: Mapping[str, NDArray[Any]]) -> str:
-    found = hashlib.sha256(_json(entries).encode())
+def _digest(about: Mapping[str, object], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Return the hash of a file's JSON, but for the hash itself, and of its arrays."""
+    found = hashlib.sha256(_json({name: value for name, value in about.items() if name != "sha256"}).encode())
     for name in sorted(tensors):
         found.update(np.ascontiguousarray(tensors[name]).data)
     return found.hexdigest()
@@ -91,26 +91,31 @@ def _about(content: bytes) -> dict[str, Any]:
     return about
 
 
-def _restored(about: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Reliability]:
+def _restored(about: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> FittedReliability:
     """Return what a file's JSON and arrays say; any built-in error where they are not what `to_bytes` writes."""
-    entries: list[dict[str, Any]] = about["fitted"]
-    if about["sha256"] != _digest(entries, tensors):
+    if about.keys() != _KEYS:
+        raise KeyError(f"{sorted(about.keys() ^ _KEYS)} are missing, or too many")
+    if about["sha256"] != _digest(about, tensors):
         raise ValueError("its hash is another")
-    expected = {f"{i}.{name}" for i in range(len(entries)) for name in _ARRAYS}
+    labels, why_not = about["labels"], about["why_not"]
+    if not isinstance(labels, list) or not isinstance(why_not, dict) or not isinstance(about["maps_of"], dict):
+        raise TypeError("labels, reasons or maps are of another kind")
+    if not all(isinstance(text, str) for text in (*labels, *why_not.values())) or len(set(labels)) < len(labels):
+        raise TypeError(f"the fits of labels {labels!r} have no names of their own, or reasons are no words")
+    if not isinstance(about["pooled"], bool):
+        raise TypeError(f"pooled is {about['pooled']!r}")
+    expected = {f"{i}.{name}" for i in range(len(labels)) for name in _ARRAYS}
     if tensors.keys() != expected:
         raise KeyError(f"arrays {sorted(tensors.keys() ^ expected)} are missing, or too many")
+    settings, threshold = _settings(about["settings"]), float(about["threshold"])
     fitted: dict[str, Reliability] = {}
-    for i, entry in enumerate(entries):
-        label, maps_of = entry["label"], entry["maps_of"]
-        if not isinstance(label, str) or label in fitted or not isinstance(maps_of, dict):
-            raise TypeError(f"the fit of label {label!r} has no name of its own, or no maps")
-        settings = _settings(entry["settings"])
+    for i, label in enumerate(labels):
         arrays = {name: tensors[f"{i}.{name}"] for name in _ARRAYS}
         _check_arrays(arrays)
         counts, prototypes = arrays.pop("counts"), arrays.pop("prototypes")
         clusters = MapClusters(size=prototypes.shape[1:], neighbours=settings.neighbours, **arrays)
-        fitted[label] = Reliability(clusters, counts, prototypes, settings, float(entry["threshold"]), maps_of)
-    return fitted
+        fitted[label] = Reliability(clusters, counts, prototypes, threshold)
+    return FittedReliability(settings, threshold, about["pooled"], about["maps_of"], fitted, why_not)
 
 
 def _settings(fields: Mapping[str, Any]) -> ClusterSettings:

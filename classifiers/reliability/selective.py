@@ -15,6 +15,12 @@ type Floats = NDArray[np.float64]
 _LEVELS = 512
 """Groups of equal confidence in resamples, at most; finer ones change the ends of intervals by less than they vary."""
 
+_AT_ONCE = 64
+"""Resamples whose steps are in memory at a time: few enough to stay in a processor's cache."""
+
+_DENSE = 1 << 22
+"""Clusters times levels up to which their counts are held in full."""
+
 
 @dataclass(frozen=True, slots=True)
 class RiskCoverage:
@@ -53,8 +59,9 @@ def risk_coverage(confidence: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
     Source: Geifman and El-Yaniv 2017, arXiv:1705.08500, section 2; for the area Geifman et al. 2019, arXiv:1805.08206.
     """
     sure, errors = _checked(confidence, wrong)
-    levels, sizes = np.unique(-sure, return_inverse=True, return_counts=True)[1:]
-    expected = np.repeat(np.bincount(levels, errors) / sizes, sizes)  # error of each place in the order
+    values, sizes = _steps(sure)
+    up_to = np.searchsorted(np.sort(-sure[errors]), values, side="right")  # wrong ones of a step and all before it
+    expected = np.repeat(np.diff(up_to, prepend=0) / sizes, sizes)  # error of each place in the order
     return RiskCoverage(np.cumsum(expected) / np.arange(1, len(sure) + 1))
 
 
@@ -79,13 +86,36 @@ def resampled_areas(
     """
     sure, errors = _checked(confidence, wrong)
     index, n_clusters = cluster_index(clusters, len(sure))
-    levels, sizes = np.unique(-sure, return_inverse=True, return_counts=True)[1:]
-    if len(sizes) > _LEVELS:
-        levels = ((np.cumsum(sizes) - sizes) * _LEVELS // len(sure))[levels]
-    # Sparse: with a cluster for every decision, these have as many numbers as there are decisions.
-    n, wrong_ones = (csr_array((ones, (index, levels))) for ones in (np.ones(len(sure)), errors))
-    found = [_areas(counts @ n, counts @ wrong_ones) for counts in cluster_counts(n_clusters, n_resamples, seed)]
+    values, sizes = _steps(sure)
+    if len(values) > _LEVELS:
+        group = (np.cumsum(sizes) - sizes) * _LEVELS // len(sure)
+        values = values[np.diff(group, prepend=-1) > 0]
+    levels = np.searchsorted(values, -sure, side="right") - 1
+    n, wrong_ones = (_counted(index[of], levels[of], n_clusters, len(values)) for of in (slice(None), errors))
+    found = [
+        _areas(counts[first : first + _AT_ONCE] @ n, counts[first : first + _AT_ONCE] @ wrong_ones)
+        for counts in cluster_counts(n_clusters, n_resamples, seed)
+        for first in range(0, len(counts), _AT_ONCE)
+    ]
     return np.concatenate([np.empty(0), *found])
+
+
+def _steps(sure: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """Return the different confidences, negated and so the highest first, and how many decisions have each."""
+    falling = np.sort(-sure)  # values alone: several times as fast as an order of places
+    first = np.flatnonzero(np.concatenate([[True], falling[1:] != falling[:-1]]))
+    return falling[first], np.diff(first, append=len(sure))
+
+
+def _counted(index: NDArray[np.intp], levels: NDArray[np.intp], n_clusters: int, n_levels: int) -> Floats | csr_array:
+    """Return how many decisions each cluster has at each level, (clusters, levels).
+
+    Sparse where that would be large: with a cluster for every decision, there are as many numbers as decisions.
+    """
+    if n_clusters * n_levels > _DENSE:
+        return csr_array((np.ones(len(index)), (index, levels)), shape=(n_clusters, n_levels))
+    counts = np.bincount(index * n_levels + levels, minlength=n_clusters * n_levels)
+    return counts.reshape(n_clusters, n_levels).astype(np.float64)
 
 
 def _areas(n: Floats, wrong: Floats) -> Floats:
@@ -94,15 +124,15 @@ def _areas(n: Floats, wrong: Floats) -> Floats:
     The risk after j of the s decisions of a step, K decisions and E errors before it, is (E + j e) / (K + j), with e
     the step's own error rate; its sum over j is e s + (E - e K) (H(K + s) - H(K)), H the harmonic numbers.
     """
-    rate = np.divide(wrong, n, out=np.zeros_like(n), where=n > 0)
-    before, wrong_before = np.cumsum(n, axis=1) - n, np.cumsum(wrong, axis=1) - wrong
-    harmonic = digamma(before + n + 1) - digamma(before + 1)
-    sums: Floats = (wrong + (wrong_before - rate * before) * harmonic).sum(axis=1)
-    return sums / n.sum(axis=1)
+    after, wrong_after = np.cumsum(n, axis=1), np.cumsum(wrong, axis=1)
+    harmonic = np.diff(digamma(after + 1), axis=1, prepend=digamma(1))
+    rate = wrong / np.maximum(n, 1)
+    sums: Floats = (wrong + (wrong_after - wrong - rate * (after - n)) * harmonic).sum(axis=1)
+    return sums / after[:, -1]
 
 
-def _checked(confidence: ArrayLike, wrong: ArrayLike) -> tuple[Floats, Floats]:
-    sure, errors = np.asarray(confidence, np.float64), np.asarray(wrong, np.float64)
+def _checked(confidence: ArrayLike, wrong: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    sure, errors = np.asarray(confidence, np.float64), np.asarray(wrong, np.bool_)
     if sure.ndim != 1 or sure.shape != errors.shape or not len(sure):
         raise ShapeError(f"risk and coverage need confidence and errors (N,), got {sure.shape} and {errors.shape}")
     if np.isnan(sure).any():

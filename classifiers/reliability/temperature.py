@@ -20,40 +20,47 @@ _LEAST, _MOST = 1e-38, 1 - 2**-25
 """What a float32 probability of 0 or 1 counts as: about what is rounded to it."""
 
 
-def fit_temperatures(probs: ArrayLike, truth: ArrayLike, activation: Activation = "sigmoid") -> Floats:
+def fit_temperatures(probs: ArrayLike, truth: ArrayLike, activation: Activation = "sigmoid") -> Floats | None:
     """Return the temperature of each label that minimises the log loss on a validation split, (L,).
 
     Labels of a sigmoid have one each; a label that is always or never there keeps 1, as nothing calibrates it. With
-    softmax all labels share one. Temperatures from 0.02 to 55 are tried: where no decision is wrong, the loss falls
-    towards the lower end.
+    softmax all labels share one, of the rows with exactly one label: several, or one that the classifier does not
+    know, are no class. Probabilities that are NaN are left out, with softmax the whole row. Temperatures from 0.02 to
+    55 are tried: where no decision is wrong, the loss falls towards the lower end.
 
     Args:
-        probs: Probabilities, (N, L), N >= 1.
-        truth: Multi-hot labels, (N, L); with softmax one a row.
+        probs: Probabilities, (N, L), NaN where there is none.
+        truth: Multi-hot labels, (N, L).
         activation: What made probabilities of logits.
 
+    Returns:
+        (L,); None where nothing is left to fit on.
+
     Raises:
-        ShapeError: The two are not of one shape (N, L), or empty.
-        ConfigError: Probabilities are not from 0 to 1; or with softmax, a row has no label, or several.
+        ShapeError: The two are not of one shape (N, L).
+        ConfigError: Probabilities are not from 0 to 1.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
-    p, t = np.asarray(probs, np.float64), np.asarray(truth, np.bool_)
-    if p.ndim != 2 or p.shape != t.shape or not p.size:
+    p, t = np.asarray(probs), np.asarray(truth, np.bool_)
+    if p.ndim != 2 or p.shape != t.shape:
         raise ShapeError(f"temperatures need probs and truth of one shape (N, L), got {p.shape} and {t.shape}")
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ConfigError(f"{(~((p >= 0) & (p <= 1))).sum()} of {p.size} probabilities are not from 0 to 1")
+    if outside := int(((p < 0) | (p > 1)).sum()):
+        raise ConfigError(f"{outside} of {p.size} probabilities are not from 0 to 1")
+    known = ~np.isnan(p)
     if activation == "softmax":
-        if (t.sum(axis=1) != 1).any():
-            raise ConfigError(
-                f"softmax needs one label a row, {(t.sum(axis=1) != 1).sum()} of {len(t)} have another number"
-            )
-        logs = _log(p)
-        return np.full(p.shape[1], _best(lambda value: -float(log_softmax(logs / value, axis=1)[t].mean())))
+        usable = known.all(axis=1) & (t.sum(axis=1) == 1)
+        if not usable.any():
+            return None
+        logs, classes = _log(p[usable].astype(np.float64)), t[usable]
+        return np.full(p.shape[1], _best(lambda value: -float(log_softmax(logs / value, axis=1)[classes].mean())))
+    if not known.any():
+        return None
     found = np.ones(p.shape[1])
-    for i, (column, there) in enumerate(zip(_logits(p).T, t.T, strict=True)):
-        if 0 < there.sum() < len(there):
-            found[i] = _best(partial(_log_loss, np.where(there, column, -column)))
+    for i, (column, there, of) in enumerate(zip(p.T, t.T, known.T, strict=True)):
+        if 0 < there[of].sum() < of.sum():
+            logits = _logits(column[of].astype(np.float64))
+            found[i] = _best(partial(_log_loss, np.where(there[of], logits, -logits)))
     return found
 
 

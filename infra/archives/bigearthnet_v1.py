@@ -13,18 +13,19 @@ import bz2
 import json
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.archives.bigearthnet_v2 import read_pair
-from infra.archives.files import Folder, bad_file, read_file
-from infra.archives.inventory import Found, Subset, find_folders, still_there, take_stock
+from infra.archives.bigearthnet_v2 import open_patch, read_pair
+from infra.archives.files import Folder
+from infra.archives.inventory import Found, Inventory, OnDisk, Subset, still_there, take_stock
+from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
 from infra.archives.patch_folder import read_s2
@@ -38,6 +39,8 @@ SPLIT_LISTS = {"train": "train", "val": "validation", "test": "test"}
 SNOW_LIST = "patches_with_seasonal_snow"
 CLOUD_LIST = "patches_with_cloud_and_shadow"
 NO_LABEL_LIST = "patches_with_no_19_class_targets"
+
+METADATA_SUFFIX = "_labels_metadata.json"
 
 _JSON_BYTES = 1 << 20
 _HEADERS = frozenset({"patch", "patch_id", "patch_name", "name", "id"})
@@ -65,14 +68,23 @@ class BigEarthNetV1:
         """
         if not Path(self.root).is_dir():
             raise ArchiveError(f"the archive's root {self.root} is not a folder")
-        found = find_folders(self.root, S2_FOLDER, by_product=False)
+        return self.scan_of(OnDisk(self.root))
+
+    def scan_of(self, inventory: Inventory) -> Scan:
+        """Return every patch that a list or the inventory names.
+
+        Raises:
+            ArchiveError: As `scan` does.
+        """
+        found = inventory.folders(S2_FOLDER, by_product=False)
+        assert found is not None  # the lists alone do not tell which patches there are
         named = self._named(found)
         flag = pc.or_(
             pc.fill_null(named["has_snow"], fill_value=False), pc.fill_null(named["has_cloud"], fill_value=False)
         )
         excluded = named.slice(0, 0) if self.include_flagged else named.filter(flag)
         kept = named if self.include_flagged else named.filter(pc.invert(flag))
-        s1_names, problems = self._join_s1()
+        s1_names, problems = _join_s1(inventory)
         partner = pc.index_in(kept["patch_id"], value_set=pa.array(list(s1_names), pa.string()))
         kept = kept.append_column("s1_name", pa.array(list(s1_names.values()), pa.string()).take(partner))
         return take_stock(
@@ -90,17 +102,27 @@ class BigEarthNetV1:
         Raises:
             BadPatchError: The patch, its JSON or its Sentinel-1 pair cannot be used, or it has no label.
         """
-        folder = Folder.open(self.root, patch.source)
-        if folder is None:
-            still_there(self.root, S2_FOLDER)
-            raise BadPatchError(patch.source, "missing_folder", "the folder was there when the archive was scanned")
-        with folder:
-            file = f"{patch.patch_id}_labels_metadata.json"
+        try:
+            return self.read_from(partial(Folder.open, self.root), patch)
+        except BadPatchError as error:
+            if error.reason == "missing_folder":
+                still_there(self.root, S2_FOLDER)
+            raise
+
+    def read_from(self, open_folder: OpenFolder, patch: PatchInput) -> Patch:
+        """Return one patch's pixels and what its JSON tells, from folders wherever they are.
+
+        Raises:
+            BadPatchError: As `read` does.
+        """
+        with open_patch(open_folder, patch) as folder:
+            file = f"{patch.patch_id}{METADATA_SUFFIX}"
             shown = f"{patch.source}/{file}"
             metadata = strict_json(folder.read(file, absent="no_metadata", whole=True), shown)
             labels = classes_of(metadata.get("labels"), shown)
             s2 = read_s2(folder, patch.patch_id)
-        s1 = None if patch.s1_name is None else read_pair(self.root, f"{S1_FOLDER}/{patch.s1_name}", s2.ground)
+        pair = _s1_folder(patch.patch_id, patch.s1_name)
+        s1 = None if pair is None else read_pair(open_folder, pair, s2.ground)
         return Patch(
             arrays=s2.arrays if s1 is None else {**s2.arrays, S1.array: s1},
             reference_map=None,
@@ -165,41 +187,6 @@ class BigEarthNetV1:
             return [line for line in lines if line]
         return None
 
-    def _join_s1(self) -> tuple[dict[str, str], list[dict[str, str | None]]]:
-        """Return the Sentinel-1 patch of each Sentinel-2 patch, and those that name none, as problems."""
-        partners: dict[str, str] = {}
-        problems: list[dict[str, str | None]] = []
-        if not (Path(self.root) / S1_FOLDER).is_dir():
-            return partners, problems
-        found = find_folders(self.root, S1_FOLDER, by_product=False)
-        found.folders.sort()
-        with ThreadPoolExecutor(8) as pool:  # waiting for the disk, mostly
-            results = list(pool.map(lambda folder: self._partner(folder, found), found.folders))
-        for folder, result in zip(found.folders, results, strict=True):
-            if isinstance(result, BadPatchError):
-                problems.append(_problem(result))
-            elif result in partners:
-                detail = f"{partners[result]} is the Sentinel-1 patch of {result} already"
-                problems.append(_problem(BadPatchError(folder, "duplicate_id", detail)))
-            else:
-                partners[result] = folder.partition("/")[2]
-        return partners, problems
-
-    def _partner(self, folder: str, found: Found) -> str | BadPatchError:
-        if folder in found.blocked:
-            return BadPatchError(folder, *found.blocked[folder])
-        shown = f"{folder}/{folder.partition('/')[2]}_labels_metadata.json"
-        try:
-            data = read_file(f"{self.root}/{shown}", shown, whole=True)
-            partner = strict_json(data, shown).get("corresponding_s2_patch")
-        except BadPatchError as error:
-            return error
-        except OSError as error:
-            return bad_file(error, self.root, shown, absent="no_metadata")
-        if isinstance(partner, str) and partner:
-            return partner
-        return BadPatchError(shown, "malformed_metadata", "corresponding_s2_patch is not the name of a patch")
-
 
 class _Column:
     """A column under construction."""
@@ -212,6 +199,31 @@ class _Column:
 
     def repeat(self, value: str, times: int) -> None:
         self.values.extend([value] * times)
+
+
+def _join_s1(inventory: Inventory) -> tuple[dict[str, str], list[dict[str, str | None]]]:
+    """Return the Sentinel-1 patch of each Sentinel-2 patch, and those that name none, as problems."""
+    partners: dict[str, str] = {}
+    problems: list[dict[str, str | None]] = []
+    if not inventory.has(S1_FOLDER):
+        return partners, problems
+    for folder, partner in sorted(inventory.notes(S1_FOLDER, METADATA_SUFFIX, partner_of).items()):
+        if isinstance(partner, BadPatchError):
+            problems.append(_problem(partner))
+        elif partner in partners:
+            detail = f"{partners[partner]} is the Sentinel-1 patch of {partner} already"
+            problems.append(_problem(BadPatchError(folder, "duplicate_id", detail)))
+        else:
+            partners[partner] = folder.partition("/")[2]
+    return partners, problems
+
+
+def partner_of(data: bytes, shown: str) -> str:
+    """Return the Sentinel-2 patch that a Sentinel-1 patch's JSON names; raises BadPatchError: malformed_metadata."""
+    partner = strict_json(data, shown).get("corresponding_s2_patch")
+    if isinstance(partner, str) and partner:
+        return partner
+    raise BadPatchError(shown, "malformed_metadata", "corresponding_s2_patch is not the name of a patch")
 
 
 def strict_json(data: bytes, shown: str) -> dict[str, Any]:
@@ -275,3 +287,14 @@ def _day(text: object) -> str | None:
 
 def _is_in(ids: pa.Array, names: list[str]) -> pa.Array:
     return pc.is_in(ids, value_set=pa.array(names, pa.string()))
+
+
+def _s1_folder(_: str, s1_name: str | None) -> str | None:
+    return None if s1_name is None else f"{S1_FOLDER}/{s1_name}"
+
+
+MODALITIES = (
+    Modality(S1_FOLDER, S1_SUFFIXES, S1_BYTES, by_product=False, folder=_s1_folder),
+    Modality(S2_FOLDER, (*S2_SUFFIXES, METADATA_SUFFIX), S2_BYTES, by_product=False),
+)
+"""What the archive consists of; a patch is there if the last has it."""

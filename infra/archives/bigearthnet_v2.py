@@ -9,6 +9,7 @@ Source: Clasen et al. 2024, arXiv:2407.03653.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infra.archives.files import Folder
-from infra.archives.inventory import Subset, find_folders, still_there, take_stock
+from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, OnDisk, Subset, still_there, take_stock
+from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder, PatchFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
 from infra.archives.patch_folder import Ground, read_reference_map, read_s1, read_s2
-from infra.bigearthnet.bands import S1
+from infra.bigearthnet.bands import PATCH_SIZE, S1
 from infra.errors import ArchiveError, BadPatchError
 
 S2_FOLDER = "BigEarthNet-S2"
@@ -66,6 +68,14 @@ class BigEarthNetV2:
         Raises:
             ArchiveError: No root, no metadata or no patch folder.
         """
+        return self.scan_of(OnDisk(self.root))
+
+    def scan_of(self, inventory: Inventory) -> Scan:
+        """Return every input of both metadata tables; where no inventory is known yet, as if all of them were there.
+
+        Raises:
+            ArchiveError: As `scan` does.
+        """
         named = self._metadata(METADATA)
         flagged = self._metadata(FLAGGED_METADATA) if self._path(FLAGGED_METADATA).is_file() else named.slice(0, 0)
         if self.include_flagged:
@@ -77,9 +87,12 @@ class BigEarthNetV2:
             )
             excluded = pa.concat_tables([flagged, named.filter(flag)])
             named = named.filter(pc.invert(flag))
+        found = inventory.folders(S2_FOLDER, by_product=True)
+        if found is None:
+            found = Found(pc.drop_null(pa.concat_tables([named, excluded])["source"]).to_pylist())
         return take_stock(
             named,
-            find_folders(self.root, S2_FOLDER, by_product=True),
+            found,
             subset=self.subset,
             excluded=pc.drop_null(excluded["source"]).combine_chunks(),
             excluded_count=excluded.num_rows,
@@ -91,16 +104,26 @@ class BigEarthNetV2:
         Raises:
             BadPatchError: The patch, its Sentinel-1 pair or its map cannot be used.
         """
-        folder = Folder.open(self.root, patch.source)
-        if folder is None:
-            still_there(self.root, S2_FOLDER)
-            raise BadPatchError(patch.source, "missing_folder", "the folder was there when the archive was scanned")
-        with folder:
+        try:
+            return self.read_from(partial(Folder.open, self.root), patch)
+        except BadPatchError as error:
+            if error.reason == "missing_folder":
+                still_there(self.root, S2_FOLDER)
+            raise
+
+    def read_from(self, open_folder: OpenFolder, patch: PatchInput) -> Patch:
+        """Return one patch's pixels, from folders wherever they are.
+
+        Raises:
+            BadPatchError: The patch, its Sentinel-1 pair or its map cannot be used.
+        """
+        with open_patch(open_folder, patch) as folder:
             s2 = read_s2(folder, patch.patch_id)
-        s1 = None if patch.s1_name is None else read_pair(self.root, self._s1(patch.s1_name), s2.ground)
+        pair = _s1_folder(patch.patch_id, patch.s1_name)
+        s1 = None if pair is None else read_pair(open_folder, pair, s2.ground)
         return Patch(
             arrays=s2.arrays if s1 is None else {**s2.arrays, S1.array: s1},
-            reference_map=self._map(patch.patch_id, s2.ground),
+            reference_map=_reference_map(open_folder, patch.patch_id, s2.ground),
             labels=patch.labels,
             epsg=s2.ground.epsg,
             bounds=s2.ground.bounds,
@@ -111,22 +134,6 @@ class BigEarthNetV2:
 
     def _path(self, name: str) -> Path:
         return Path(self.root) / name
-
-    @staticmethod
-    def _s1(s1_name: str) -> str:
-        return f"{S1_FOLDER}/{s1_product_of(s1_name)}/{s1_name}"
-
-    def _map(self, patch_id: str, ground: Ground) -> NDArray[np.uint16] | None:
-        folder = Folder.open(self.root, f"{MAP_FOLDER}/{product_of(patch_id)}/{patch_id}")
-        if folder is None:
-            return None
-        with folder:
-            try:
-                return read_reference_map(folder, patch_id, ground)
-            except BadPatchError as error:
-                if error.reason == "missing_band":
-                    return None
-                raise
 
     def _metadata(self, name: str) -> pa.Table:
         """Return a metadata table with the inputs' column names, `source` and `listed_in`."""
@@ -159,18 +166,30 @@ class BigEarthNetV2:
         return pa.table(columns)
 
 
-def read_pair(root: str, relative: str, ground: Ground) -> NDArray[np.float32] | None:
+def open_patch(open_folder: OpenFolder, patch: PatchInput) -> PatchFolder:
+    """Return the open folder of a patch's Sentinel-2 files.
+
+    Raises:
+        BadPatchError: missing_folder, or as `open_folder` does.
+    """
+    folder = open_folder(patch.source)
+    if folder is None:
+        raise BadPatchError(patch.source, "missing_folder", MISSING_FOLDER)
+    return folder
+
+
+def read_pair(open_folder: OpenFolder, relative: str, ground: Ground) -> NDArray[np.float32] | None:
     """Return the Sentinel-1 pair in a folder, (2, 120, 120) dB, or None where there is none.
 
     Args:
-        root: The archive's root.
+        open_folder: Opens the archive's folders.
         relative: The folder of the pair, which also starts the names of its files.
         ground: Where the Sentinel-2 patch lies.
 
     Raises:
         BadPatchError: One of the two files is missing, or one cannot be used.
     """
-    folder = Folder.open(root, relative)
+    folder = open_folder(relative)
     if folder is None:
         return None
     name = os.path.basename(relative)  # noqa: PTH119 - a string
@@ -181,3 +200,32 @@ def read_pair(root: str, relative: str, ground: Ground) -> NDArray[np.float32] |
             if error.reason == "missing_band" and not folder.has_any({f"{name}_VV.tif", f"{name}_VH.tif"}):
                 return None
             raise
+
+
+def _reference_map(open_folder: OpenFolder, patch_id: str, ground: Ground) -> NDArray[np.uint16] | None:
+    folder = open_folder(_map_folder(patch_id, None))
+    if folder is None:
+        return None
+    with folder:
+        try:
+            return read_reference_map(folder, patch_id, ground)
+        except BadPatchError as error:
+            if error.reason == "missing_band":
+                return None
+            raise
+
+
+def _s1_folder(_: str, s1_name: str | None) -> str | None:
+    return None if s1_name is None else f"{S1_FOLDER}/{s1_product_of(s1_name)}/{s1_name}"
+
+
+def _map_folder(patch_id: str, _: str | None) -> str:
+    return f"{MAP_FOLDER}/{product_of(patch_id)}/{patch_id}"
+
+
+MODALITIES = (
+    Modality(S1_FOLDER, S1_SUFFIXES, S1_BYTES, by_product=True, folder=_s1_folder),
+    Modality(MAP_FOLDER, ("_reference_map.tif",), 2 * PATCH_SIZE**2, by_product=True, folder=_map_folder),
+    Modality(S2_FOLDER, S2_SUFFIXES, S2_BYTES, by_product=True),
+)
+"""What the archive consists of; a patch is there if the last has it."""

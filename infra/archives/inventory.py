@@ -1,21 +1,22 @@
 """Comparing what an archive's metadata names with what lies on disk; whole columns at a time."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.archives.files import is_inside
+from infra.archives.files import bad_file, is_inside, read_file
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Reason, Scan
 from infra.bigearthnet.classes import NAMES
-from infra.errors import ArchiveError
+from infra.errors import ArchiveError, BadPatchError
 
 Subset = Literal["all", "present"]
 
@@ -23,6 +24,8 @@ SPLITS: Mapping[str, str] = MappingProxyType(
     {"train": "train", "validation": "validation", "val": "validation", "test": "test", "all": "all"}
 )
 """Split names as archives write them, and as the tables do."""
+
+MISSING_FOLDER = "the metadata names it, the folder does not exist"
 
 # One folder name: no separator, no control character, no leading dot (so neither . nor ..), at most 255 characters.
 _SAFE_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,254}$"
@@ -38,6 +41,60 @@ class Found:
     """Patch folders that must not be opened, and why."""
     blocked_products: dict[str, tuple[Reason, str]] = field(default_factory=dict)
     """Folders of patch folders that cannot be listed, and why; keys are relative to the root."""
+
+
+type Condense = Callable[[bytes, str], str]
+"""Makes of a small file's bytes, and its path for messages, what is kept of it; may raise BadPatchError."""
+
+
+class Inventory(Protocol):
+    """What an archive holds, told without reading pixels."""
+
+    def has(self, top: str) -> bool:
+        """Return whether a modality is there."""
+        ...
+
+    def folders(self, top: str, *, by_product: bool) -> Found | None:
+        """Return a modality's patch folders; None where that is not known yet. Errors are those of `find_folders`."""
+        ...
+
+    def notes(self, top: str, suffix: str, condense: Condense) -> dict[str, str | BadPatchError]:
+        """Return, by patch folder of a modality without products, what the file `<folder's name><suffix>` tells."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """The inventory of an archive of folders."""
+
+    root: str
+
+    def has(self, top: str) -> bool:
+        """Return whether a modality's folder is there."""
+        return (Path(self.root) / top).is_dir()
+
+    def folders(self, top: str, *, by_product: bool) -> Found:
+        """Return a modality's patch folders."""
+        return find_folders(self.root, top, by_product=by_product)
+
+    def notes(self, top: str, suffix: str, condense: Condense) -> dict[str, str | BadPatchError]:
+        """Read a small file of every patch folder."""
+        found = self.folders(top, by_product=False)
+        found.folders.sort()
+
+        def note(folder: str) -> str | BadPatchError:
+            if folder in found.blocked:
+                return BadPatchError(folder, *found.blocked[folder])
+            shown = f"{folder}/{folder.rpartition('/')[2]}{suffix}"
+            try:
+                return condense(read_file(f"{self.root}/{shown}", shown, whole=True), shown)
+            except BadPatchError as error:
+                return error
+            except OSError as error:
+                return bad_file(error, self.root, shown, absent="no_metadata")
+
+        with ThreadPoolExecutor(8) as pool:  # waiting for the disk, mostly
+            return dict(zip(found.folders, pool.map(note, found.folders), strict=True))
 
 
 def find_folders(root: str, top: str, *, by_product: bool) -> Found:
@@ -203,7 +260,7 @@ def take_stock(
     )
     judge(~safe_s1, "outside_archive", "its s1_name is not the name of a folder")
     gone = ~there & ~blocked_product
-    judge(gone, "missing_folder", "the metadata names it, the folder does not exist")
+    judge(gone, "missing_folder", MISSING_FOLDER)
     for i in np.flatnonzero(blocked_product):
         judge(i, *found.blocked_products[product[int(i)].as_py()])
     for i in np.flatnonzero(blocked):

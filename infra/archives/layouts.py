@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from infra.archives import bigearthnet_v1, bigearthnet_v2
 from infra.archives.bigearthnet_v1 import BigEarthNetV1
 from infra.archives.bigearthnet_v2 import BigEarthNetV2
 from infra.archives.image_folder import ImageFolder
 from infra.archives.image_table import ImageTable
 from infra.archives.inventory import Subset
+from infra.archives.modality import Modality
 from infra.archives.model import Archive
 from infra.archives.scene import SceneArchive
+from infra.archives.streamed import StreamedArchive, find_tars
+from infra.archives.tar_reader import is_tar
 from infra.errors import ArchiveError, UnknownNameError
 from infra.fingerprint import Json
 
@@ -50,6 +54,8 @@ class LayoutSpec:
     """Whether land-cover reference maps belong to it; an archive may come without."""
     source: str
     """Where the layout is described."""
+    modalities: tuple[Modality, ...] = ()
+    """What it consists of, where each may be a tar archive; empty: it is read from folders only."""
 
 
 _BIGEARTHNET_OPTIONS = frozenset({"include_flagged", "subset"})
@@ -65,6 +71,7 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
             labelled=True,
             mapped=True,
             source="Clasen et al. 2024, arXiv:2407.03653",
+            modalities=bigearthnet_v2.MODALITIES,
         ),
         "bigearthnet-v1": LayoutSpec(
             build=lambda root, options: BigEarthNetV1(root, options.include_flagged, options.subset),
@@ -72,6 +79,7 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
             labelled=True,
             mapped=False,
             source="Sumbul et al. 2019, arXiv:1902.06148",
+            modalities=bigearthnet_v1.MODALITIES,
         ),
         "scene": LayoutSpec(
             build=lambda root, options: SceneArchive(root, options.boa_add_offset),
@@ -107,13 +115,19 @@ LAYOUTS: Mapping[str, LayoutSpec] = MappingProxyType(
 )
 
 
-def open_archive(layout: str, root: str | Path, options: ArchiveOptions = ArchiveOptions()) -> Archive:  # frozen
+def open_archive(
+    layout: str,
+    root: str | Path,
+    options: ArchiveOptions = ArchiveOptions(),  # frozen
+    kept: Path | None = None,
+) -> Archive:
     """Return an archive, not yet scanned.
 
     Args:
         layout: A name in LAYOUTS.
-        root: Its folder.
+        root: Its folder, or the tar archive of its Sentinel-2 patches.
         options: What to ask of it; a layout leaves alone what it has no use for, see `unused`.
+        kept: Folder to keep the contents of tar archives in, so that they are passed over once; None: nowhere.
 
     Raises:
         UnknownNameError: There is no such layout.
@@ -122,9 +136,20 @@ def open_archive(layout: str, root: str | Path, options: ArchiveOptions = Archiv
     if layout not in LAYOUTS:
         raise UnknownNameError(f"no archive layout {layout!r}; there are {', '.join(LAYOUTS)}")
     path = Path(root).absolute()
+    if is_tar(path) and path.is_file():
+        return _streamed(layout, path, options, kept)
     if not path.is_dir():
         raise ArchiveError(f"the archive's root {path} is not a folder")
     return LAYOUTS[layout].build(str(path), options)
+
+
+def _streamed(layout: str, path: Path, options: ArchiveOptions, kept: Path | None) -> StreamedArchive:
+    built = LAYOUTS[layout].build(str(path.parent), options)
+    if not isinstance(built, BigEarthNetV1 | BigEarthNetV2):
+        raise ArchiveError(f"the archive's root {path} is a file, and the layout {layout} reads folders: unpack it")
+    modalities = LAYOUTS[layout].modalities
+    needs_list = options.subset == "present" or isinstance(built, BigEarthNetV1)
+    return StreamedArchive(built, modalities, find_tars(path, modalities), needs_list, kept)
 
 
 def determining(layout: str, options: ArchiveOptions) -> dict[str, Json]:

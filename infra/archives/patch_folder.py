@@ -8,7 +8,7 @@ import numpy as np
 import pyproj
 from numpy.typing import NDArray
 
-from infra.archives.files import Folder
+from infra.archives.modality import PatchFolder
 from infra.archives.tiff import Band, Grid, decode, grid_of
 from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S1, S2_10M, S2_GROUPS, BandGroup
 from infra.errors import BadPatchError
@@ -44,7 +44,7 @@ class Sentinel2:
         return nodata_share(self.arrays[S2_10M.array])
 
 
-def read_s2(folder: Folder, name: str) -> Sentinel2:
+def read_s2(folder: PatchFolder, name: str) -> Sentinel2:
     """Return the twelve Sentinel-2 bands of a patch, which must share one ground.
 
     Args:
@@ -64,7 +64,7 @@ def read_s2(folder: Folder, name: str) -> Sentinel2:
     return Sentinel2(arrays, ground)
 
 
-def read_s1(folder: Folder, name: str, ground: Ground) -> NDArray[np.float32]:
+def read_s1(folder: PatchFolder, name: str, ground: Ground) -> NDArray[np.float32]:
     """Return VV and VH of a patch, (2, 120, 120) float32 dB.
 
     Args:
@@ -87,7 +87,7 @@ def read_s1(folder: Folder, name: str, ground: Ground) -> NDArray[np.float32]:
     return array
 
 
-def read_reference_map(folder: Folder, name: str, ground: Ground) -> NDArray[np.uint16]:
+def read_reference_map(folder: PatchFolder, name: str, ground: Ground) -> NDArray[np.uint16]:
     """Return the reference map of a patch, (120, 120) CORINE codes; arguments and errors as `read_s1`."""
     array = np.empty((1, PATCH_SIZE, PATCH_SIZE), np.uint16)
     _read_group(folder, name, _REFERENCE_MAP, array, ground)
@@ -107,7 +107,7 @@ def nodata_share(s2_10m: NDArray[np.uint16]) -> float:
     return 0.0 if lowest.min() else 1.0 - np.count_nonzero(lowest) / lowest.size
 
 
-def _read_group(folder: Folder, name: str, group: BandGroup, out: NDArray[Any], ground: Ground | None) -> Ground:
+def _read_group(folder: PatchFolder, name: str, group: BandGroup, out: NDArray[Any], ground: Ground | None) -> Ground:
     """Fill `out` with the bands of one grid and return their ground, which must be `ground` where that is given."""
     shape = (group.size, group.size)
     first: bytes | Grid | None = None
@@ -134,7 +134,7 @@ def _read_group(folder: Folder, name: str, group: BandGroup, out: NDArray[Any], 
     return ground
 
 
-def _read_band(folder: Folder, file: str, shape: tuple[int, int]) -> tuple[Band, bytes]:
+def _read_band(folder: PatchFolder, file: str, shape: tuple[int, int]) -> tuple[Band, bytes]:
     data = folder.read(file)
     try:
         return decode(data, f"{folder.relative}/{file}", shape), data

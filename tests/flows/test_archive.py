@@ -26,6 +26,7 @@ from tests.flows.stores import (
     superscene,
     tables,
 )
+from tests.infra.archives.tar_files import pack
 from tests.tasks.small_store import branch_of, ingest, inputs_of, untrained, v2
 
 
@@ -81,6 +82,21 @@ def test_a_second_run_does_nothing_twice(inputs: Inputs) -> None:
     run = pd.read_parquet(inputs.reference / "tables" / "runs").iloc[-1]
     assert sum(stage["done"] for stage in run["stages"]) == 0
     assert sum(stage["skipped"] for stage in run["stages"]) > 0
+
+
+def test_tar_archives_are_ingested_as_the_folders_are(inputs: Inputs, tmp_path: Path) -> None:
+    root = pack(inputs.archive, tmp_path / "packed", ".tar.zst")
+    store = tmp_path / "store"
+    config = inputs.config(store, archive={"layout": "bigearthnet-v2", "root": str(root)})
+    result = superscene("ingest", config)
+    assert result.returncode == 0, result.stderr
+    for folder in ("archive.zarr", "tables/patches", "tables/quarantine", "work/ingest", "work/plan"):
+        found, expected = (
+            {path.relative_to(base): path.read_bytes() for path in (base / folder).rglob("*") if path.is_file()}
+            for base in (store, inputs.reference)
+        )
+        assert found == expected, folder
+    assert not (store / "work" / "buckets").exists()
 
 
 def test_prefect_keeps_a_bar_for_each_stage_and_a_summary(variants: dict[str, Path]) -> None:

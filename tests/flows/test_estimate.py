@@ -9,6 +9,7 @@ import pytest
 from flows.config import RunConfig
 from flows.estimate import estimate
 from infra.archives.synthetic import write_synthetic_archive
+from tests.infra.archives.tar_files import pack
 
 PATCHES = 12
 
@@ -73,6 +74,45 @@ def test_a_sample_bounds_the_passes_and_has_those_that_judge(archive: Path, labe
     else:
         mean = truth["labels"].map(len).mean()
         assert rows["passes that judge maps, about"] == f"{2 * sampled * 71 * (3 * mean + 1):,.0f}"
+
+
+def test_reliability_reads_every_map_once_and_those_of_validation_thrice(archive: Path) -> None:
+    splits = of_splits(archive)["split"].value_counts()
+    n, validation = splits.sum(), splits["validation"]
+    rows = with_section(archive, {"method": "grad_cam"})
+    assert rows["reliability, decisions to assign"] == f"{2 * 19 * n:,}"
+    assert rows["reliability, decisions to fit on, at most"] == f"{2 * 19 * validation:,}"
+    n_bytes = 2 * (16 + 225) * 19 * (n + 2 * validation)
+    assert rows["reliability, maps to read, before compression"] == f"{n_bytes / 1000:.3g} kB"
+    # Maps of a sample of two a split; then one map for all labels.
+    rows = with_section(archive, {"method": "rise"}, sample=2)
+    sampled = sum(min(2, count) for count in splits)
+    assert rows["reliability, decisions to assign"] == f"{2 * 19 * sampled:,}"
+    assert rows["reliability, decisions to fit on, at most"] == f"{2 * 19 * min(2, validation):,}"
+    n_bytes = 2 * 2 * 120 * 120 * 19 * (sampled + 2 * min(2, validation))
+    assert rows["reliability, maps to read, before compression"] == f"{n_bytes / 1e6:.3g} MB"
+    rows = with_section(archive, {"method": "eigen_cam"})
+    assert rows["reliability, decisions to assign"] == f"{2 * 19 * n:,}"
+    assert (
+        rows["reliability, maps to read, before compression"]
+        == f"{2 * (16 + 225) * (n + 2 * validation) / 1000:.3g} kB"
+    )
+    assert not [what for what in planned(archive) if "reliability" in what]
+
+
+def with_section(archive: Path, section: dict[str, Any], **explain: Any) -> dict[str, str]:
+    methods = ["grad_cam", "eigen_cam", "rise"]
+    return planned(archive, explain={"methods": methods, **explain}, reliability=section)
+
+
+def test_buckets_have_room_for_the_files_of_all_archives(archive: Path, tmp_path: Path) -> None:
+    """Twelve bands, a pair, a map: 304,000 bytes of pixels in 15 files, a kilobyte of headers each."""
+    n = len(of_splits(archive))
+    root = pack(archive, tmp_path / "packed", ".tar.zst")
+    rows = planned(root)
+    assert rows["work/buckets, until ingested"] == f"{n * (304_000 + 15 * 1024) / 1e6:.3g} MB"
+    assert rows["patches"] == planned(archive)["patches"]
+    assert "work/buckets, until ingested" not in planned(archive)
 
 
 def test_a_network_of_one_label_has_one_map(archive: Path) -> None:

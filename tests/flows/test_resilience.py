@@ -166,7 +166,8 @@ def test_a_disk_that_fills_loses_nothing(inputs: Inputs, small_disk: Path, tmp_p
     assert "the disk is full" in sentence
     assert "Traceback" not in full.stderr
     assert_nothing_half_done(store)
-    assert not [path for path in store.rglob("*.partial") if path.is_file() and path.parent.name != "c"]
+    # An actor that was writing pixels when another met the full disk was killed: the next run sweeps up after it.
+    assert not [path for path in store.rglob("*.partial") if "c" not in path.relative_to(store).parts]
     finished = part_states(store)
     assert finished, "some shards were done before the disk was full"
     filler.unlink()
@@ -174,4 +175,5 @@ def test_a_disk_that_fills_loses_nothing(inputs: Inputs, small_disk: Path, tmp_p
     result = superscene("run", config)
     assert result.returncode == 0, result.stderr
     assert finished.items() <= part_states(store).items()
+    assert not list(store.rglob("*.partial"))
     assert_same_tables(store, inputs.reference)

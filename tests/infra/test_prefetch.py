@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.prefetch import prefetch
+from infra.prefetch import prefetch, prefetch_groups
 
 
 def threads() -> list[threading.Thread]:
@@ -135,3 +135,37 @@ def test_a_used_item_is_let_go() -> None:
         time.sleep(0.01)
         assert item in alive
     assert most == 3
+
+
+def test_groups_are_what_became_ready_meanwhile() -> None:
+    gate = threading.Event()
+
+    def make() -> Iterator[int]:
+        yield 0
+        gate.wait()
+        yield from range(1, 8)
+        raise Gone("the ninth")
+
+    groups = prefetch_groups(make(), depth=20, most=5)
+    assert next(groups) == [0]
+    gate.set()
+    time.sleep(0.2)
+    assert [next(groups), next(groups)] == [[1, 2, 3, 4, 5], [6, 7]]
+    with pytest.raises(Gone, match="the ninth"):
+        next(groups)
+
+
+def test_a_group_comes_before_the_error_behind_it() -> None:
+    def make() -> Iterator[int]:
+        yield from (1, 2)
+        raise Gone
+
+    found = []
+
+    def use() -> None:
+        for group in prefetch_groups(make(), depth=3, most=3):
+            found.extend(group)
+
+    with pytest.raises(Gone):
+        use()
+    assert found == [1, 2]

@@ -12,8 +12,9 @@ import pytest
 import shapely
 
 from infra import tables
+from infra.parts import write_parquet
 from infra.query import query
-from infra.tables import METRICS, PATCHES, SCHEMAS, hive_folder, predictions_schema, publish, read_table
+from infra.tables import METRICS, PATCHES, SCHEMAS, hive_folder, predictions_schema, publish, publish_parts, read_table
 
 SMALL = pa.schema(
     [
@@ -132,6 +133,82 @@ def test_stems_of_one_folder_do_not_touch_one_another(tmp_path: Path) -> None:
         "hat-abcdef01",
         "hat-abcdef02",
     ]
+
+
+LONG = pa.schema(
+    [
+        tables._required("name", pa.string(), "Name"),
+        tables._field("label", pa.string(), "Label, null for none"),
+        tables._required("number", pa.int32(), "Number"),
+        tables._field("value", pa.float64(), "Value"),
+    ]
+)
+
+
+def write_long_parts(folder: Path, cuts: tuple[int, ...]) -> list[Path]:
+    """120 rows in any order, names beyond ASCII, nulls; a part ends at each cut."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"name": f"{'Aäz'[i % 3]}{i:03d}", "label": label, "number": i, "value": None if i % 7 == 0 else i / 4}
+        for i in range(40)
+        for label in ("b", None, "a")
+    ]
+    table = pa.Table.from_pylist([rows[i] for i in rng.permutation(len(rows))], LONG)
+    paths = []
+    for i, (start, stop) in enumerate(zip((0, *cuts), (*cuts, len(rows)), strict=True)):
+        paths.append(folder / f"part-{i:05d}.parquet")
+        write_parquet(paths[-1], table.slice(start, stop - start))
+    return paths
+
+
+@pytest.mark.parametrize("rows_per_file", [2_000_000, 50, 40])
+@pytest.mark.parametrize("cuts", [(), (1, 1, 60, 119)])
+def test_parts_are_published_as_all_their_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...], rows_per_file: int
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_FILE", rows_per_file)
+    monkeypatch.setattr(tables, "_ROWS_PER_GROUP", 16)
+    parts = write_long_parts(tmp_path / "parts", cuts)
+    everything = pa.concat_tables(pq.ParquetFile(path).read() for path in parts)
+    publish(tmp_path / "expected", everything, LONG, ["name", "label"], complete=False)
+    publish(tmp_path / "found", everything, LONG, [], file_stem="other")
+    for _ in range(2):
+        publish_parts(tmp_path / "found", parts, LONG, ["name", "label"], complete=False)
+        names = {path.name for path in (tmp_path / "expected").iterdir()}
+        assert {path.name for path in (tmp_path / "found").iterdir()} - names == {
+            path.name.replace("data", "other") for path in (tmp_path / "expected").iterdir()
+        }
+        for name in names:
+            expected, found = (pq.ParquetFile(tmp_path / folder / name) for folder in ("expected", "found"))
+            assert found.read().equals(expected.read())
+            assert found.schema_arrow.equals(expected.schema_arrow)
+            metadata = found.schema_arrow.metadata
+            assert {**expected.schema_arrow.metadata, b"superscene.parts": metadata[b"superscene.parts"]} == metadata
+
+
+def test_parts_that_are_published_are_not_published_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_FILE", 50)
+    parts, folder = write_long_parts(tmp_path / "parts", (30, 60)), tmp_path / "table"
+
+    def written(n_parts: int, *, complete: bool = True) -> bool:
+        before = {path: path.stat().st_ino for path in folder.glob("*")}
+        said = publish_parts(folder, parts[:n_parts], LONG, ["name", "label"], complete=complete)
+        kept = {path: path.stat().st_ino for path in folder.glob("*")} == before
+        assert read_table(folder).num_rows == (0, 30, 60, 120)[n_parts]
+        assert said != kept
+        return said
+
+    assert [written(3), written(3)] == [True, False]
+    assert [written(2), written(2), written(3)] == [True, False, True]
+    assert [written(3, complete=False), written(3, complete=False), written(3)] == [True, False, True]
+    (folder / "data-00001.parquet").unlink()
+    assert [written(3), written(3)] == [True, False]
+    pq.write_table(LONG.empty_table(), folder / "data-00000.parquet")
+    pq.write_table(LONG.empty_table(), folder / "data-00003.parquet")
+    assert [written(3), written(3)] == [True, False]
+    write_parquet(parts[0], pq.ParquetFile(parts[0]).read().slice(0, 30).sort_by("number"))
+    assert written(3), "the part is another"
+    assert [written(0), written(0)] == [True, False]
 
 
 def test_a_null_in_a_required_column_is_refused(tmp_path: Path) -> None:

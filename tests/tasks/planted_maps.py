@@ -96,6 +96,10 @@ def planted_store(
     flagged: Sequence[int] = (),
     unlabelled: Sequence[int] = (),
     shuffled: bool = False,
+    shared: bool = False,
+    enlarged: int = 1,
+    padded: int = 0,
+    sr: str = "none",
 ) -> PlantedStore:
     """Write patches, predictions and maps, shard by shard; a shard holds one split.
 
@@ -107,6 +111,10 @@ def planted_store(
         flagged: Patches with snow.
         unlabelled: Patches without labels.
         shuffled: Whether maps are dealt out at random.
+        shared: Whether the map of the first label is that of all: of a method without labels, under the same name.
+        enlarged: Pixels of the store for each of a map, along an edge.
+        padded: Edge of the store's maps, filled up by a frame of 0; 0: without one.
+        sr: SR model of the branch.
     """
     case = planted() if case is None else case
     paths = StorePaths(folder)
@@ -117,12 +125,17 @@ def planted_store(
         maps = maps[np.random.default_rng(5).permutation(n)]
     for patch, label in broken:
         maps[patch, label, 0, 0] = np.nan
+    maps = maps.repeat(enlarged, axis=2).repeat(enlarged, axis=3)
+    frame = max(0, padded - SIZE * enlarged)
+    maps = np.pad(maps, ((0, 0), (0, 0), (0, frame), (0, frame)))
+    if shared:
+        maps = maps[:, :1]
     network = folder / "network.safetensors"
     network.parent.mkdir(parents=True, exist_ok=True)
     network.write_bytes(b"weights")
     patch_format = replace(BIGEARTHNET, labels=LABELS)
     ingest = stage_parts(paths, "ingest", {"layout": "bigearthnet-v2"})
-    branch = make_branch(Inputs(ingest, patch_format, RGB, (3000,) * 3), "none", None)
+    branch = make_branch(Inputs(ingest, patch_format, RGB, (3000,) * 3), sr, None)
     predictions = stage_parts(paths, "predictions", {"classifier": "resnet18"})
     parts = stage_parts(paths, "explanations", {"method": "grad_cam"})
     item = Explained("grad_cam", {}, "predicted", sampled=False, parts=parts)
@@ -132,7 +145,8 @@ def planted_store(
         for first in range(0, len(of_split), shard_size):
             places.append((len(places), split, of_split[first : first + shard_size]))
     store = paths.maps("grad_cam", parts.config)
-    create_map_store(store, LABELS, (SIZE, SIZE), shard_size, len(places), {})
+    names_of_maps = LABELS[:1] if shared else LABELS
+    create_map_store(store, names_of_maps, (maps.shape[2], maps.shape[3]), shard_size, len(places), {})
     every_row = []
     for shard, split, members in places:
         rows = [

@@ -1,5 +1,7 @@
 """Reliability on planted maps: the cluster that errs is found, flipped, and accuracy rises by what is known."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,16 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit, logit
 
-from classifiers.reliability import from_bytes
 from infra.errors import ConfigError
+from infra.parts import read_parts
 from infra.storage import StorePaths
-from infra.tables import read_table
-from tasks.reliability import POOLED, ReliabilityJob, check_samples
+from infra.tables import EXPLANATIONS, read_table
+from infra.zarr_store import ShardedStore
+from tasks.map_store import MapWriter, create_map_store
+from tasks.reliability import ReliabilityJob, check_samples
 from tasks.reliability_judge import ReliabilityJudge, publish_reliability
 from tasks.reliability_stage import ReliabilityAssigner, ReliabilityFitter
-from tests.tasks.planted_maps import LABELS, SEED, PlantedStore, plan_of, planted, planted_store
+from tests.tasks.planted_maps import LABELS, SEED, Planted, PlantedStore, plan_of, planted, planted_store
 
 
 def through(store: PlantedStore, job: ReliabilityJob) -> None:
@@ -88,8 +92,8 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
     case = store.case
     rows = rows_of(store, "reliability_clusters")
     for k in (0, 1):
-        for split in ("validation", "test"):
-            here = np.array([name == split for name in case.split])
+        for split in ("fit", "validation", "test"):
+            here = np.array([name == ("validation" if split == "fit" else split) for name in case.split])
             of_label = [row for row in rows if (row["label"], row["split"]) == (LABELS[k], split)]
             assert len(of_label) == 2
             for row in of_label:
@@ -99,6 +103,9 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
                 counts = (0, 0, (~truth).sum(), truth.sum()) if odd else (truth.sum(), (~truth).sum(), 0, 0)
                 assert (row["tp"], row["tn"], row["fp"], row["fn"]) == counts
                 assert (row["n"], row["error_rate"]) == (chosen.sum(), float(odd))
+                if split != "fit":
+                    assert row["prototype"] is row["height"] is row["width"] is None
+                    continue
                 prototype = np.array(row["prototype"]).reshape(row["height"], row["width"])
                 bright = prototype[3:, 3:] if odd else prototype[:3, :3]
                 assert bright.min() > 0.7
@@ -109,12 +116,23 @@ def test_clusters_of_both_splits_are_counted_and_their_prototypes_are_the_means_
 
 
 def test_maps_dealt_out_at_random_are_no_improvement(tmp_path: Path) -> None:
-    store = planted_store(tmp_path, planted(120, 200), shuffled=True)
-    job = store.job(plan_of())
+    """Half of all decisions are wrong, whatever the map: clusters are flipped by chance, and to no avail."""
+    case = planted(120, 400)
+    odd = np.random.default_rng(8).random((520, 3)) < 0.5
+    case = replace(case, odd=odd, predicted=case.truth ^ (odd & [True, True, False]))
+    store = planted_store(tmp_path, case, shuffled=True)
+    job = store.job(plan_of(threshold=0.5))
     through(store, job)
+    flipped = [row["flipped"] for row in rows_of(store, "reliability_clusters") if row["split"] == "fit"]
+    assert 0 < sum(flipped) < len(flipped)
+    rows = [row for row in rows_of(store, "reliability") if row["split"] == "test"]
+    changed = np.mean([row["adjusted"] != row["predicted"] for row in rows])
+    assert changed > 1 / 12
     metrics = rows_of(store, "reliability_metrics")
     change = metric(metrics, "accuracy", "adjusted", reference="predicted")
-    assert change["low"] <= 0 <= change["high"]
+    right = {name: np.mean([row[name] == row["truth"] for row in rows]) for name in ("adjusted", "predicted")}
+    assert change["value"] == pytest.approx(right["adjusted"] - right["predicted"])
+    assert change["low"] < 0 < change["high"]
     area = metric(metrics, "aurc", "reliability", reference="probability")
     assert area["low"] <= 0 <= area["high"]
 
@@ -219,19 +237,18 @@ def test_maps_of_another_network_are_refused(tmp_path: Path) -> None:
     store = planted_store(tmp_path)
     job = store.job(plan_of())
     ReliabilityFitter([job]).run(0)
-    (fitted,) = [item for label, item in from_bytes(job.file.read_bytes()).items() if label == LABELS[0]]
+    ReliabilityAssigner(job)
     with pytest.raises(ConfigError, match=r"fitted on other maps than these .network"):
-        fitted.assign(np.zeros((1, 6, 6)), {**job.maps_of, "network": "another"})
+        ReliabilityAssigner(replace(job, maps_of={**job.maps_of, "network": "another"}))
     with pytest.raises(ConfigError, match='method "grad_cam", not "lime"'):
-        fitted.assign(np.zeros((1, 6, 6)), {**job.maps_of, "method": "lime"})
+        ReliabilityAssigner(replace(job, maps_of={**job.maps_of, "method": "lime"}))
 
 
 def test_too_few_patches_are_refused_before_anything_runs_with_their_number(tmp_path: Path) -> None:
     store = planted_store(tmp_path, planted(39, 10), flagged=[0], unlabelled=[1])
     with pytest.raises(ConfigError, match="40 in all, found 37"):
-        check_samples(store.branch.inputs, store.validation, plan_of())
-    check_samples(store.branch.inputs, store.validation, plan_of(pooled=True))
-    assert POOLED == ""
+        check_samples(store.branch.inputs, store.validation, plan_of(), 3)
+    check_samples(store.branch.inputs, store.validation, plan_of(pooled=True), 3)
 
 
 def test_a_fit_that_is_repeated_has_the_same_bytes(tmp_path: Path) -> None:
@@ -241,3 +258,104 @@ def test_a_fit_that_is_repeated_has_the_same_bytes(tmp_path: Path) -> None:
     before = job.file.read_bytes()
     ReliabilityFitter([job]).run(0)
     assert job.file.read_bytes() == before
+
+
+def of_maps(store: PlantedStore, labels: Sequence[str], columns: Sequence[int]) -> PlantedStore:
+    """The store with other maps: under these names, the present ones of these columns."""
+    item = store.scored.explanations["grad_cam"]
+    parts = replace(item.parts, config=f"{item.parts.config}{len(labels)}")
+    before, path = (store.branch.paths.maps("grad_cam", of.config) for of in (item.parts, parts))
+    old = ShardedStore(before)
+    size = old.array("maps").shape[2:]
+    create_map_store(path, labels, (size[0], size[1]), old.shard_size, len(store.shards), {})
+    for shard in store.shards:
+        rows = np.flatnonzero(old.read(shard, "valid"))
+        scale = old.read(shard, "scale")[rows].astype(np.float32)
+        maps = old.read(shard, "maps")[rows].astype(np.float32) * scale[:, :, None, None]
+        writer = MapWriter(path, shard)
+        writer.add(rows, maps[:, columns])
+        writer.close()
+        parts.write(shard, EXPLANATIONS.empty_table())
+    return replace(store, scored=replace(store.scored, explanations={"grad_cam": replace(item, parts=parts)}))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_map_of_all_labels_counts_as_one_for_each(tmp_path: Path, *, pooled: bool) -> None:
+    """As in a store that repeats it for every label."""
+    store = planted_store(tmp_path, broken=[(2, 0), (130, 0)])
+    found = []
+    for labels, columns in ((("patch",), [0]), (LABELS, [0, 0, 0])):
+        of_labels = of_maps(store, labels, columns)
+        job = of_labels.job(plan_of(pooled=pooled))
+        ReliabilityFitter([job]).run(0)
+        worker = ReliabilityAssigner(job)
+        for shard in store.shards:
+            worker.run(shard)
+        rows = read_parts(job.assignment(), store.shards).to_pylist()
+        found.append((rows, {label: item.counts.tolist() for label, item in job.fitted().items()}))
+    assert found[0] == found[1]
+    (rows, counts) = found[0]
+    assert sum(row["cluster"] is None for row in rows) == (6 if pooled else 2 + 2 + len(store.names))
+    total = np.sum([np.sum(of_label) for of_label in counts.values()])
+    assert total == 119 * (3 if pooled else 2)
+
+
+def test_large_maps_are_clustered_as_small_ones(tmp_path: Path) -> None:
+    """Reduced from 72 pixels an edge to 64, the two patterns are the same ones."""
+    store = planted_store(tmp_path, enlarged=12)
+    job = store.job(plan_of())
+    through(store, job)
+    (item,) = [item for label, item in job.fitted().items() if label == LABELS[0]]
+    assert item.prototypes.shape == (2, 64, 64)
+    assert job.maps_of["size"] == [72, 72]
+    learnt = [row for row in rows_of(store, "reliability") if row["label"] != LABELS[2]]
+    assert all(row["adjusted"] == row["truth"] for row in learnt)
+
+
+def of_softmax(store: PlantedStore, labels: Sequence[str]) -> PlantedStore:
+    return replace(store, scored=replace(store.scored, activation="softmax", labels=tuple(labels)))
+
+
+def test_of_two_exclusive_classes_the_pair_is_swapped_where_the_predicted_map_says_so(tmp_path: Path) -> None:
+    """Wrong where the predicted label's map is odd; the other label's map is odd at random, and says nothing."""
+    rng = np.random.default_rng(2)
+    n = 300
+    first = rng.random(n) < 0.5
+    truth = np.stack([first, ~first, np.zeros(n, np.bool_)], axis=1)
+    wrong = rng.random(n) < 0.4
+    predicted = truth ^ wrong[:, None]
+    predicted[:, 2] = False
+    odd = np.where(predicted, wrong[:, None], rng.random((n, 3)) < 0.1)
+    case = Planted(["validation"] * 200 + ["test"] * 100, truth, predicted, odd)
+    store = of_softmax(of_maps(planted_store(tmp_path, case), LABELS[:2], [0, 1]), LABELS[:2])
+    job = store.job(plan_of(threshold=0.55))
+    assert job.flips
+    through(store, job)
+    by_patch: dict[str, dict[str, bool]] = {}
+    for row in rows_of(store, "reliability"):
+        by_patch.setdefault(row["patch_id"], {})[row["label"]] = row["adjusted"]
+    assert all(sum(classes.values()) == 1 for classes in by_patch.values())
+    is_flipped = {label: item.flipped.any() for label, item in job.fitted().items()}
+    assert is_flipped == dict.fromkeys(LABELS[:2], True)
+    for i, name in enumerate(store.names):
+        assert by_patch[name] == dict(zip(LABELS, truth[i, :2].tolist(), strict=False))
+
+
+def test_of_three_exclusive_classes_none_is_flipped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    n = 300
+    truth = np.eye(3, dtype=np.bool_)[rng.integers(0, 3, n)]
+    wrong = rng.random(n) < 0.4
+    predicted = np.where(wrong[:, None], np.roll(truth, 1, axis=1), truth)
+    odd = predicted & wrong[:, None]
+    case = Planted(["validation"] * 200 + ["test"] * 100, truth, predicted, odd)
+    store = of_softmax(planted_store(tmp_path, case), LABELS)
+    job = store.job(plan_of())
+    assert not job.flips
+    through(store, job)
+    assert any(item.flipped.any() for item in job.fitted().values())
+    rows = rows_of(store, "reliability")
+    assert all(row["adjusted"] == row["predicted"] for row in rows)
+    metrics = rows_of(store, "reliability_metrics")
+    assert metric(metrics, "accuracy", "adjusted", reference="predicted")["value"] == 0
+    assert not any(row["flipped"] for row in rows_of(store, "reliability_clusters"))

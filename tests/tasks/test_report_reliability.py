@@ -1,16 +1,21 @@
 """The report's section on reliability against numbers put into its tables by hand."""
 
+import base64
 import html
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from infra.parts import stage_parts
+from infra.query import query
 from infra.storage import StorePaths
 from infra.tables import (
     RELIABILITY,
@@ -22,10 +27,11 @@ from infra.tables import (
     publish,
     read_table,
 )
+from tasks import report_reliability
 from tasks.charts import Line, line_chart
 from tasks.report import render
 from tasks.report_numbers import Numbers
-from tasks.report_reliability import LEAST_RELIABLE, ReliabilityOfRun, reliability_of_run
+from tasks.report_reliability import DRAWN_LABELS, LEAST_RELIABLE, PROTOTYPE_SIZE, ReliabilityOfRun, reliability_of_run
 from tests.tasks.report_store import Page, TableCell, Wanted, make_store
 
 SR = ("none", "bicubic")
@@ -83,13 +89,18 @@ def metric_rows(sr: str, config: str) -> list[dict[str, Any]]:
 def cluster_rows(sr: str, config: str, label: str | None) -> list[dict[str, Any]]:
     """Three clusters: one that is right, one that is wrong and flipped, an empty one."""
     rows = []
-    counts = {"validation": ((30, 50, 2, 18), (1, 4, 5, 30), (0, 0, 0, 0)), "test": ((7, 8, 1, 2), (3, 0, 4, 6))}
+    counts = {
+        "fit": ((30, 50, 2, 18), (1, 4, 5, 30), (0, 0, 0, 0)),
+        "validation": ((3, 5, 2, 1), (1, 0, 0, 0), (0, 0, 0, 0)),
+        "test": ((7, 8, 1, 2), (3, 0, 4, 6)),
+    }
     for split, of_split in counts.items():
         for cluster, (tp, tn, fp, fn) in enumerate(of_split):
             n = tp + tn + fp + fn
             row: dict[str, Any] = {"label": label, "cluster": cluster, "n": n, "tp": tp, "tn": tn, "fp": fp, "fn": fn}
-            row |= {"error_rate": (fp + fn) / n if n else None, "flipped": cluster == 1, "height": 2, "width": 3}
-            prototype = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if n else None
+            row |= {"error_rate": (fp + fn) / n if n else None, "flipped": cluster == 1}
+            row |= {"height": 2, "width": 3} if split == "fit" else {}
+            prototype = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if n and split == "fit" else None
             rows.append({**of_clusters(sr, config, split), **row, "prototype": prototype})
     return rows
 
@@ -198,8 +209,8 @@ def test_the_numbers_of_the_page_are_those_of_the_table(text: str) -> None:
         assert less or flips[1].text == "\N{MINUS SIGN}0.062", "no interval, none shown"
 
 
-def test_pooled_clusters_have_one_figure_of_counts_on_both_splits(paths: StorePaths, text: str) -> None:
-    """Of validation 20 of 100 and 35 of 40 are wrong; the third cluster is empty."""
+def test_pooled_clusters_have_one_figure_of_counts_of_the_fit_and_on_test(paths: StorePaths, text: str) -> None:
+    """Of the fit 20 of 100 and 35 of 40 are wrong; the third cluster is empty. Its counts, and those of test."""
     for branch, sr in zip(found(paths).branches, SR, strict=True):
         assert branch.sr == sr
         (figure,) = branch.figures
@@ -207,7 +218,17 @@ def test_pooled_clusters_have_one_figure_of_counts_on_both_splits(paths: StorePa
         told = [(c.number, c.n, c.error_rate, c.flipped, c.prototype is None) for c in figure.clusters]
         assert told == [(0, 100, 0.2, False, False), (1, 40, 0.875, True, False), (2, 0, None, False, True)]
         charts = dict(figure.bars)
-        assert list(charts) == ["validation", "test"]
+        assert list(charts) == ["fit", "test"]
+        titles = re.findall(r"<title>(cluster 2.*?)</title>", charts["fit"])
+        assert titles == [
+            f"cluster 2: {n} {words} of 40"
+            for n, words in (
+                (1, "true positives"),
+                (4, "true negatives"),
+                (5, "false positives"),
+                (30, "false negatives"),
+            )
+        ]
         titles = re.findall(r"<title>(cluster.*?)</title>", charts["test"])
         assert titles == [
             f"cluster {cluster}: {words} of {n}"
@@ -224,11 +245,11 @@ def test_pooled_clusters_have_one_figure_of_counts_on_both_splits(paths: StorePa
 
 
 def test_every_label_has_a_figure_of_its_own_the_most_wrong_first(tmp_path: Path) -> None:
-    """Both labels have the same counts but for a validation cluster of Pastures that is all wrong."""
+    """Both labels have the same counts but for a cluster of Pastures that is all wrong in the fit."""
     paths = make(tmp_path, LABELS)
     rows = read_table(paths.table("reliability_clusters")).to_pylist()
     for row in rows:
-        if (row["label"], row["split"], row["cluster"]) == (LABELS[1], "validation", 1):
+        if (row["label"], row["split"], row["cluster"]) == (LABELS[1], "fit", 1):
             row |= {"tp": 0, "tn": 0, "fp": 20, "fn": 20, "error_rate": 1.0}
     table = pa.Table.from_pylist(rows, RELIABILITY_CLUSTERS)
     publish(paths.table("reliability_clusters"), table, RELIABILITY_CLUSTERS, [])
@@ -243,8 +264,9 @@ def test_the_least_reliable_are_listed_those_least_sure_first(text: str) -> None
     """Eleven or fewer of the twelve at 0.125 fill up; the unknown cluster and other splits and runs are left out."""
     titles, rows = lines(text, "doubtful-table")
     assert len(rows) == LEAST_RELIABLE
-    told = [[cell.text for cell in row] for row in rows]
-    assert titles[:3] == ["Patch", "SR model", "Label"]
+    told = [[cell.text for cell in row if cell.text != CLASSIFIER] for row in rows]
+    assert titles[:4] == ["Patch", "SR model", "Classifier", "Label"]
+    assert {row[2].text for row in rows} == {CLASSIFIER}
     assert told[:4] == [
         ["p0", "bicubic", LABELS[1], "0.500", "yes", "unknown", "88 %"],
         [HOSTILE, "none", LABELS[1], "0.625", "yes", "unknown", "75 %"],
@@ -253,6 +275,124 @@ def test_the_least_reliable_are_listed_those_least_sure_first(text: str) -> None
     ]
     assert [row[0] for row in told[4:]] == [f"q{i:02}" for i in range(LEAST_RELIABLE - 4)]
     assert [row[-1].value for row in rows[:4]] == [0.875, 0.75, 0.75, 0.5]
+
+
+def test_the_query_of_the_page_is_the_readme_s_and_lists_the_same(paths: StorePaths, text: str) -> None:
+    (shown,) = re.findall(r'superscene sql STORE "(.*?)"', Page(section(text)).text)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = (text for text in re.findall(r"```sql\n(.*?)```", readme, re.DOTALL) if "FROM reliability" in text)
+    assert " ".join(shown.split()) == " ".join(block.split("\n", 1)[1].split())
+    rows = query(paths.tables, Numbers(paths).run.configs, shown).fetchall()
+    _, listed = lines(text, "doubtful-table")
+    assert [list(row[:4]) for row in rows] == [[cell.text for cell in row[:4]] for row in listed]
+    assert [round(1 - row[-1], 9) for row in rows] == [row[-1].value for row in listed]
+
+
+def test_every_classifier_s_predictions_are_listed_and_one_s_clusters_drawn(tmp_path: Path) -> None:
+    paths = make(tmp_path)
+    config = stage_parts(paths, "reliability", {"sr": "none"}).config
+    for name, schema in (("reliability_metrics", RELIABILITY_METRICS), ("reliability_clusters", RELIABILITY_CLUSTERS)):
+        rows = [row for row in read_table(paths.table(name)).to_pylist() if row["sr"] == "none"]
+        of_other = pa.Table.from_pylist([{**row, "classifier": "vit"} for row in rows], schema)
+        publish(paths.table(name), of_other, schema, [], file_stem="other")
+    folder = hive_folder(paths.table("reliability"), sr="none", classifier="vit", config=config)
+    rows = [decision("p0", 0.5, 0.875), decision("of vit", 0.5, 1.0)]
+    publish(folder, pa.Table.from_pylist(rows, RELIABILITY), RELIABILITY, ["patch_id", "label"])
+    of_run = found(paths)
+    assert [(line.classifier, line.sr) for line in of_run.lines] == [
+        (CLASSIFIER, "none"),
+        (CLASSIFIER, "bicubic"),
+        ("vit", "none"),
+    ]
+    assert of_run.classifier == CLASSIFIER
+    assert [branch.sr for branch in of_run.branches] == list(SR)
+    assert [(row.patch_id, row.sr, row.classifier) for row in of_run.doubtful[:3]] == [
+        ("of vit", "none", "vit"),
+        ("p0", "bicubic", CLASSIFIER),
+        ("p0", "none", "vit"),
+    ]
+    assert f"Of {CLASSIFIER}" in Page(section(render(Numbers(paths)))).text
+
+
+def without(paths: StorePaths, *splits: str) -> None:
+    """Take the rows of some splits from the small tables."""
+    for name, schema in (
+        ("reliability_metrics", RELIABILITY_METRICS),
+        ("reliability_clusters", RELIABILITY_CLUSTERS),
+        ("risk_coverage", RISK_COVERAGE),
+    ):
+        rows = [row for row in read_table(paths.table(name)).to_pylist() if row["split"] not in splits]
+        publish(paths.table(name), pa.Table.from_pylist(rows, schema), schema, [])
+
+
+def test_an_archive_without_validation_shows_the_fit_s(tmp_path: Path) -> None:
+    paths = make(tmp_path)
+    without(paths, "validation")
+    text = render(Numbers(paths))
+    assert [name for branch in found(paths).branches for name, _ in branch.figures[0].bars] == ["fit", "test"] * 2
+    assert "1: 20\N{NO-BREAK SPACE}% of 100 wrong" in Page(section(text)).text
+
+
+def test_an_archive_without_labels_shows_clusters_and_what_to_look_at(tmp_path: Path) -> None:
+    paths = make(tmp_path)
+    without(paths, "validation", "test")
+    of_run = found(paths)
+    assert (of_run.lines, [branch.curves for branch in of_run.branches]) == ([], [None, None])
+    assert [name for branch in of_run.branches for name, _ in branch.figures[0].bars] == ["fit"] * 2
+    text = render(Numbers(paths))
+    shown = Page(section(text)).text
+    assert "nobody can tell" in shown
+    assert "reliability-table" not in Page(text).tables
+    assert shown.count("2: 88\N{NO-BREAK SPACE}% of 40 wrong flipped") == len(SR)
+    _, rows = lines(text, "doubtful-table")
+    assert [row[0].text for row in rows[:2]] == ["p0", HOSTILE]
+
+
+def test_many_labels_are_a_table_the_worst_of_them_drawn(tmp_path: Path) -> None:
+    """Nineteen labels; the second cluster of label i is wrong in i / 20, the first in all, of too few samples."""
+    names = [f"label {i:02}" for i in range(1, 20)]
+    paths = make(tmp_path, names)
+    rows = read_table(paths.table("reliability_clusters")).to_pylist()
+    for row in rows:
+        wrong = 2 * int(row["label"][-2:])
+        if row["split"] == "fit" and row["cluster"] < 2:
+            counts = {"tp": 40 - wrong, "tn": 0, "fp": wrong, "fn": 0, "n": 40, "error_rate": wrong / 40}
+            row.update(counts if row["cluster"] else {**counts, "n": 19, "error_rate": 1.0})  # too few to count
+    publish(
+        paths.table("reliability_clusters"), pa.Table.from_pylist(rows, RELIABILITY_CLUSTERS), RELIABILITY_CLUSTERS, []
+    )
+    for branch in found(paths).branches:
+        assert [figure.label for figure in branch.figures] == names[: -DRAWN_LABELS - 1 : -1]
+        assert [(line.label, line.worst) for line in branch.labels] == [
+            (f"label {i:02}", i / 20) for i in range(19, 0, -1)
+        ]
+        assert {(line.n, line.clusters, line.flipped) for line in branch.labels} == {(59, 3, 1)}
+    titles, shown = lines(render(Numbers(paths)), "clusters-table-1")
+    assert titles == ["Label", "Samples", "Clusters", "Worst cluster", "Flipped"]
+    assert [cell.text for cell in shown[0]] == ["label 19", "59", "3", "95 % wrong", "1"]
+
+
+def test_the_page_stays_small_whatever_the_prototypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of 64 x 64 is as large as a picture can be; each is reduced, and figures end with the room."""
+    paths = make(tmp_path, [f"label {i:02}" for i in range(1, 20)])
+    rng = np.random.default_rng(0)
+    rows = read_table(paths.table("reliability_clusters")).to_pylist()
+    for row in rows:
+        if row["split"] == "fit" and row["n"]:
+            row |= {"height": 64, "width": 64, "prototype": rng.random(4096).tolist()}
+    publish(
+        paths.table("reliability_clusters"), pa.Table.from_pylist(rows, RELIABILITY_CLUSTERS), RELIABILITY_CLUSTERS, []
+    )
+    uri = next(c.prototype for c in found(paths).branches[0].figures[0].clusters if c.prototype)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+    assert picture.shape == (PROTOTYPE_SIZE, PROTOTYPE_SIZE, 3)
+    sizes = [figure.size for branch in found(paths).branches for figure in branch.figures]
+    assert len(sizes) == 2 * DRAWN_LABELS
+    monkeypatch.setattr(report_reliability, "FIGURE_BYTES", sum(sizes) // 2)
+    fewer = [[figure.label for figure in branch.figures] for branch in found(paths).branches]
+    assert [len(labels) for labels in fewer] == [DRAWN_LABELS // 2] * 2
+    text = section(render(Numbers(paths)))
+    assert len(text) < sum(sizes) // 2 + 100_000
 
 
 def test_a_hostile_name_is_text(text: str) -> None:

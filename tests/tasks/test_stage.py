@@ -1,6 +1,6 @@
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,32 @@ def test_a_stage_with_nothing_to_do_took_no_time(monkeypatch: pytest.MonkeyPatch
     assert report == StageReport("predict hat", done=0, skipped=2)
     assert (report.complete, report.patches_per_second) == (True, 0.0)
     assert told == [("predict hat", 0, 0, 0)]
+
+
+def test_shards_are_worked_on_in_the_groups_that_become_ready(
+    monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]
+) -> None:
+    """All that are missing are asked for at once; what fails to become ready leaves the others done."""
+    outputs[0].write(3, pa.table({"a": [3]}))
+    pool = FakePool(outputs[:1], {})
+    monkeypatch.setattr(stage_module, "run_pool", pool)
+    asked: list[list[int]] = []
+    closed: list[bool] = []
+
+    def ready(missing: list[int]) -> Generator[Sequence[int]]:
+        asked.append(missing)
+        try:
+            yield missing[2:]
+            assert outputs[0].done() == {3, *missing[2:]}
+            yield missing[:1]
+            raise ArchiveError("truncated")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(ArchiveError, match="truncated"):
+        run_stage("ingest", PartWriter, outputs[:1], range(6), RESOURCES, ready=ready)  # type: ignore[arg-type]
+    assert (asked, closed) == ([[0, 1, 2, 4, 5]], [True])
+    assert outputs[0].done() == {0, 2, 3, 4, 5}
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from classifiers.cam.explain import METHODS, explain, explain_methods, method_and_options
 from classifiers.network import Classifier
 from infra.errors import ConfigError, ShapeError, UnknownNameError
-from tests.classifiers.cam.small_networks import recorded
+from tests.classifiers.cam.small_networks import convolutional, random_images, recorded
 
 
 def test_labels_are_chosen_in_the_order_asked(model: Classifier, x: Tensor) -> None:
@@ -175,3 +175,35 @@ def test_other_methods_fit_any_input(model: Classifier) -> None:
     for entry in METHODS.values():
         if entry.resolution == "layer":
             entry.check(entry.options(), model, (3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("grad_cam", {}),
+        ("eigen_cam", {}),
+        ("random", {}),
+        ("score_cam", {}),
+        ("occlusion", {"window": 4, "stride": 3}),
+        ("rise", {"masks": 2, "cells": 3}),
+        ("lime", {"cells": 4, "samples": 3}),
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_size_of_maps_is_known_without_making_any(method: str, options: dict[str, Any], stride: int) -> None:
+    """Of layers, inputs and cells; by shapes alone, so also for a network that has no numbers."""
+    entry, chosen = method_and_options(method, options)
+    network = convolutional(stride=stride)
+    maps = explain(network, random_images(1, 2, 13, 8), method, **options)
+    resolutions = {"layer": (-(-13 // stride), -(-8 // stride)), "input": (13, 8), "cells": (4, 4)}
+    assert maps.shape[2:] == resolutions[entry.resolution]
+    with recorded(network) as batches:
+        assert entry.map_size(chosen, network, (2, 13, 8)) == maps.shape[2:]
+    assert all(batch.is_meta for batch in batches)
+    assert entry.map_size(chosen, convolutional(stride=stride).to("meta"), (2, 13, 8)) == maps.shape[2:]
+
+
+def test_the_size_of_maps_of_too_small_an_image_is_refused_where_a_layer_makes_them() -> None:
+    network = convolutional(min_size=8)
+    with pytest.raises(ShapeError, match="at least 8 x 8 pixels, got 8 x 7"):
+        METHODS["grad_cam"].map_size(METHODS["grad_cam"].options(), network, (2, 8, 7))

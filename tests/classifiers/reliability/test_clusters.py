@@ -1,5 +1,6 @@
 """Oracles: scikit-learn's own steps one after the other, votes counted one by one, maps whose pattern is known."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -13,8 +14,8 @@ from sklearn.manifold import spectral_embedding
 from sklearn.metrics import adjusted_rand_score, pairwise_distances
 from sklearn.neighbors import KNeighborsClassifier
 
-from classifiers.reliability import ClusterSettings, MapClusters, choose_landmarks, fit_clusters
-from classifiers.reliability.clusters import blocks, vectors_of
+from classifiers.reliability import ClusterSettings, MapClusters, check_enough, choose_landmarks, fit_clusters
+from classifiers.reliability.clusters import blocks, reduced_maps, reduced_size, vectors_of
 from infra.errors import ConfigError, ShapeError
 from tests.classifiers.reliability.map_patterns import spots, varied
 
@@ -247,6 +248,58 @@ def test_vectors_of_the_largest_and_smallest_numbers(kind: type[np.floating]) ->
     assert vectors_of(maps).tolist() == [[0, 1, 0.5, 0.75], [0, 1, 0.25, 0.5]]
 
 
+def test_large_maps_are_reduced_to_means_over_areas() -> None:
+    """128 x 192 pixels to 64 x 64: means of 2 x 3; of 96, each is 1.5, one and a half of the next."""
+    maps = np.random.default_rng(11).random((5, 128, 192), dtype=np.float32)
+    by_hand = maps.reshape(5, 64, 2, 64, 3).mean(axis=(2, 4))
+    found = reduced_maps(maps)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, by_hand, rtol=0, atol=1e-6)
+    ramp = np.tile(np.arange(96.0), (20, 1))[None]
+    expected = np.tile(np.array([[3 * i + (2 / 3) * 0.5, 3 * i + 5 / 3] for i in range(32)]).ravel(), (20, 1))
+    np.testing.assert_allclose(reduced_maps(ramp)[0], expected, rtol=0, atol=1e-9)
+    for size in ((64, 64), (15, 15), (4, 60)):
+        small = maps[:, : size[0], : size[1]]
+        assert reduced_maps(small) is small
+    assert [reduced_size(*size) for size in ((600, 480), (64, 65), (15, 120))] == [(64, 64), (64, 64), (15, 64)]
+
+
+@pytest.mark.parametrize("size", [65, 100, 120, 128, 480])
+def test_a_map_is_reduced_the_same_whatever_others_it_comes_with(size: int) -> None:
+    maps = np.random.default_rng(size).random((9, size, size), dtype=np.float32)
+    maps[4, size // 2, 7] = np.nan
+    whole = reduced_maps(maps)
+    assert np.isfinite(whole).all(axis=(1, 2)).tolist() == [i != 4 for i in range(9)]
+    for step in (1, 2, 4, 5):
+        parts = [reduced_maps(maps[i : i + step]) for i in range(0, 9, step)]
+        assert np.array_equal(np.concatenate(parts), whole, equal_nan=True)
+
+
+def test_clusters_of_large_maps_are_those_of_their_reduced_ones() -> None:
+    rng = np.random.default_rng(12)
+    small = np.concatenate([spots(120, 1, 1, rng), spots(80, 6, 6, rng)])
+    large = small.repeat(16, axis=1).repeat(16, axis=2)  # 8 pixels to 128, of which two each are one of 64
+    clusters, of_reduced = fit_clusters(large), fit_clusters(reduced_maps(large))
+    assert clusters.size == (64, 64)
+    assert np.array_equal(clusters.of_landmarks, of_reduced.of_landmarks)
+    assert np.array_equal(clusters.assign(large), of_reduced.assign(reduced_maps(large)))
+    with pytest.raises(ShapeError, match=r"maps \(N, 64, 64\), got \(2, 63, 128\)"):
+        clusters.assign(np.zeros((2, 63, 128)))
+
+
+def test_maps_of_large_images_take_no_memory_of_their_size() -> None:
+    """400 maps of 480 x 480 pixels are 369 MB; here they are windows of one stripe, which takes none."""
+    rng = np.random.default_rng(13)
+    stripe = rng.random((480 + 400) * 480, dtype=np.float32)
+    maps = np.lib.stride_tricks.as_strided(stripe, (400, 480, 480), (480 * 4, 480 * 4, 4), writeable=False)
+    tracemalloc.start()
+    found = fit_clusters(maps).assign(maps)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(found)) > 1
+    assert peak < 150e6
+
+
 def test_the_input_is_left_as_it_was() -> None:
     maps = varied(200, np.random.default_rng(8))
     before = maps.copy()
@@ -282,9 +335,9 @@ def test_refusals_tell_the_numbers() -> None:
         fit_clusters(rng.random((200, 3, 5)))
     with pytest.raises(ConfigError, match=r"20 validation samples for each of 8 clusters, 160 in all, found 159: ask "):
         fit_clusters(rng.random((159, 4, 4)))
-    with pytest.raises(ConfigError, match=r"found 79: ask for at most 3 clusters, or pool the labels"):
+    with pytest.raises(ConfigError, match=r"found 79: ask for at most 3 clusters, or label more"):
         fit_clusters(rng.random((79, 4, 4)))
-    with pytest.raises(ConfigError, match=r"found 39: pool the labels"):
+    with pytest.raises(ConfigError, match=r"found 39: label more validation patches"):
         fit_clusters(rng.random((39, 4, 4)))
     with pytest.raises(ConfigError, match="all 160 maps are alike"):
         fit_clusters(np.full((160, 4, 4), 3.0))
@@ -302,6 +355,21 @@ def test_refusals_tell_the_numbers() -> None:
     for shape in ((2, 4, 5), (4, 4), (2, 16)):
         with pytest.raises(ShapeError, match=r"maps \(N, 4, 4\)"):
             clusters.assign(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("n", "poolable", "advice"),
+    [
+        (159, False, "ask for at most 7 clusters, or label more validation patches"),
+        (159, True, "ask for at most 7 clusters, or pool the labels, or label more validation patches"),
+        (39, True, "pool the labels, or label more validation patches"),
+        (0, False, "label more validation patches"),
+    ],
+)
+def test_advice_is_what_can_be_followed(n: int, poolable: bool, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f"160 in all, found {n}: {advice}$"):
+        check_enough(16, n, ClusterSettings(), poolable=poolable)
+    check_enough(16, 160, ClusterSettings(), poolable=poolable)
 
 
 @pytest.mark.parametrize(

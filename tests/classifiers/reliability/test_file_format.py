@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from classifiers.reliability import ClusterSettings, Reliability, fit_reliability, from_bytes, to_bytes
-from classifiers.reliability.file_format import FORMAT, _digest
+from classifiers.reliability import ClusterSettings, FittedReliability, Reliability, from_bytes, to_bytes
+from classifiers.reliability.file_format import _KEYS, FORMAT, _digest
 from infra.errors import WeightsError
+from tests.classifiers.reliability.fits import fit_samples
 from tests.classifiers.reliability.map_patterns import varied
 
 MAPS_OF = {"method": "grad_cam", "options": {"sizes": [3, 5]}, "layer": "layer4"}
+HOW = ClusterSettings(3, 5, 3, 0.25, 70, 7)
 
 
 def fitted(seed: int) -> Reliability:
     rng = np.random.default_rng(seed)
     truth = rng.random(80) < 0.4
-    how = ClusterSettings(3, 5, 3, 0.25, 70, seed)
-    return fit_reliability(varied(80, rng, size=6), truth ^ (rng.random(80) < 0.3), truth, MAPS_OF, how, 0.6)
+    return fit_samples(varied(80, rng, size=6), truth ^ (rng.random(80) < 0.3), truth, HOW, 0.6)
 
 
 ONE = fitted(0)
-CONTENT = to_bytes({"": ONE})
+WHY = "no decision is wrong"
+BOTH = FittedReliability(HOW, 0.6, False, MAPS_OF, {"Urban fabric": ONE, "Pastures": fitted(1)}, {"Arable land": WHY})
+CONTENT = to_bytes(FittedReliability(HOW, 0.6, True, MAPS_OF, {"": ONE}))
 
 type Arrays = dict[str, NDArray[Any]]
 
@@ -41,24 +45,33 @@ def opened(content: bytes) -> tuple[dict[str, Any], Arrays]:
 
 def closed(about: dict[str, Any], arrays: Arrays) -> bytes:
     """A file with a hash that is right, whatever else is wrong."""
-    about["sha256"] = _digest(about["fitted"], arrays)
+    about["sha256"] = _digest(about, arrays)
     return bytes(safetensors.numpy.save(arrays, {"superscene": json.dumps(about)}))
 
 
 def test_a_file_gives_back_what_was_fitted_and_equal_fits_equal_bytes() -> None:
     maps = varied(200, np.random.default_rng(9), size=6)
-    content = to_bytes({"Urban fabric": ONE, "": fitted(1)})
-    assert content == to_bytes({"": fitted(1), "Urban fabric": fitted(0)})
+    content = to_bytes(BOTH)
+    assert content == to_bytes(replace(BOTH, by_label={"Pastures": fitted(1), "Urban fabric": fitted(0)}))
     found = from_bytes(content)
-    assert sorted(found) == ["", "Urban fabric"]
+    assert sorted(found.by_label) == ["Pastures", "Urban fabric"]
     assert to_bytes(found) == content
-    again = found["Urban fabric"]
+    again = found.by_label["Urban fabric"]
     for name in ("counts", "prototypes", "error_rate", "n", "flipped"):
         np.testing.assert_array_equal(getattr(again, name), getattr(ONE, name))
-    assert (again.settings, again.threshold, again.maps_of) == (ONE.settings, 0.6, MAPS_OF)
-    assert np.array_equal(again.assign(maps, MAPS_OF), ONE.assign(maps, MAPS_OF))
-    assert len(np.unique(again.assign(maps, MAPS_OF))) == 3
-    assert from_bytes(to_bytes({})) == {}
+    assert (found.settings, found.threshold, found.pooled, found.maps_of) == (HOW, 0.6, False, MAPS_OF)
+    assert found.why_not == {"Arable land": WHY}
+    assert again.threshold == 0.6
+    assert np.array_equal(again.assign(maps), ONE.assign(maps))
+    assert len(np.unique(again.assign(maps))) == 3
+
+
+def test_a_file_of_no_fit_says_how_none_came_about() -> None:
+    nothing = FittedReliability(HOW, 0.6, True, MAPS_OF, {}, {"": WHY})
+    assert from_bytes(to_bytes(nothing)) is not nothing
+    found = from_bytes(to_bytes(nothing))
+    for name in ("settings", "threshold", "pooled", "maps_of", "by_label", "why_not"):
+        assert getattr(found, name) == getattr(nothing, name)
 
 
 def test_a_cluster_without_samples_survives() -> None:
@@ -67,7 +80,7 @@ def test_a_cluster_without_samples_survives() -> None:
     arrays["0.prototypes"] = np.where(np.arange(3)[:, None, None] == 2, np.nan, arrays["0.prototypes"]).astype(
         np.float32
     )
-    found = from_bytes(closed(about, arrays))[""]
+    found = from_bytes(closed(about, arrays)).by_label[""]
     assert np.isnan(found.error_rate[2])
     assert np.isnan(found.prototypes[2]).all()
 
@@ -129,8 +142,8 @@ def in_metadata(value: object) -> bytes:
         in_metadata([]),
         in_metadata("1"),
         in_metadata({"format": FORMAT}),
-        in_metadata({"format": FORMAT, "fitted": None, "sha256": ""}),
-        in_metadata({"format": FORMAT, "fitted": [], "sha256": ""}),
+        in_metadata({"format": FORMAT, "labels": None, "sha256": ""}),
+        in_metadata({"format": FORMAT, **dict.fromkeys(_KEYS - {"format"})}),
     ],
     ids=range(17),
 )
@@ -146,33 +159,34 @@ def test_a_newer_format_is_told_before_its_arrays_are_read() -> None:
         from_bytes(with_header(f'{{"__metadata__":{{"superscene":{json.dumps(text)}}},{arrays}}}'))
 
 
-def entry(about: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = about["fitted"][0]
-    return found
-
-
 CHANGES: dict[str, Callable[[dict[str, Any], Arrays], object]] = {
-    "a setting too many": lambda about, arrays: entry(about)["settings"].update(shape="round"),
-    "a setting too few": lambda about, arrays: entry(about)["settings"].pop("seed"),
-    "a setting in words": lambda about, arrays: entry(about)["settings"].update(neighbours="5"),
-    "half a neighbour": lambda about, arrays: entry(about)["settings"].update(neighbours=5.5),
-    "no neighbour": lambda about, arrays: entry(about)["settings"].update(neighbours=0),
-    "an endless kernel": lambda about, arrays: entry(about)["settings"].update(kernel_scale=10**400),
-    "settings in a list": lambda about, arrays: entry(about).update(settings=[1, 2]),
-    "no settings": lambda about, arrays: entry(about).pop("settings"),
-    "threshold out of range": lambda about, arrays: entry(about).update(threshold=1.5),
-    "threshold in a list": lambda about, arrays: entry(about).update(threshold=[0.5]),
-    "threshold beyond floats": lambda about, arrays: entry(about).update(threshold=10**400),
-    "a label that is a number": lambda about, arrays: entry(about).update(label=7),
-    "a label that is a list": lambda about, arrays: entry(about).update(label=["a"]),
-    "maps of a list": lambda about, arrays: entry(about).update(maps_of=[]),
-    "no fit for the arrays": lambda about, arrays: about.update(fitted=[]),
-    "fits that are no list": lambda about, arrays: about.update(fitted=3),
-    "fits by name": lambda about, arrays: about.update(fitted={"a": entry(about)}),
-    "a fit that is a word": lambda about, arrays: about.update(fitted=["a"]),
-    "a fit without arrays": lambda about, arrays: about["fitted"].append(entry(about)),
+    "a setting too many": lambda about, arrays: about["settings"].update(shape="round"),
+    "a setting too few": lambda about, arrays: about["settings"].pop("seed"),
+    "a setting in words": lambda about, arrays: about["settings"].update(neighbours="5"),
+    "half a neighbour": lambda about, arrays: about["settings"].update(neighbours=5.5),
+    "no neighbour": lambda about, arrays: about["settings"].update(neighbours=0),
+    "an endless kernel": lambda about, arrays: about["settings"].update(kernel_scale=10**400),
+    "settings in a list": lambda about, arrays: about.update(settings=[1, 2]),
+    "no settings": lambda about, arrays: about.pop("settings"),
+    "a key too many": lambda about, arrays: about.update(more=1),
+    "threshold out of range": lambda about, arrays: about.update(threshold=1.5),
+    "threshold in a list": lambda about, arrays: about.update(threshold=[0.5]),
+    "threshold beyond floats": lambda about, arrays: about.update(threshold=10**400),
+    "pooled in words": lambda about, arrays: about.update(pooled="true"),
+    "a pooled fit of a label": lambda about, arrays: about.update(labels=["Pastures"]),
+    "fits of labels that are pooled": lambda about, arrays: about.update(pooled=False),
+    "a label that is a number": lambda about, arrays: about.update(labels=[7]),
+    "a label that is a list": lambda about, arrays: about.update(labels=[["a"]]),
+    "maps of a list": lambda about, arrays: about.update(maps_of=[]),
+    "reasons in a list": lambda about, arrays: about.update(why_not=["a"]),
+    "a reason that is a number": lambda about, arrays: about.update(why_not={"": 3}),
+    "a reason of a label, pooled": lambda about, arrays: about.update(why_not={"Pastures": "none"}),
+    "no fit for the arrays": lambda about, arrays: about.update(labels=[]),
+    "fits that are no list": lambda about, arrays: about.update(labels=3),
+    "fits by name": lambda about, arrays: about.update(labels={"": 0}),
+    "a fit without arrays": lambda about, arrays: about["labels"].append("a"),
     "the same label twice": lambda about, arrays: (
-        about["fitted"].append(entry(about)),
+        about["labels"].append(""),
         arrays.update({name.replace("0.", "1."): values for name, values in arrays.items()}),
     ),
     "an array too many": lambda about, arrays: arrays.update({"0.more": np.zeros(3)}),
@@ -219,6 +233,6 @@ def test_the_message_says_what_is_wrong() -> None:
     with pytest.raises(WeightsError, match=r"mean is float32 \(35,\), not float32 \(36,\)"):
         from_bytes(closed(about, arrays))
     about, arrays = opened(CONTENT)
-    entry(about)["settings"]["shape"] = "round"
+    about["settings"]["shape"] = "round"
     with pytest.raises(WeightsError, match=r"settings \['shape'\] are missing, or too many"):
         from_bytes(closed(about, arrays))

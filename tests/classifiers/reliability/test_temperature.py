@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 
+from classifiers.cam.target import Activation
 from classifiers.reliability import fit_temperatures, scale_by_temperature
 from infra.errors import ConfigError, ShapeError
 
@@ -45,9 +46,16 @@ def by_lbfgs(logits: Floats, truth: NDArray[np.bool_], *, softmax: bool) -> floa
     return float(log_t.detach().exp())
 
 
+def fitted(probs: ArrayLike, truth: ArrayLike, activation: Activation = "sigmoid") -> Floats:
+    """Temperatures where there is something to fit on."""
+    found = fit_temperatures(probs, truth, activation)
+    assert found is not None
+    return found
+
+
 def test_each_label_as_by_lbfgs_and_by_a_grid() -> None:
     logits, truth = labels(800, 0, (0.3, 1.0, 1.5, 2.0))
-    found = fit_temperatures(expit(logits), truth)
+    found = fitted(expit(logits), truth)
     grid = np.exp(np.linspace(-4, 4, 4001))
     for i in range(4):
         assert found[i] == pytest.approx(by_lbfgs(logits[:, i], truth[:, i], softmax=False), rel=1e-4)
@@ -58,7 +66,7 @@ def test_each_label_as_by_lbfgs_and_by_a_grid() -> None:
 
 def test_all_classes_of_a_softmax_share_one() -> None:
     logits, truth = classes(800, 1, 2.5)
-    found = fit_temperatures(softmax(logits, axis=1), truth, "softmax")
+    found = fitted(softmax(logits, axis=1), truth, "softmax")
     assert found.shape == (4,)
     assert len(set(found.tolist())) == 1
     assert found[0] == pytest.approx(by_lbfgs(logits, truth, softmax=True), rel=1e-4)
@@ -68,17 +76,17 @@ def test_find_by_how_much_logits_are_too_large() -> None:
     """100,000 draws: the temperature is known to a few hundredths of itself."""
     factors = (0.5, 1.0, 3.0)
     logits, truth = labels(100_000, 2, factors)
-    np.testing.assert_allclose(fit_temperatures(expit(logits), truth), factors, rtol=0.03)
+    np.testing.assert_allclose(fitted(expit(logits), truth), factors, rtol=0.03)
     logits, truth = classes(100_000, 3, 2.0)
-    np.testing.assert_allclose(fit_temperatures(softmax(logits, axis=1), truth, "softmax"), 2.0, rtol=0.03)
+    np.testing.assert_allclose(fitted(softmax(logits, axis=1), truth, "softmax"), 2.0, rtol=0.03)
 
 
 def test_two_classes_are_one_label() -> None:
     """A softmax of logits (z, 0) is the sigmoid of z, and has its temperature."""
     logits, truth = labels(500, 4, (2.0,))
     both = softmax(np.concatenate([logits, np.zeros_like(logits)], axis=1), axis=1)
-    of_both = fit_temperatures(both, np.concatenate([truth, ~truth], axis=1), "softmax")
-    np.testing.assert_allclose(of_both, fit_temperatures(expit(logits), truth)[0], rtol=1e-4)
+    of_both = fitted(both, np.concatenate([truth, ~truth], axis=1), "softmax")
+    np.testing.assert_allclose(of_both, fitted(expit(logits), truth)[0], rtol=1e-4)
 
 
 def test_scaling_divides_logits() -> None:
@@ -106,32 +114,57 @@ def test_probabilities_of_0_and_1_are_no_infinite_loss() -> None:
     rng = np.random.default_rng(5)
     truth = rng.random((300, 1)) < 0.5
     probs = np.where(rng.random((300, 1)) < 0.9, truth, ~truth).astype(np.float32)  # sure, and wrong in a tenth
-    found = fit_temperatures(probs, truth)
+    found = fitted(probs, truth)
     assert np.isfinite(found).all()
     assert found[0] > 4  # far too sure
     two = np.concatenate([probs, 1 - probs], axis=1)
-    assert np.isfinite(fit_temperatures(two, np.concatenate([truth, ~truth], axis=1), "softmax")).all()
+    assert np.isfinite(fitted(two, np.concatenate([truth, ~truth], axis=1), "softmax")).all()
 
 
 def test_a_label_that_is_always_or_never_there_keeps_its_probabilities() -> None:
     logits, truth = labels(200, 6, (2.0, 2.0, 2.0))
     truth[:, 0], truth[:, 2] = True, False
-    found = fit_temperatures(expit(logits), truth)
+    found = fitted(expit(logits), truth)
     assert (found[0], found[2]) == (1.0, 1.0)
     assert found[1] == pytest.approx(by_lbfgs(logits[:, 1], truth[:, 1], softmax=False), rel=1e-4)
 
 
 def test_where_no_decision_is_wrong_the_lowest_is_as_good_as_any() -> None:
-    found = fit_temperatures([[0.6], [0.7], [0.3]], [[1], [1], [0]])
+    found = fitted([[0.6], [0.7], [0.3]], [[1], [1], [0]])
     assert 0.018 < found[0] < 0.03
     assert np.isfinite(scale_by_temperature([[0.6], [0.0], [1.0]], found)).all()
 
 
+def test_softmax_is_fitted_on_the_rows_with_one_label() -> None:
+    """Rows without a label or with two, and those without a probability, might as well not be there."""
+    logits, truth = classes(400, 7, 2.5)
+    probs = softmax(logits, axis=1)
+    expected = fitted(probs[50:], truth[50:], "softmax")
+    truth[:20], truth[20:40], probs[40:50, 1] = False, [True, True, False, False], np.nan
+    assert fitted(probs, truth, "softmax").tolist() == expected.tolist()
+    assert expected[0] == pytest.approx(by_lbfgs(logits[50:], truth[50:], softmax=True), rel=1e-4)
+
+
+def test_probabilities_that_are_missing_are_left_out_of_their_label() -> None:
+    logits, truth = labels(400, 8, (2.0, 0.5))
+    probs = expit(logits)
+    probs[:30, 0] = np.nan
+    found = fitted(probs, truth)
+    assert found[0] == fitted(expit(logits[30:, :1]), truth[30:, :1])[0]
+    assert found[1] == fitted(expit(logits[:, 1:]), truth[:, 1:])[0]
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_nothing_to_fit_on_is_no_temperature(activation: Activation) -> None:
+    none = np.zeros((3, 2), np.bool_)
+    assert fit_temperatures(np.full((3, 2), np.nan), none, activation) is None
+    assert fit_temperatures(np.empty((0, 2)), none[:0], activation) is None
+    assert (fit_temperatures(np.full((3, 2), 0.5), none, activation) is None) == (activation == "softmax")
+
+
 def test_refusals() -> None:
-    for probs, truth in (([0.1], [0]), ([[0.1]], [[0, 1]]), (np.empty((0, 2)), np.empty((0, 2)))):
+    for probs, truth in (([0.1], [0]), ([[0.1]], [[0, 1]])):
         with pytest.raises(ShapeError, match=r"one shape \(N, L\)"):
             fit_temperatures(probs, truth)
-    with pytest.raises(ConfigError, match="2 of 4 probabilities are not from 0 to 1"):
+    with pytest.raises(ConfigError, match="1 of 4 probabilities are not from 0 to 1"):
         fit_temperatures([[0.1, np.nan], [0.3, 1.5]], [[0, 1], [1, 0]])
-    with pytest.raises(ConfigError, match="softmax needs one label a row, 2 of 3 have another number"):
-        fit_temperatures(np.full((3, 2), 0.5), [[0, 0], [1, 0], [1, 1]], "softmax")

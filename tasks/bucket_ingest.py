@@ -1,0 +1,216 @@
+"""Ingest from tar archives: one pass over each fills a bucket a shard, and full buckets are ingested meanwhile."""
+
+import logging
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from infra.archives.buckets import Bucket, Buckets, fault_record, file_record, folder_record
+from infra.archives.modality import Modality
+from infra.archives.model import PatchFormat
+from infra.archives.streamed import BucketArchive, StreamedArchive
+from infra.archives.tar_inventory import FolderList, TarContents, fault_of, folder_of
+from infra.archives.tar_reader import TarMember, read_tar
+from infra.errors import ArchiveError
+from infra.parts import StageParts
+from infra.prefetch import prefetch_groups
+from tasks.ingest import ShardIngester
+from tasks.plan import Plan, inputs_of_shards
+from tasks.stage import ShardCount
+
+MEAN_FILE_BYTES = 1 << 16
+"""Bytes of a file in the mean of an archive, at most: buckets that grow beyond it are none of images of this size."""
+
+logger = logging.getLogger(__name__)
+
+
+class BucketIngester:
+    """Ingests a shard from its bucket, and removes that when the shard's part is written."""
+
+    def __init__(self, archive: StreamedArchive, patch_format: PatchFormat, parts: StageParts) -> None:
+        self._source = BucketArchive(archive)
+        self._parts = parts
+        self._buckets = Buckets(parts.paths.buckets)
+        self._ingester = ShardIngester(self._source, patch_format, parts)
+
+    def run(self, shard: int) -> ShardCount:
+        """Ingest one shard, as `ShardIngester` does from folders."""
+        path = self._buckets.path(shard)
+        if self._parts.is_done(shard) and not path.exists():  # another worker died after its last line of work
+            return ShardCount(self._parts.read(shard).num_rows)
+        with Bucket(path) as bucket:
+            self._source.bucket = bucket
+            count = self._ingester.run(shard)
+        path.unlink()
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class BucketFeed:
+    """Fills the buckets of a plan's missing shards, and tells of the full ones."""
+
+    archive: StreamedArchive
+    plan: Plan
+
+    def __call__(self, missing: list[int]) -> Generator[Sequence[int]]:
+        """Yield groups of shards whose buckets are full, while the passes go on in a thread of their own.
+
+        Args:
+            missing: The shards to fill buckets for; without any, no archive is opened.
+
+        Raises:
+            ArchiveError: An archive cannot be read to its end. Shards that were full before are yielded first.
+            StoreError: The scratch folder cannot be written.
+        """
+        buckets = Buckets(self.plan.paths.buckets)
+        buckets.remove()  # of a run that was killed
+        if not missing:
+            return
+        buckets.make()
+        try:
+            yield from prefetch_groups(self._fill(buckets, missing), depth=len(missing), most=len(missing))
+        finally:
+            buckets.remove()
+
+    def _fill(self, buckets: Buckets, missing: list[int]) -> Generator[int]:
+        self.archive.begin()
+        inputs = inputs_of_shards(self.plan.parts, missing)
+        *others, last = self.archive.passes
+        budget = MEAN_FILE_BYTES * len(inputs) * sum(len(modality.suffixes) for modality in self.archive.passes)
+        for modality in others:
+            one = _Pass(self.archive.tars[modality.top], modality, inputs, buckets, budget)
+            for _ in one.run():
+                pass
+            budget -= one.written
+        final = _Pass(self.archive.tars[last.top], last, inputs, buckets, budget)
+        unsealed = set(missing)
+        for shard in final.run():
+            unsealed.remove(shard)
+            yield shard
+        self.archive.inventory().save(last.top, TarContents(final.folders))
+        for shard in sorted(unsealed):  # the archive has no more: what is missing is not there
+            buckets.append(shard, ())
+            yield shard
+
+
+class _Wanted:
+    """A folder that some shards want."""
+
+    __slots__ = ("missing", "seen", "shards")
+
+    def __init__(self, missing: int) -> None:
+        self.shards: tuple[int, ...] = ()
+        self.missing = missing  # one bit a file that has not come by yet
+        self.seen = False
+
+
+class _Pass:
+    """One pass over one archive."""
+
+    def __init__(self, path: str, modality: Modality, inputs: pa.Table, buckets: Buckets, budget: int) -> None:
+        self.written = 0
+        self._path, self._modality, self._buckets, self._budget = path, modality, buckets, budget
+        self._bits = {suffix: 1 << i for i, suffix in enumerate(modality.suffixes)}
+        self._wanted: dict[str, _Wanted] = {}
+        self._open: Counter[int] = Counter()  # folders of each shard of which files are missing
+        self._list = FolderList(modality.top, by_product=modality.by_product)
+        self._ignored: Counter[str] = Counter()
+        self._want(inputs)
+
+    @property
+    def folders(self) -> list[str]:
+        """Patch folders that the archive has."""
+        return self._list.folders
+
+    def _want(self, inputs: pa.Table) -> None:
+        everything = (1 << len(self._bits)) - 1
+        for batch in inputs.to_batches(max_chunksize=8192):
+            for patch_id, s1_name, source, shard in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                folder = source if self._modality.folder is None else self._modality.folder(patch_id, s1_name)
+                if folder is None:
+                    continue
+                wanted = self._wanted.setdefault(folder, _Wanted(everything))
+                if shard not in wanted.shards:
+                    wanted.shards += (shard,)
+                    self._open[shard] += 1
+
+    def run(self) -> Iterator[int]:
+        """Append what is wanted to the buckets; yield each shard as soon as all of its files came by."""
+        with closing(read_tar(self._path)) as archive:
+            for folder, members in _by_folder(archive):
+                yield from self._sort(folder, members)
+        if self._ignored:
+            logger.info("%s: members passed over: %s", self._path, dict(self._ignored))
+
+    def _sort(self, folder: str, members: Sequence[TarMember]) -> Iterator[int]:
+        """Append some members of one folder to the buckets; yield the shards whose last files they are."""
+        self._list.meet(folder)
+        wanted = self._wanted.get(folder)
+        if wanted is None:
+            self._ignored["not asked for"] += len(members)
+            return
+        records = self._records(folder, wanted, members)
+        for shard in wanted.shards:
+            self._append(shard, records)
+        if records and not wanted.missing:
+            for shard in wanted.shards:
+                self._open[shard] -= 1
+                if not self._open[shard]:
+                    yield shard
+
+    def _records(self, folder: str, wanted: _Wanted, members: Iterable[TarMember]) -> list[bytes | memoryview]:
+        """Return the records of those members of a folder that are wanted and come by for the first time."""
+        records: list[bytes | memoryview] = []
+        if not wanted.seen:
+            wanted.seen = True
+            records += folder_record(folder)
+        stem = f"{folder}/{folder.rpartition('/')[2]}"
+        for member in members:
+            name = member.name
+            bit = self._bits.get(name[len(stem) :]) if name.startswith(stem) else None
+            if bit is None:
+                self._ignored["not asked for"] += not member.is_folder
+            elif not wanted.missing & bit:
+                self._ignored["named twice, of which the first counts"] += 1
+            else:
+                wanted.missing &= ~bit
+                if member.data is None:
+                    records += fault_record(name, *fault_of(member))
+                else:
+                    records += file_record(name, member.data)
+        return records
+
+    def _append(self, shard: int, records: Sequence[bytes | memoryview]) -> None:
+        if records:
+            self.written += self._buckets.append(shard, records)
+        if self.written > self._budget:
+            raise ArchiveError(
+                f"{self._path} holds files of more than {MEAN_FILE_BYTES} bytes in the mean: it is no BigEarthNet"
+            )
+
+
+def _by_folder(members: Iterable[TarMember]) -> Iterator[tuple[str, list[TarMember]]]:
+    """Yield members that follow each other and lie in one folder; a folder itself lies in itself."""
+    group: list[TarMember] = []
+    last = ""
+    for member in members:
+        folder = folder_of(member)
+        if folder != last or len(group) == _GROUP:
+            if group:
+                yield last, group
+            group, last = [], folder
+        group.append(member)
+    if group:
+        yield last, group
+
+
+_GROUP = 64
+"""Members that are held at most before they are appended: more than any patch has."""
+
+
+def with_contents(plan: Plan, archive: StreamedArchive) -> Plan:
+    """Return the plan with the scan that the unpacked archive would give, now that it has been passed over."""
+    return replace(plan, scan=archive.scan_through())

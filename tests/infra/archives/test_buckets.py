@@ -1,0 +1,95 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from infra.archives.buckets import Bucket, Buckets, fault_record, file_record, folder_record
+from infra.errors import BadPatchError, StoreError
+
+
+def test_a_bucket_gives_back_what_was_appended(tmp_path: Path) -> None:
+    buckets = Buckets(tmp_path / "buckets")
+    buckets.make()
+    files = {f"top/a{i % 3}_é/{i}": os.urandom(i * 1000) for i in range(9)}
+    for path, data in files.items():
+        assert buckets.append(7, file_record(path, memoryview(data))) == 7 + len(path.encode()) + len(data)
+    buckets.append(7, [*folder_record("top/empty"), *folder_record("top/a0_é")])
+    buckets.append(7, fault_record("top/empty/link", "unreadable", "it is\na link"))
+    assert [path.name for path in buckets.folder.iterdir()] == ["shard-00007.bucket"]
+    assert not stat.S_IMODE(buckets.path(7).stat().st_mode) & 0o111
+    with Bucket(buckets.path(7)) as bucket:
+        for path, data in files.items():
+            folder, _, name = path.rpartition("/")
+            opened = bucket.open(folder)
+            assert opened is not None
+            with opened:
+                assert (opened.relative, opened.read(name, whole=True)) == (folder, data)
+                assert opened.has_any({name, "other"})
+                assert not opened.has_any({"other"})
+                with pytest.raises(BadPatchError, match=f"^{folder}/other: no_metadata: it does not exist$"):
+                    opened.read("other", "no_metadata")
+        empty = bucket.open("top/empty")
+        assert empty is not None
+        with pytest.raises(BadPatchError) as caught:
+            empty.read("link")
+        assert (caught.value.path, caught.value.reason, caught.value.detail) == (
+            "top/empty/link",
+            "unreadable",
+            "it is\na link",
+        )
+        assert empty.has_any({"link"})
+        assert bucket.open("top") is bucket.open("top/a0_é/0") is None
+
+
+def test_of_two_files_of_one_name_the_first_counts(tmp_path: Path) -> None:
+    buckets = Buckets(tmp_path)
+    for data in (b"first", b"second"):
+        buckets.append(0, file_record("a/b", memoryview(data)))
+    with Bucket(buckets.path(0)) as bucket:
+        opened = bucket.open("a")
+        assert opened is not None
+        assert opened.read("b") == b"first"
+
+
+def test_an_empty_bucket_has_no_folder(tmp_path: Path) -> None:
+    assert Buckets(tmp_path).append(0, ()) == 0
+    with Bucket(Buckets(tmp_path).path(0)) as bucket:
+        assert bucket.open("a") is None
+
+
+def test_what_cannot_be_written_or_found_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="a part of the path is a file"):
+        Buckets(tmp_path / "file" / "buckets").make()
+    with pytest.raises(StoreError, match=r"cannot write .*shard-00003\.bucket"):
+        Buckets(tmp_path / "gone").append(3, [b"x"])
+    with pytest.raises(StoreError, match=r"shard-00003\.bucket does not exist"):
+        Bucket(Buckets(tmp_path).path(3))
+
+
+def test_a_full_disk_is_the_store_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: memoryview) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "writev", lambda fd, records: 3)
+    with pytest.raises(StoreError, match="the disk is full"):
+        Buckets(tmp_path).append(0, [b"abcd"])
+
+
+def test_a_write_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "writev", lambda fd, records: write(fd, b"".join(records)[:3]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:2]))
+    assert Buckets(tmp_path).append(0, [b"ab", memoryview(b"cdefg"), b"", b"hij"]) == 10
+    assert Buckets(tmp_path).path(0).read_bytes() == b"abcdefghij"
+
+
+def test_removing_leaves_nothing(tmp_path: Path) -> None:
+    buckets = Buckets(tmp_path / "buckets")
+    buckets.remove()
+    buckets.make()
+    buckets.append(1, [b"x"])
+    buckets.remove()
+    assert list(tmp_path.iterdir()) == []
