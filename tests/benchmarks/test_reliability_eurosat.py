@@ -20,14 +20,16 @@ def recorded() -> pd.DataFrame:
 
 
 def signed(text: str) -> list[float]:
-    """Return the numbers of a cell such as −0.010 (−0.068 to 0.044)."""
-    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text.replace("−", "-"))]
+    """Return the numbers of a cell, whose negative ones have a minus sign."""
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text.replace("\N{MINUS SIGN}", "-"))]
 
 
 def test_the_page_says_what_was_measured() -> None:
     rows = recorded()
     page = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.M)]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.MULTILINE)
+    ]
     told = {float(cells[0]): cells[1:] for cells in lines if re.fullmatch(r"\d\.\d", cells[0])}
     assert set(told) == set(rows.index.get_level_values("kernel_scale"))
     for scale, (large, flipped, *cells) in told.items():
