@@ -17,13 +17,13 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import summary_artifact
 from flows.reliability import check_reliability, job_of_reliability, score_reliability
-from flows.run import Run, stage_task
+from flows.run import Run, resources_of, stage_task
 from infra.archives.layouts import LAYOUTS, determining, open_archive
 from infra.archives.streamed import StreamedArchive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
-from infra.ray_pool import Resources, cluster
+from infra.ray_pool import cluster
 from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
@@ -148,8 +148,7 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
     _check_classifier_files(config)
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
-    actors = None if config.resources.actors == "auto" else config.resources.actors
-    return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor), weights)
+    return Run(config, paths, record, resources_of(config), weights)
 
 
 def _check_classifier_files(config: RunConfig) -> None:

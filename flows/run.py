@@ -79,5 +79,14 @@ class Run:
         self.record.configs += [parts.config for parts in filled]
 
 
+def resources_of(config: RunConfig) -> Resources:
+    """Return what the stages of a run may use."""
+    chosen = config.resources
+    return Resources(
+        None if chosen.actors == "auto" else chosen.actors,
+        None if chosen.gpus_per_actor == "auto" else chosen.gpus_per_actor,
+    )
+
+
 stage_task = task(cache_policy=NO_CACHE, persist_result=False)
 """A Prefect task that is never cached: the parts say what is done."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra import ray_pool
-from infra.ray_pool import Done, Resources, cluster, run_pool
+from infra.ray_pool import Done, Resources, WorkerStartError, cluster, run_pool
 from tests.infra.pool_workers import Scripted, Slow
 
 pytestmark = [
@@ -40,6 +40,51 @@ def two_nodes() -> Iterator[Any]:
 
 def nodes_at_work(folder: Path) -> set[str]:
     return {path.name.split("-")[2] for path in folder.glob("begun-*")}
+
+
+def test_a_node_that_joins_is_put_to_work(two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, second = two_nodes
+    monkeypatch.setattr(ray_pool, "_LOOK_SECONDS", 0.5)
+
+    def add_a_node_once_both_work() -> None:
+        while len(nodes_at_work(tmp_path)) < 2:
+            time.sleep(0.05)
+        third = nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        while len(nodes_at_work(tmp_path)) < 3:  # the first two end nothing before the third has begun
+            time.sleep(0.05)
+        for node in (nodes.head_node, second, third):
+            (tmp_path / f"go-{node.node_id}").touch()
+
+    with cluster(address=nodes.address):
+        helper = threading.Thread(target=add_a_node_once_both_work, daemon=True)
+        helper.start()
+        found = list(run_pool(partial(Slow, tmp_path), range(6), Resources()))
+        helper.join()
+    assert sorted(outcome.item for outcome in found) == list(range(6))
+    assert len({outcome.result for outcome in found if isinstance(outcome, Done)}) == 3
+
+
+def test_a_cluster_without_room_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    memory = 100 * 2**20
+    head = {"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False}
+    nodes: Any = Cluster(initialize_head=True, head_node_args=head)
+    monkeypatch.setattr(ray_pool, "_LOOK_SECONDS", 0.5)
+    try:
+        with cluster(address=nodes.address):
+            joining = threading.Timer(3, partial(nodes.add_node, num_cpus=1, object_store_memory=memory))
+            joining.start()
+            found = list(run_pool(partial(Scripted, tmp_path), [3], Resources(actors=1)))
+            joining.join()
+            assert found == [Done(3, 9)]
+            monkeypatch.setattr(ray_pool, "_PATIENCE_SECONDS", 2.0)
+            with pytest.raises(
+                WorkerStartError, match="no node of the cluster had room for an actor of 1 CPU and 2 GPUs"
+            ):
+                list(run_pool(partial(Scripted, tmp_path), [4], Resources(gpus_per_actor=2)))
+    finally:
+        nodes.shutdown()
 
 
 def test_a_lost_node_costs_no_item_and_no_attempt(
