@@ -17,13 +17,13 @@ from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
 from flows.progress import summary_artifact
 from flows.reliability import check_reliability, job_of_reliability, score_reliability
-from flows.run import Run, stage_task
+from flows.run import Run, resources_of, stage_task
 from infra.archives.layouts import LAYOUTS, determining, open_archive
 from infra.archives.streamed import StreamedArchive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.parts import StageParts
-from infra.ray_pool import Resources, cluster
+from infra.ray_pool import cluster
 from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
@@ -61,7 +61,7 @@ from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
 from tasks.super_resolve import ShardSuperResolver
-from tasks.train import Fitted, HeadFitter, fit_network, labels_to_learn, train_job, training_set
+from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained
 
 Stage = Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"]
@@ -148,8 +148,7 @@ def _start(config: RunConfig, paths: StorePaths) -> Run:
     _check_classifier_files(config)
     started = datetime.now(UTC)
     record = RunRecord(paths, config.model_dump_json(), started)
-    actors = None if config.resources.actors == "auto" else config.resources.actors
-    return Run(config, paths, record, Resources(actors, config.resources.gpus_per_actor), weights)
+    return Run(config, paths, record, resources_of(config), weights)
 
 
 def _check_classifier_files(config: RunConfig) -> None:
@@ -346,7 +345,7 @@ def _fit(
         run.stage(title, partial(HeadFitter, job), [job.parts], list(chosen.seeds))
     else:
         fit = partial(fit_network, job, resources=run.resources)
-        run.stage_of_fits(title, fit, job.parts, chosen.seeds, chosen.epochs)
+        run.stage_of_fits(title, fit, job.parts, chosen.seeds, chosen.epochs, fit_devices(job, run.resources))
     publish_training(job, chosen.seeds)
     return {seed: job.checkpoint(seed) for seed in chosen.seeds if job.parts.is_done(seed)}
 

@@ -297,14 +297,20 @@ def super_resolve(
 
 
 @app.command()
-def plan(run_yaml: RunYaml, overrides: Overrides = None) -> None:
-    """Tell what a run would do: patches, shards, bytes and passes of costly maps, before anything runs."""
+def plan(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of one GPU, or core: tells what the run costs.")
+    ] = None,
+) -> None:
+    """Tell what a run would do: patches, shards, bytes, costly passes and hours of devices, before anything runs."""
     from flows.config import load_config
     from flows.estimate import estimate
 
     config = load_config(run_yaml, overrides)
     table = Table("what", "how much", box=None)
-    for what, amount in estimate(config):
+    for what, amount in estimate(config, price_per_hour):
         table.add_row(what, amount)
     Console().print(table)
 

@@ -338,7 +338,8 @@ class ResourceConfig(_Section):
     """What the run may use; never changes a row."""
 
     actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    gpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """auto: one where the cluster has any GPU. A number: no stage that can use GPUs begins without them."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Patches that go through a classifier at once; SR engines find their own."""
     compile: bool | None = None

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -14,6 +14,7 @@ import classifiers
 import sr_models
 from classifiers.network import Classifier
 from flows.config import RunConfig
+from flows.estimate_hours import Patches, hours_rows
 from infra.archives.layouts import open_archive
 from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
@@ -23,96 +24,19 @@ from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays
 from tasks.branch import CEILING
 from tasks.explanation_metrics import FLOOR
+from tasks.labels import is_clean
 from tasks.map_costs import BYTES_PER_VALUE, MethodCost, judging_passes, method_costs
 from tasks.patch_pixels import band_set
 from tasks.trained import check_trained
+
+_FITTED = ("train", "validation")
+"""Splits whose features heads are fitted on."""
 
 _HEADER_BYTES = 1 << 10
 """What a small TIFF has beside its pixels, its path included, at most."""
 
 
-def estimate(config: RunConfig) -> list[tuple[str, str]]:
-    """Return what a run would read and write, as rows for a person.
-
-    Raises:
-        ConfigError: The configuration names no archive.
-        ArchiveError: The archive cannot be read.
-        ShapeError: Its patches are too small for a network whose maps are asked for.
-        WeightsError: A file of `trained` cannot be read, or is published for other bands.
-    """
-    chosen = config.archive
-    if chosen.root is None:
-        raise ConfigError("plan needs archive.root: it counts what the archive holds")
-    paths = StorePaths(config.store.resolve())
-    archive = open_archive(chosen.layout, chosen.root, chosen.options, paths.inventories)
-    scan = archive.scan()
-    patches = scan.inputs.num_rows
-    splits = Counter(scan.inputs["split"].to_pylist())
-    shards = sum(-(-n // config.shard_size) for n in splits.values())
-    rows = [
-        ("inputs", f"{scan.total:,}"),
-        ("patches", f"{patches:,} ({', '.join(f'{split} {n:,}' for split, n in sorted(splits.items()))})"),
-        ("quarantined before reading", f"{scan.problems.num_rows:,}"),
-        ("absent", f"{scan.absent:,}"),
-        ("shards", f"{shards:,} of {config.shard_size}"),
-        ("archive.zarr, at most", _size(patches * _bytes_per_patch(scan.format))),
-    ]
-    if isinstance(archive, StreamedArchive):
-        place = paths.buckets
-        where = place.relative_to(paths.root) if place.is_relative_to(paths.root) else place
-        rows.append((f"{where}, until ingested", _size(patches * sum(map(_bucket_bytes, archive.passes)))))
-    values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
-    sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
-    rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
-    return rows + _map_rows(config, scan.format, splits, scan.inputs["labels"])
-
-
-def _map_rows(
-    config: RunConfig, patch_format: PatchFormat, splits: Mapping[str, int], truth: pa.ChunkedArray
-) -> list[tuple[str, str]]:
-    """Return what the activation maps of all classifiers on all branches take."""
-    chosen, methods = config.explain, config.explain.methods
-    if not methods:
-        return []
-    if patch_format.has_maps and FLOOR not in methods:
-        methods = (*methods, FLOOR)
-    patches = sum(splits.values())
-    sample = patches if chosen.sample is None else sum(min(chosen.sample, n) for n in splits.values())
-    known = truth.drop_null()
-    guessed = chosen.labels != "all" and len(known) > 0
-    bands = band_set(config.bands, patch_format)
-    n_bytes, judging, passes = 0, 0.0, dict.fromkeys(methods, 0)
-    clustered = _Clustered()
-    for classifier in config.classifiers:
-        network = _network(config, classifier, bands, len(patch_format.labels))
-        # As many labels are predicted as are true, more or less.
-        explained = pc.list_value_length(known).to_numpy().mean() if guessed else network.num_labels
-        for sr in config.sr:
-            reduced = 1 if sr == CEILING else config.degrade or 1
-            edge = patch_format.size // reduced * sr_models.SR_MODELS[sr].scale
-            for cost in method_costs(
-                methods, network, (len(bands), edge, edge), patch_format.size, network.num_labels, chosen.options
-            ):
-                seen = sample if cost.costly else patches
-                n_bytes += BYTES_PER_VALUE * cost.values * seen
-                passes[cost.method] += cost.passes * seen
-                if config.reliability is not None and cost.method == config.reliability.method:
-                    validation = 0 if config.models_from is not None else splits.get("validation", 0)
-                    if cost.costly and chosen.sample is not None:
-                        validation = min(validation, chosen.sample)
-                    clustered.add(cost, network.num_labels, seen, validation)
-            if chosen.sample is not None:
-                judging += sample * judging_passes(methods, min(explained, network.num_labels))
-    costly = ", ".join(f"{method} {n:,}" for method, n in passes.items() if n)
-    return [
-        ("maps, before compression", _size(n_bytes)),
-        ("passes of costly methods", f"{sum(passes.values()):,}" + (f" ({costly})" if costly else "")),
-        (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{judging:,.0f}"),
-        *([] if config.reliability is None else clustered.rows()),
-    ]
-
-
-@dataclass
+@dataclass(slots=True)
 class _Clustered:
     """What the stages of reliability see."""
 
@@ -135,6 +59,121 @@ class _Clustered:
             ("reliability, decisions to assign", f"{self.decisions:,}"),
             ("reliability, maps to read, before compression", _size(self.n_bytes)),
         ]
+
+
+@dataclass(slots=True)
+class _Maps:
+    """What the activation maps of all classifiers on all branches take."""
+
+    n_bytes: int = 0
+    judging: float = 0.0
+    """Passes that judge maps."""
+    passes: dict[str, int] = field(default_factory=dict)
+    """Of costly methods, by method."""
+    of_network: dict[tuple[str, str], float] = field(default_factory=dict)
+    """All of these, by SR model and classifier."""
+    clustered: _Clustered | None = None
+    """What reliability sees of them, where it is asked for."""
+
+
+def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[tuple[str, str]]:
+    """Return what a run would read and write, and how long it would take, as rows for a person.
+
+    Args:
+        config: The run.
+        price_per_hour: Of one device, in any currency; None: nobody asks what it costs.
+
+    Raises:
+        ConfigError: The configuration names no archive.
+        ArchiveError: The archive cannot be read.
+        ShapeError: Its patches are too small for a network whose maps are asked for.
+        WeightsError: A file of `trained` cannot be read, or is published for other bands.
+    """
+    chosen = config.archive
+    if chosen.root is None:
+        raise ConfigError("plan needs archive.root: it counts what the archive holds")
+    paths = StorePaths(config.store.resolve())
+    archive = open_archive(chosen.layout, chosen.root, chosen.options, paths.inventories)
+    scan = archive.scan()
+    patches = scan.inputs.num_rows
+    splits = _counted(scan.inputs["split"])
+    shards = sum(-(-n // config.shard_size) for n in splits.values())
+    rows = [
+        ("inputs", f"{scan.total:,}"),
+        ("patches", f"{patches:,} ({', '.join(f'{split} {n:,}' for split, n in sorted(splits.items()))})"),
+        ("quarantined before reading", f"{scan.problems.num_rows:,}"),
+        ("absent", f"{scan.absent:,}"),
+        ("shards", f"{shards:,} of {config.shard_size}"),
+        ("archive.zarr, at most", _size(patches * _bytes_per_patch(scan.format))),
+    ]
+    if isinstance(archive, StreamedArchive):
+        place = paths.buckets
+        where = place.relative_to(paths.root) if place.is_relative_to(paths.root) else place
+        rows.append((f"{where}, until ingested", _size(patches * sum(map(_bucket_bytes, archive.passes)))))
+    values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
+    sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
+    rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
+    clean = _counted(scan.inputs["split"].filter(is_clean(scan.inputs)))
+    counts = Patches(patches, sum(splits[name] for name in _FITTED), clean["train"])
+    maps = _Maps()
+    if config.explain.methods:
+        guessed = config.explain.labels != "all" and len(scan.inputs["labels"].drop_null()) > 0
+        maps = _maps(config, scan.format, splits, scan.inputs["labels"], guessed=guessed)
+        rows += _map_rows(maps, guessed=guessed)
+    return rows + hours_rows(config, counts, scan.format.size, maps.of_network, price_per_hour)
+
+
+def _counted(names: pa.ChunkedArray) -> Counter[str]:
+    return Counter({row["values"]: row["counts"] for row in names.value_counts().to_pylist()})
+
+
+def _maps(
+    config: RunConfig, patch_format: PatchFormat, splits: Mapping[str, int], truth: pa.ChunkedArray, *, guessed: bool
+) -> _Maps:
+    """Return what maps take; guessed: as many labels are predicted as are true, more or less."""
+    chosen, methods = config.explain, config.explain.methods
+    if patch_format.has_maps and FLOOR not in methods:
+        methods = (*methods, FLOOR)
+    patches = sum(splits.values())
+    sample = patches if chosen.sample is None else sum(min(chosen.sample, n) for n in splits.values())
+    bands = band_set(config.bands, patch_format)
+    section = config.reliability
+    maps = _Maps(passes=dict.fromkeys(methods, 0), clustered=None if section is None else _Clustered())
+    for classifier in config.classifiers:
+        network = _network(config, classifier, bands, len(patch_format.labels))
+        explained = pc.list_value_length(truth.drop_null()).to_numpy().mean() if guessed else network.num_labels
+        for sr in config.sr:
+            reduced = 1 if sr == CEILING else config.degrade or 1
+            edge = patch_format.size // reduced * sr_models.SR_MODELS[sr].scale
+            own = 0.0
+            for cost in method_costs(
+                methods, network, (len(bands), edge, edge), patch_format.size, network.num_labels, chosen.options
+            ):
+                seen = sample if cost.costly else patches
+                maps.n_bytes += BYTES_PER_VALUE * cost.values * seen
+                maps.passes[cost.method] += cost.passes * seen
+                own += cost.passes * seen
+                if section is not None and maps.clustered is not None and cost.method == section.method:
+                    validation = 0 if config.models_from is not None else splits.get("validation", 0)
+                    if cost.costly and chosen.sample is not None:
+                        validation = min(validation, chosen.sample)
+                    maps.clustered.add(cost, network.num_labels, seen, validation)
+            if chosen.sample is not None:
+                judging = sample * judging_passes(methods, min(explained, network.num_labels))
+                maps.judging += judging
+                own += judging
+            maps.of_network[sr, classifier] = own
+    return maps
+
+
+def _map_rows(maps: _Maps, *, guessed: bool) -> list[tuple[str, str]]:
+    costly = ", ".join(f"{method} {n:,}" for method, n in maps.passes.items() if n)
+    return [
+        ("maps, before compression", _size(maps.n_bytes)),
+        ("passes of costly methods", f"{sum(maps.passes.values()):,}" + (f" ({costly})" if costly else "")),
+        (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{maps.judging:,.0f}"),
+        *([] if maps.clustered is None else maps.clustered.rows()),
+    ]
 
 
 def _network(config: RunConfig, classifier: str, bands: Sequence[str], labels: int) -> Classifier:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.config import RunConfig
 from flows.progress import stage_progress
 from infra.parts import StageParts
-from infra.ray_pool import Resources, Worker
+from infra.ray_pool import Devices, Resources, Worker
 from infra.storage import StorePaths
 from tasks.run_record import RunRecord
 from tasks.stage import Outputs, Ready, ShardCount, at_once, run_fits, run_stage
@@ -56,11 +56,17 @@ class Run:
         self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress(), ready))
 
     def stage_of_fits(
-        self, title: str, fit: Callable[..., ShardCount], parts: StageParts, seeds: Sequence[int], epochs: int
+        self,
+        title: str,
+        fit: Callable[..., ShardCount],
+        parts: StageParts,
+        seeds: Sequence[int],
+        epochs: int,
+        devices: Devices,
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
         self._begin(title, {parts: list(seeds)})
-        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress()))
+        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress(), devices))
 
     def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
         if not self.record.stages:
@@ -71,6 +77,15 @@ class Run:
         ]
         self.record.save("running")
         self.record.configs += [parts.config for parts in filled]
+
+
+def resources_of(config: RunConfig) -> Resources:
+    """Return what the stages of a run may use."""
+    chosen = config.resources
+    return Resources(
+        None if chosen.actors == "auto" else chosen.actors,
+        None if chosen.gpus_per_actor == "auto" else chosen.gpus_per_actor,
+    )
 
 
 stage_task = task(cache_policy=NO_CACHE, persist_result=False)

@@ -5,8 +5,9 @@ from prefect import flow
 from flows.archive import archive
 from flows.config import RunConfig, TrainSrConfig
 from flows.progress import training_progress
+from flows.run import resources_of
 from infra.archives.layouts import determining
-from infra.ray_pool import Resources, cluster
+from infra.ray_pool import cluster
 from infra.storage import StorePaths, locked_store
 from infra.weights_store import sha256
 from sr_models.trained_weights import provenance
@@ -33,8 +34,7 @@ def train_sr(config: RunConfig) -> str:
         job = sr_train_job(paths, _settings(chosen), chosen.start, _sources(config), patches, chosen.out, chosen.terms)
         if not is_trained(job):
             with cluster(), training_progress(f"train {chosen.model}", chosen.steps) as tell:
-                actors = None if config.resources.actors == "auto" else config.resources.actors
-                fit_on_workers(job, Resources(actors, config.resources.gpus_per_actor), tell)
+                fit_on_workers(job, resources_of(config), tell)
     return _summary(job)
 
 

@@ -2,7 +2,8 @@
 
 What Ray does not decide for us is decided here, once: an actor that dies is replaced by a new one, its shard is tried
 again up to `MAX_ATTEMPTS` times (the loss of a whole node is nobody's fault and is not counted), a shard that keeps
-killing its process is reported and the rest goes on, and a worker that cannot be built stops the run at once.
+killing its process is reported and the rest goes on, and a worker that cannot be built stops the run at once. On a
+cluster of somebody else's, nodes come and go: the pool grows with those that join, and waits where there are none.
 """
 
 import logging
@@ -10,8 +11,9 @@ import os
 import re
 import socket
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,11 +35,20 @@ MAX_ATTEMPTS = 3
 _MAX_FAILED_STARTS = 3
 """Actors that may die while starting, one after the other, before the run stops."""
 
+_LOOK_SECONDS = 5.0
+"""How often a pool looks for nodes that have joined."""
+
+_PATIENCE_SECONDS = 1800.0
+"""How long a pool without one working actor waits for a node: providers take minutes to rent one."""
+
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Ray moves no pixels here, so a local cluster needs little shared memory."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
+
+_ACCELERATOR = "accelerator_type:"
+"""How Ray begins the name of the resource that tells a node's GPU."""
 
 _NODE_DIED = "node has died"
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+?)\.?(?= Some common causes|\n|$)")
@@ -59,13 +70,26 @@ class Resources:
     """What one run may use."""
 
     actors: int | None = None
-    """Number of actors; None: one a GPU, else one a CPU core, never more than there is work."""
-    gpus_per_actor: float = 1.0
-    """GPUs an actor holds, where the cluster has any; ignored on a cluster without."""
+    """Number of actors; None: one a GPU, else one a CPU core, never more than there is work. A cluster that is
+    reached by its address is asked for all of them, room or none: that is what makes an autoscaler rent nodes."""
+    gpus_per_actor: float | None = None
+    """GPUs an actor holds; None: one where the cluster has any when a stage begins, else none."""
 
     def without_gpu(self) -> "Resources":
         """Return the same for a stage that has no use for a GPU."""
         return replace(self, gpus_per_actor=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What the actors of a stage hold, all of them together, whether they work or wait."""
+
+    kind: str
+    """cpu: cores; gpu, or the name that Ray has for it: GPUs."""
+    count: float
+    """Cores or GPUs."""
+    workers: int
+    """Actors, of which each has its equal share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +98,10 @@ class Done[R]:
 
     item: int
     result: R
+    seconds: float = field(default=0.0, compare=False)
+    """From when the actor was given the item to its end, by the driver's clock."""
+    devices: Devices | None = field(default=None, compare=False)
+    """What the pool holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +161,9 @@ _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_stra
 _idle: list[tuple[float, Any]] = []
 """(GPUs, actor) of hosts that wait for the next stage: importing torch anew costs seconds a stage."""
 
+_elastic = False
+"""Whether nodes may join: the cluster was reached by its address."""
+
 
 @contextmanager
 def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator[None]:
@@ -168,11 +199,19 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         if address:
             raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
         raise
+    global _elastic  # noqa: PLW0603  # one connection a process, as Ray has
+    _elastic = bool(address)
     try:
         yield
     finally:
+        _elastic = False
         _idle.clear()
         ray.shutdown()
+
+
+def is_elastic() -> bool:
+    """Return whether nodes may join the cluster that this process is connected to: it was reached by its address."""
+    return _elastic
 
 
 def dismiss_idle() -> None:
@@ -214,6 +253,8 @@ class _Slot:
     """Whether it served a stage before."""
     item: int | None = None
     node: str | None = None
+    since: float = 0.0
+    """When it was given the item, monotonic seconds."""
 
 
 @dataclass(slots=True)
@@ -223,7 +264,10 @@ class _State[R]:
     build: Callable[[], Worker[R]]
     gpus: float
     threads: int
+    devices: Devices
     todo: deque[int]
+    most: int | None
+    """Actors at most; None: as many as there is room for."""
     running: "dict[ray.ObjectRef[Any], _Slot]" = field(default_factory=dict)
     attempts: Counter[int] = field(default_factory=Counter)
     failed_starts: int = 0
@@ -234,9 +278,22 @@ class _State[R]:
         actor = _idle.pop()[1] if reused else _HostActor.options(num_cpus=1, num_gpus=self.gpus).remote()
         self.running[actor.build.remote(self.build, self.threads)] = _Slot(actor, reused)
 
+    def grow(self) -> None:
+        """Start an actor wherever a node that has joined has room for one, as long as there is work for it."""
+        room = _room(_living_nodes(), self.gpus)
+        wanted = (room if self.most is None else min(room, self.most)) - len(self.running)
+        for _ in range(min(wanted, len(self.todo))):
+            self.start()
+        if wanted > 0:
+            self.devices = devices_of(len(self.running), self.gpus, self.threads)
+
+    def is_working(self) -> bool:
+        """Whether any actor has an item."""
+        return any(slot.item is not None for slot in self.running.values())
+
     def unfinished(self) -> bool:
         """Whether there is work left; an actor that is still starting, or waits for a free GPU, holds nobody up."""
-        return bool(self.todo) or any(slot.item is not None for slot in self.running.values())
+        return bool(self.todo) or self.is_working()
 
     def feed(self, slot: _Slot) -> None:
         """Give an idle actor the next item, or let it wait for the next stage."""
@@ -245,6 +302,7 @@ class _State[R]:
             _idle.append((self.gpus, slot.actor))
         else:
             self.attempts[slot.item] += 1
+            slot.since = time.monotonic()
             self.running[slot.actor.run.remote(slot.item)] = slot
 
 
@@ -262,7 +320,8 @@ def run_pool[R](
         One Done or Failed an item, in the order of completion.
 
     Raises:
-        WorkerStartError: A worker's constructor raised, or actors keep dying before they are ready.
+        WorkerStartError: A worker's constructor raised, actors keep dying before they are ready, or no node of a
+            cluster had room for one in half an hour.
         StoreError: A worker met a full or read-only store: nothing more can be done, what is finished stays.
         ArchiveError: The archive as a whole went away under the workers: likewise.
         ConfigError: The cluster has nothing to run an actor on.
@@ -270,16 +329,32 @@ def run_pool[R](
     if not items:
         return
     n_actors, gpus, threads = _plan(len(items), resources)
-    for held, actor in _idle:
-        if held != gpus:
+    held = devices_of(n_actors, gpus, threads)
+    for its_gpus, actor in _idle:
+        if its_gpus != gpus:
             ray.kill(actor)
-    _idle[:] = [(held, actor) for held, actor in _idle if held == gpus]
-    state: _State[R] = _State(build, gpus, threads, deque(items))
+    _idle[:] = [(its_gpus, actor) for its_gpus, actor in _idle if its_gpus == gpus]
+    state: _State[R] = _State(build, gpus, threads, held, deque(items), resources.actors)
+    looked = worked = time.monotonic()
     try:
         for _ in range(n_actors):
             state.start()
         while state.unfinished():
-            (ref,), _ = ray.wait(list(state.running), num_returns=1)
+            ready, _ = ray.wait(list(state.running), num_returns=1, timeout=_LOOK_SECONDS)
+            now = time.monotonic()
+            if _elastic and now - looked >= _LOOK_SECONDS:
+                looked = now
+                state.grow()
+            if ready or state.is_working():
+                worked = now
+            elif _elastic and now - worked > _PATIENCE_SECONDS:
+                raise WorkerStartError(
+                    f"no node of the cluster had room for an actor of 1 CPU and {gpus:g} GPUs for "
+                    f"{_PATIENCE_SECONDS / 60:.0f} minutes; what is done stays: start again once there are nodes"
+                )
+            if not ready:
+                continue
+            (ref,) = ready
             slot = state.running.pop(ref)
             if slot.item is None:
                 _started(state, slot, ref)
@@ -293,22 +368,65 @@ def run_pool[R](
             ray.kill(slot.actor)
 
 
-def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
-    """Return the number of actors, and the GPUs and threads of each."""
+def _living_nodes() -> list[dict[str, float]]:
+    """Return what each living node has, used or not."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in nodes if node["Alive"]]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def _room(nodes: Sequence[Mapping[str, float]], gpus: float) -> int:
+    """Return the number of actors of one core and some GPUs that fit on nodes, each whole on one of them."""
+    return sum(
+        min(int(node.get("CPU", 0)), int(node.get("GPU", 0) / gpus)) if gpus else int(node.get("CPU", 0))
+        for node in nodes
+    )
+
+
+def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
+    """Return the number of actors to begin with, and the GPUs and threads of each."""
+    nodes = _living_nodes()
     cores = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = [float(node.get("GPU", 0)) for node in nodes]
-    if sum(cores) < 1:
-        raise ConfigError("the Ray cluster has no CPU to run an actor on")
-    per_actor = resources.gpus_per_actor if sum(gpus) else 0.0
-    room = sum(min(c, int(g / per_actor)) if per_actor else c for c, g in zip(cores, gpus, strict=True))
-    if room < 1:
+    most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    gpus = resources.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if most_gpus else 0.0
+    room = _room(nodes, gpus)
+    if not (room or _elastic):
+        if sum(cores) < 1:
+            raise ConfigError("the Ray cluster has no CPU to run an actor on")
         raise ConfigError(
-            f"resources.gpus_per_actor is {per_actor:g}, no node of the cluster has more than {max(gpus):g} GPUs"
+            f"resources.gpus_per_actor is {gpus:g}, no node of the cluster has more than {most_gpus:g} GPUs"
         )
-    n_actors = min(resources.actors or room, room, n_items)
-    return n_actors, per_actor, max(1, min(sum(cores) // n_actors, max(cores)))
+    if not room:
+        logger.warning("no node has room for an actor of 1 CPU and %g GPUs: waiting for one", gpus)
+    wanted = resources.actors or room
+    n_actors = max(1, min(wanted if _elastic else min(wanted, room), n_items))
+    at_once = max(1, min(n_actors, room))
+    return n_actors, gpus, max(1, min(sum(cores) // at_once, max(cores, default=1)))
+
+
+def devices_of(workers: int, gpus: float, cores: float) -> Devices:
+    """Return what workers hold; GPUs where they have any, since these are what is waited for.
+
+    Args:
+        workers: How many.
+        gpus: GPUs of each.
+        cores: Cores of each.
+    """
+    return Devices(_gpu_kind(), workers * gpus, workers) if gpus else Devices("cpu", workers * cores, workers)
+
+
+def _gpu_kind() -> str:
+    """Return Ray's name for the cluster's GPUs, where it has one, and they are of one kind; else gpu."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    names = {
+        name.removeprefix(_ACCELERATOR)
+        for node in nodes
+        if node["Alive"]
+        for name in node["Resources"]
+        if name.startswith(_ACCELERATOR)
+    }
+    return names.pop() if len(names) == 1 else "gpu"
 
 
 def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> None:
@@ -349,8 +467,9 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]"
             failed = _again(state, item, failed.error)
         state.feed(slot)
         return failed
+    seconds = time.monotonic() - slot.since
     state.feed(slot)
-    return Done(item, result)
+    return Done(item, result, seconds, state.devices)
 
 
 def _again[R](state: _State[R], item: int, error: str) -> Failed | None:

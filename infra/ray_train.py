@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from infra.errors import ConfigError, PipelineError, TrainingError
-from infra.ray_pool import Resources, dismiss_idle
+from infra.ray_pool import Devices, Resources, devices_of, dismiss_idle, is_elastic
 
 MAX_FAILURES = 3
 """Times the workers may die in one call before it gives up."""
@@ -101,14 +101,20 @@ def train_on_workers(
 def share(resources: Resources, shares: int) -> tuple[int, dict[str, float]]:
     """Return the number of workers, a divisor of the shares, and what each gets.
 
+    Where GPUs are asked for by number, workers hold one each, and wait until nodes with GPUs join.
+
     Raises:
-        ConfigError: The cluster has no CPU.
+        ConfigError: The cluster has no CPU, or none of the GPUs asked for and is this machine alone.
     """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in nodes if node["Alive"]]
     cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if not cores:
+    if resources.gpus_per_actor and not gpus:
+        if not is_elastic():
+            raise ConfigError(f"resources.gpus_per_actor is {resources.gpus_per_actor:g}, and the cluster has no GPU")
+        gpus = resources.actors or 1  # which Ray Train waits for
+    if not (cores or gpus):
         raise ConfigError("the Ray cluster has no CPU to train on")
     most = min(resources.actors or gpus or len(cores), gpus or sum(cores), shares)
     workers = max(n for n in range(1, most + 1) if shares % n == 0)
@@ -116,6 +122,12 @@ def share(resources: Resources, shares: int) -> tuple[int, dict[str, float]]:
         return workers, {"CPU": 1.0, "GPU": 1.0}
     per_node = -(-workers // len(cores))
     return workers, {"CPU": float(max(1, min(cores) // per_node))}
+
+
+def devices(resources: Resources, shares: int) -> Devices:
+    """Return what the workers of a call hold; arguments and errors are those of `share`."""
+    workers, each = share(resources, shares)
+    return devices_of(workers, each.get("GPU", 0.0), each["CPU"])
 
 
 def plain_error(error: BaseException) -> BaseException:

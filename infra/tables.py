@@ -457,10 +457,17 @@ RUNS = pa.schema(
                         ("patches", pa.int64()),
                         ("seconds", pa.float64()),
                         ("patches_per_second", pa.float64()),
+                        ("device", pa.string()),
+                        ("devices", pa.float64()),
+                        ("workers", pa.int64()),
+                        ("device_hours", pa.float64()),
+                        ("busy_device_hours", pa.float64()),
                     ]
                 )
             ),
-            "Per stage: shards done, already done and failed; patches; wall seconds; patches/s",
+            "Per stage: shards done, already done and failed; patches; wall seconds; patches/s; device: cpu or the "
+            "kind of GPU; devices: cores or GPUs held by all workers; device_hours: theirs, from the stage's start to "
+            "its end; busy_device_hours: those that went into the shards done",
         ),
     ]
 )

@@ -25,6 +25,15 @@ class StageRow:
     patches: int
     seconds: float
     patches_per_second: float
+    device: str | None = None
+    """cpu or the kind of GPU; None where nothing was done, and in runs of earlier versions, here and below."""
+    devices: float | None = None
+    """Cores or GPUs that the stage held."""
+    workers: int | None = None
+    device_hours: float | None = None
+    """Hours of those, from the stage's start to its end."""
+    busy_device_hours: float | None = None
+    """Those that went into the shards that were done."""
 
 
 @dataclass(frozen=True, slots=True)

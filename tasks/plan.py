@@ -134,12 +134,13 @@ def assign(inputs: pa.Table, shard_size: int, first_shard: int) -> pa.Table:
     Returns:
         PLAN_SCHEMA, sorted by shard and row. Any whole shard is a random sample of its split.
     """
-    ids = inputs["patch_id"].to_pylist()
-    keys = np.array([hashlib.sha256(f"{ORDER_SEED}:{i}".encode()).hexdigest()[:16] for i in ids])
-    splits = np.array(inputs["split"].to_pylist())
+    digests = [hashlib.sha256(f"{ORDER_SEED}:{i}".encode()).digest()[:8] for i in inputs["patch_id"].to_pylist()]
+    keys = np.frombuffer(b"".join(digests), ">u8")
+    splits = inputs["split"].combine_chunks().dictionary_encode()
+    names, split_of = splits.dictionary.to_pylist(), splits.indices.to_numpy()
     order, shards, rows = [], [], []
-    for split in sorted(set(splits.tolist()), key=_split_rank):
-        members = np.flatnonzero(splits == split)
+    for split in sorted(names, key=_split_rank):
+        members = np.flatnonzero(split_of == names.index(split))
         members = members[np.argsort(keys[members], kind="stable")]
         order.append(members)
         shards.append(first_shard + np.arange(len(members)) // shard_size)
@@ -230,7 +231,8 @@ def _refuse_changes(scan: Scan, parts: StageParts, quarantined: pa.Array) -> Non
         plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
         settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])  # earlier plans do not hold for these
         place = pc.index_in(plan["patch_id"], value_set=scan.inputs["patch_id"].combine_chunks())
-        plan, now = plan.filter(pc.is_valid(place)), scan.inputs.take(place.drop_null())
+        now = scan.inputs.select(["split", "labels"]).take(place.drop_null())
+        plan = plan.filter(pc.is_valid(place))
         for column, what in (("split", "another split"), ("labels", "other labels")):
             before, after = (
                 table[column] if column == "split" else pc.binary_join(table[column], "\n") for table in (plan, now)
@@ -246,15 +248,16 @@ def _refuse_changes(scan: Scan, parts: StageParts, quarantined: pa.Array) -> Non
 
 def _without_place(scan: Scan, archive: Archive, parts: StageParts, quarantined: pa.Array) -> pa.Table:
     """Inputs that no plan holds, and those that were quarantined for their pixels and can be read now."""
-    planned = last_places(parts, scan.inputs["patch_id"].combine_chunks())
-    is_new = np.array([patch not in planned for patch in scan.inputs["patch_id"].to_pylist()], bool)
+    planned = [read_parquet(path, ["patch_id"])["patch_id"] for path in _plan_files(parts)]
+    held = pa.chunked_array([chunk for column in planned for chunk in column.chunks], pa.string())
+    is_new = pc.invert(pc.is_in(scan.inputs["patch_id"], value_set=held)).to_numpy()
     bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined).to_numpy()
     if isinstance(archive, StreamedArchive):  # a look at one of its patches would be a pass over all of it
         is_new |= bad & archive.is_new()
     else:
         for i in np.flatnonzero(bad).tolist():
             is_new[i] = _can_be_read(archive, scan.inputs.slice(i, 1).to_pylist()[0])
-    return scan.inputs.filter(pa.array(is_new))
+    return scan.inputs if is_new.all() else scan.inputs.filter(pa.array(is_new))  # a copy is as large as the names
 
 
 def _can_be_read(archive: Archive, row: dict[str, Any]) -> bool:
@@ -300,7 +303,8 @@ def _planned_shards(parts: StageParts) -> dict[int, str]:
     shards: dict[int, str] = {}
     for path in _plan_files(parts):
         plan = read_parquet(path, ["shard", "split"])
-        shards.update(zip(plan["shard"].to_pylist(), plan["split"].to_pylist(), strict=True))
+        numbers, first = np.unique(plan["shard"].to_numpy(), return_index=True)
+        shards.update(zip(numbers.tolist(), plan["split"].take(pa.array(first)).to_pylist(), strict=True))
     return shards
 
 

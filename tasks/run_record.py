@@ -103,6 +103,11 @@ class RunRecord:
                     "patches": s.patches,
                     "seconds": s.seconds,
                     "patches_per_second": s.patches_per_second,
+                    "device": None if s.devices is None else s.devices.kind,
+                    "devices": 0.0 if s.devices is None else s.devices.count,
+                    "workers": 0 if s.devices is None else s.devices.workers,
+                    "device_hours": s.device_hours,
+                    "busy_device_hours": s.busy_device_hours,
                 }
                 for s in self.stages
             ],

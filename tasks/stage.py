@@ -10,7 +10,7 @@ from typing import Protocol
 
 from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError
 from infra.parts import StageParts
-from infra.ray_pool import Done, Resources, Worker, run_pool
+from infra.ray_pool import Devices, Done, Resources, Worker, run_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class StageReport:
     seconds: float = 0.0
     """Wall time, the start of the actors included."""
     failures: tuple[ShardFailure, ...] = field(default=())
+    devices: Devices | None = None
+    """What the stage held; None where no shard was done."""
+    busy_seconds: float = 0.0
+    """Seconds at work on the shards that were done, of all workers together."""
 
     @property
     def complete(self) -> bool:
@@ -52,6 +56,16 @@ class StageReport:
     def patches_per_second(self) -> float:
         """Patches a second, 0 where nothing was done."""
         return self.patches / self.seconds if self.seconds else 0.0
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of all devices from the stage's start to its end, at work or not: what is paid for."""
+        return self.devices.count * self.seconds / 3600 if self.devices else 0.0
+
+    @property
+    def busy_device_hours(self) -> float:
+        """Those that went into the shards that were done."""
+        return self.busy_seconds * self.devices.count / self.devices.workers / 3600 if self.devices else 0.0
 
 
 class Progress(Protocol):
@@ -131,18 +145,20 @@ def run_stage(
     missing = [shard for shard in shards if shard not in done_everywhere]
     started, patches, done = time.monotonic(), 0, 0
     failures: list[ShardFailure] = []
+    devices, busy = None, 0.0
     progress(stage, 0, len(missing), 0)
     with closing(ready(missing)) as batches:
         for outcome in chain.from_iterable(run_pool(build, batch, resources) for batch in batches):
             if isinstance(outcome, Done):
                 done += 1
+                devices, busy = outcome.devices, busy + outcome.seconds
                 patches += outcome.result.patches
             else:
                 failures.append(ShardFailure(stage, outcome.item, outcome.error))
                 outputs[-1].write_failure(outcome.item, outcome.attempts, outcome.error)
             progress(stage, done + len(failures), len(missing), patches)
     seconds = time.monotonic() - started if missing else 0.0
-    return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures))
+    return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures), devices, busy)
 
 
 class Fit(Protocol):
@@ -154,7 +170,13 @@ class Fit(Protocol):
 
 
 def run_fits(
-    stage: str, fit: Fit, parts: StageParts, seeds: Sequence[int], epochs: int, progress: Progress = silent
+    stage: str,
+    fit: Fit,
+    parts: StageParts,
+    seeds: Sequence[int],
+    epochs: int,
+    progress: Progress = silent,
+    devices: Devices | None = None,
 ) -> StageReport:
     """Run the missing fits of a stage one after the other, each on all workers.
 
@@ -165,6 +187,7 @@ def run_fits(
         seeds: The stage's seeds.
         epochs: Epochs of a fit, at most.
         progress: Told of epochs, over all missing seeds.
+        devices: What a fit holds.
 
     Raises:
         StoreError, ArchiveError, ConfigError: Nothing more can be done.
@@ -172,9 +195,10 @@ def run_fits(
     missing = [seed for seed in seeds if not parts.is_done(seed)]
     started, samples = time.monotonic(), 0
     failures: list[ShardFailure] = []
-    total = len(missing) * epochs
+    total, busy = len(missing) * epochs, 0.0
     progress(stage, 0, total, 0)
     for place, seed in enumerate(missing):
+        begun = time.monotonic()
         try:
             samples += fit(seed, tell=partial(_tell_epochs, progress, stage, place * epochs, total, samples)).patches
         except (StoreError, ArchiveError, ConfigError):
@@ -182,10 +206,14 @@ def run_fits(
         except PipelineError as error:
             failures.append(ShardFailure(stage, seed, str(error)))
             parts.write_failure(seed, 1, str(error))
+        else:
+            busy += time.monotonic() - begun
         progress(stage, (place + 1) * epochs, total, samples)
     seconds = time.monotonic() - started if missing else 0.0
     done = len(missing) - len(failures)
-    return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures))
+    held = devices if done else None
+    workers = held.workers if held else 0
+    return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures), held, busy * workers)
 
 
 def _tell_epochs(progress: Progress, stage: str, before: int, total: int, samples: int, done: int) -> None:

@@ -26,8 +26,8 @@ from classifiers.standardise import from_archive_statistics
 from classifiers.training import ClassifierTrainer, FitResult, HeadTrainer, Trainer, TrainSettings
 from infra.errors import ConfigError, TrainingError, WeightsError
 from infra.parts import StageParts, stage_parts
-from infra.ray_pool import Resources
-from infra.ray_train import TrainWorker, train_on_workers
+from infra.ray_pool import Devices, Resources
+from infra.ray_train import TrainWorker, devices, train_on_workers
 from infra.storage import remove_folder, states_folder, write_bytes
 from infra.tables import TRAINING
 from infra.zarr_store import divisor
@@ -255,6 +255,11 @@ def fit_network(job: TrainJob, seed: int, resources: Resources, tell: Callable[[
     remove_folder(state)
     progress.unlink(missing_ok=True)
     return ShardCount(len(samples_of(job.branch.inputs, job.data.train, job.labels)) * trainer.epoch)
+
+
+def fit_devices(job: TrainJob, resources: Resources) -> Devices:
+    """Return what a fit of one seed holds."""
+    return devices(resources, divisor(LANES, job.settings.batch_size))
 
 
 def _fit(job: TrainJob, seed: int, progress: Path, worker: TrainWorker) -> None:

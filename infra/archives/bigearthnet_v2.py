@@ -79,7 +79,8 @@ class BigEarthNetV2:
         named = self._metadata(METADATA)
         flagged = self._metadata(FLAGGED_METADATA) if self._path(FLAGGED_METADATA).is_file() else named.slice(0, 0)
         if self.include_flagged:
-            named, excluded = pa.concat_tables([named, flagged]), named.slice(0, 0)
+            excluded = named.schema.empty_table()  # a slice would keep half a million rows
+            named = pa.concat_tables([named, flagged]).combine_chunks()
         else:
             flag = pc.or_(
                 pc.fill_null(named["has_snow"], fill_value=False), pc.fill_null(named["has_cloud"], fill_value=False)

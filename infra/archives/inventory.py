@@ -219,19 +219,26 @@ def take_stock(
         raise ArchiveError("the archive has metadata but not one patch folder: is its root right, and unpacked?")
     column = {name: _one(named, name) for name in named.column_names}
     ids, source = column["patch_id"], column["source"]
+    rows = named.num_rows
     labels, unknown, empty = order_labels(column["labels"])
     split = pa.array(list(SPLITS.values())).take(
         pc.index_in(pc.utf8_lower(column["split"]), value_set=pa.array(list(SPLITS)))
     )
-    there = _mask(pc.is_in(source, value_set=pa.array(found.folders, pa.string())))
-    product = pc.replace_substring_regex(source, r"/[^/]*$", "")
+    folders = pa.array(found.folders, pa.string())
+    place = pc.index_in(source, value_set=folders)
+    there = _mask(place.is_valid())
+    unnamed = np.ones(len(folders), np.bool_)
+    unnamed[place.drop_null().to_numpy()] = False
+    # Half a million paths are cut only where a product cannot be listed.
+    product = pa.nulls(rows, pa.string())
+    if found.blocked_products:
+        product = pc.replace_substring_regex(source, r"/[^/]*$", "")
     blocked_product = _mask(pc.is_in(product, value_set=pa.array(list(found.blocked_products), pa.string())))
     blocked = _mask(pc.is_in(source, value_set=pa.array(list(found.blocked), pa.string())))
     safe = _mask(pc.fill_null(safe_names(ids), fill_value=False))
     safe_s1 = _mask(pc.fill_null(safe_names(column["s1_name"]), fill_value=True))
     nameless = _mask(pc.fill_null(pc.equal(ids, ""), fill_value=True))
 
-    rows = named.num_rows
     reason = np.full(rows, None, object)
     detail = np.full(rows, None, object)
 
@@ -268,10 +275,12 @@ def take_stock(
     good = ~bad & ~absent
     column |= {"labels": labels, "split": split}
     inputs = pa.table({f.name: column.get(f.name, pa.nulls(rows, f.type)) for f in INPUT_SCHEMA}).filter(pa.array(good))
-    path = pc.if_else(pa.array(safe), source, column["listed_in"])
-    verdicts = {"reason": pa.array(reason, pa.string()), "detail": pa.array(detail, pa.string())}
-    problems = pa.table({"patch_id": ids, "path": path} | verdicts).filter(pa.array(bad))
-    orphans = _orphans(found, pa.concat_arrays([source.cast(pa.string()), excluded.cast(pa.string())]), product)
+    column |= {"reason": pa.array(reason, pa.string()), "detail": pa.array(detail, pa.string()), "safe": pa.array(safe)}
+    needed = ("patch_id", "source", "listed_in", "reason", "detail", "safe")
+    wrong = pa.table({name: column[name] for name in needed}).filter(pa.array(bad))
+    path = pc.if_else(wrong["safe"], wrong["source"], wrong["listed_in"])
+    problems = wrong.select(["patch_id", "reason", "detail"]).add_column(1, "path", path)
+    orphans = _orphans(found, folders.filter(pa.array(unnamed)), (source, excluded), product)
     problems = pa.concat_tables(
         [
             problems.cast(PROBLEM_SCHEMA),
@@ -290,10 +299,12 @@ def take_stock(
     )
 
 
-def _orphans(found: Found, known: pa.Array, products: pa.Array) -> pa.Table:
-    """Return the problems of folders that no metadata names."""
-    folders = pa.array(found.folders, pa.string())
-    orphans = folders.filter(pc.invert(pc.is_in(folders, value_set=known))).to_pylist()
+def _orphans(found: Found, folders: pa.Array, known: Sequence[pa.Array], products: pa.Array) -> pa.Table:
+    """Return the problems of those folders that none of the known names is of."""
+    for names in known:  # looking among half a million names takes 100 MB: not where there is nothing to look for
+        if len(folders):
+            folders = folders.filter(pc.invert(pc.is_in(folders, value_set=names.cast(pa.string()))))
+    orphans = folders.to_pylist()
     rows: list[dict[str, str | None]] = [
         {
             "patch_id": path.rpartition("/")[2],
@@ -314,6 +325,8 @@ def _orphans(found: Found, known: pa.Array, products: pa.Array) -> pa.Table:
 
 def _one(table: pa.Table, name: str) -> pa.Array:
     column = table[name]
+    if column.num_chunks == 1:
+        return column.chunk(0)  # concatenating would copy it
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 

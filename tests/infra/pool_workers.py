@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -54,6 +55,17 @@ class Scripted:
         if before < len(ends):
             end(ends[before])
         return item * item
+
+
+class Sleeping:
+    """Takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def run(self, item: int) -> int:
+        time.sleep(self.seconds)
+        return item
 
 
 class Remembering:

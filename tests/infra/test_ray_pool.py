@@ -13,8 +13,18 @@ import ray
 
 from infra import ray_pool
 from infra.errors import ConfigError, StoreError
-from infra.ray_pool import Done, Failed, Resources, Worker, WorkerStartError, available_cores, cluster, run_pool
-from tests.infra.pool_workers import Remembering, Scripted, Threads, Unbuildable, attempts
+from infra.ray_pool import (
+    Devices,
+    Done,
+    Failed,
+    Resources,
+    Worker,
+    WorkerStartError,
+    available_cores,
+    cluster,
+    run_pool,
+)
+from tests.infra.pool_workers import Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
 
 CORES = 2
 
@@ -184,6 +194,29 @@ def test_hosts_that_died_while_idle_are_replaced(tmp_path: Path, monkeypatch: py
 def test_actors_share_the_cores(actors: int, threads: int) -> None:
     found = outcomes(Threads, range(4), actors)
     assert found == {item: Done(item, threads) for item in range(4)}
+
+
+def test_an_outcome_tells_how_long_it_took_and_what_the_pool_holds() -> None:
+    found = [
+        outcome
+        for outcome in run_pool(partial(Sleeping, 0.2), [0, 1, 2], Resources(actors=1))
+        if isinstance(outcome, Done)
+    ]
+    assert [outcome.devices for outcome in found] == [Devices("cpu", count=CORES, workers=1)] * 3
+    assert all(0.2 <= outcome.seconds < 5 for outcome in found)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"), [([], "gpu"), (["A10G"], "A10G"), (["A10G", "A10G"], "A10G"), (["A10G", "H200"], "gpu")]
+)
+def test_gpus_are_called_what_ray_calls_them(monkeypatch: pytest.MonkeyPatch, names: list[str], kind: str) -> None:
+    nodes = [node(8), *(node(8, 1) for _ in range(2))]
+    for name, of in zip(names, nodes[1:], strict=False):
+        of["Resources"][f"accelerator_type:{name}"] = 1.0
+    nodes.append(node(8, 1, alive=False))
+    nodes[-1]["Resources"]["accelerator_type:gone"] = 1.0
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert ray_pool.devices_of(3, 0.5, 4) == Devices(kind, count=1.5, workers=3)
 
 
 def test_an_actor_that_waits_for_a_core_holds_nobody_up(tmp_path: Path) -> None:

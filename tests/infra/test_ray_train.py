@@ -4,8 +4,8 @@ import pytest
 import ray
 
 from infra.errors import ArchiveError, ConfigError, TrainingError
-from infra.ray_pool import Resources
-from infra.ray_train import plain_error, share
+from infra.ray_pool import Devices, Resources
+from infra.ray_train import devices, plain_error, share
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,18 @@ def test_the_batch_is_shared_evenly_by_as_many_workers_as_there_is_room_for(
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     assert share(Resources(actors), batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ({"CPU": 8.0}, Devices("cpu", count=8.0, workers=2)),
+        ({"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, Devices("H200", count=2.0, workers=2)),
+    ],
+)
+def test_what_the_workers_hold(monkeypatch: pytest.MonkeyPatch, node: dict[str, float], expected: Devices) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}])
+    assert devices(Resources(2), 16) == expected
 
 
 def test_dead_nodes_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.ray_pool import Devices
 from infra.storage import StorePaths
 from infra.tables import RUNS, read_table
 from tasks.ingest import IngestCounts
@@ -29,7 +30,8 @@ def record_of(paths: StorePaths) -> RunRecord:
 
 def test_a_run_s_row(tmp_path: Path) -> None:
     record = record_of(StorePaths(tmp_path))
-    record.add(StageReport("ingest", done=2, skipped=1, patches=20, seconds=4.0))
+    held = Devices("H200", count=3.0, workers=2)
+    record.add(StageReport("ingest", done=2, skipped=1, patches=20, seconds=4.0, devices=held, busy_seconds=6.0))
     record.add(StageReport("predict none", failures=(ShardFailure("predict none", 1, "it broke"),)))
     record.publish()
     table = read_table(tmp_path / "tables" / "runs")
@@ -40,6 +42,7 @@ def test_a_run_s_row(tmp_path: Path) -> None:
     assert versions["torch"] == torch.__version__.split("+")[0]
     assert {"superscene", "python", "ray", "prefect", "zarr", "pyarrow", "timm", "rasterio", "numpy"} < versions.keys()
     zero = {"done": 0, "skipped": 0, "failed": 0, "patches": 0, "seconds": 0.0, "patches_per_second": 0.0}
+    none = {"device": None, "devices": 0.0, "workers": 0, "device_hours": 0.0, "busy_device_hours": 0.0}
     assert row == {
         "run_id": "20261105T060708090000Z",
         "started": START,
@@ -61,8 +64,13 @@ def test_a_run_s_row(tmp_path: Path) -> None:
                 "patches": 20,
                 "seconds": 4.0,
                 "patches_per_second": 5,
+                "device": "H200",
+                "devices": 3.0,
+                "workers": 2,
+                "device_hours": pytest.approx(3 * 4 / 3600),  # held
+                "busy_device_hours": pytest.approx(6 * 1.5 / 3600),  # a worker has 1.5 of them
             },
-            {**zero, "stage": "predict none", "failed": 1},
+            {**zero, **none, "stage": "predict none", "failed": 1},
         ],
     }
 

@@ -1,4 +1,5 @@
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 
 from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, WeightsError
 from infra.parts import StageParts
-from infra.ray_pool import Done, Failed, Resources, cluster
+from infra.ray_pool import Devices, Done, Failed, Resources, cluster
 from infra.storage import StorePaths
 from tasks import stage as stage_module
 from tasks.stage import ShardCount, ShardFailure, StageReport, run_fits, run_stage
 from tests.tasks.stage_workers import PartWriter
 
 RESOURCES = Resources(actors=2)
+DEVICES = Devices("cpu", count=8.0, workers=2)
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ class FakePool:
             else:
                 for parts in self.outputs:
                     parts.write(item, pa.table({"a": [item]}))
-                yield Done(item, ShardCount(self.patches))
+                yield Done(item, ShardCount(self.patches), 30.0, DEVICES)
 
 
 def run(
@@ -73,6 +75,9 @@ def test_done_skipped_and_failed_are_counted_apart(monkeypatch: pytest.MonkeyPat
     assert report.failures == (ShardFailure("predict hat", 3, "ValueError: x"),)
     assert not report.complete
     assert report.patches_per_second == pytest.approx(15 / report.seconds)
+    assert report.devices == DEVICES
+    assert report.device_hours == pytest.approx(8 * report.seconds / 3600)
+    assert report.busy_device_hours == pytest.approx(3 * 30 * 4 / 3600)  # three shards, a worker has four cores
     assert told == [
         ("predict hat", 0, 4, 0),
         ("predict hat", 1, 4, 5),  # 5
@@ -185,6 +190,7 @@ class _Fit:
     def __call__(self, seed: int, *, tell: Callable[[int], None]) -> ShardCount:
         self.asked.append(seed)
         tell(1)
+        time.sleep(0.1)
         if seed in self.failing:
             raise self.failing[seed]
         self.parts.write(seed, pa.table({"a": [seed]}))
@@ -196,9 +202,11 @@ def test_missing_fits_are_done_one_after_the_other(outputs: list[StageParts]) ->
     parts.write(1, pa.table({"a": [1]}))
     fit = _Fit(parts, {2: TrainingError("the loss is nan"), 3: WeightsError("the state is damaged")})
     told: list[tuple[str, int, int, int]] = []
-    report = run_fits("train", fit, parts, [0, 1, 2, 3, 4], 2, lambda *now: told.append(now))
+    report = run_fits("train", fit, parts, [0, 1, 2, 3, 4], 2, lambda *now: told.append(now), DEVICES)
     assert fit.asked == [0, 2, 3, 4]
     assert (report.done, report.skipped, report.patches) == (2, 1, 20)
+    assert report.devices == DEVICES
+    assert 8 * 0.2 / 3600 <= report.busy_device_hours <= 8 * (report.seconds - 0.2) / 3600  # two of four were done
     assert report.failures == (
         ShardFailure("train", 2, "the loss is nan"),
         ShardFailure("train", 3, "the state is damaged"),
@@ -210,7 +218,7 @@ def test_missing_fits_are_done_one_after_the_other(outputs: list[StageParts]) ->
     assert run_fits("train", again, parts, [0, 1, 2, 3, 4], 2).complete
     assert again.asked == [2, 3]
     assert parts.failures() == {}
-    assert run_fits("train", again, parts, [0, 1], 2) == StageReport("train", skipped=2)
+    assert run_fits("train", again, parts, [0, 1], 2, devices=DEVICES) == StageReport("train", skipped=2)
 
 
 @pytest.mark.parametrize("error", [StoreError("full"), ArchiveError("gone"), ConfigError("no CPU"), KeyError("a bug")])
