@@ -37,8 +37,8 @@ class Poisoned:
 if __name__ == "__main__":
     from tests.flows.poisoned import Poisoned as Importable  # under its own name, for the actors
 
-    def open_poisoned(layout: str, root: Path, options: ArchiveOptions) -> Archive:
-        return Importable(open_archive(layout, root, options), sys.argv[2])
+    def open_poisoned(layout: str, root: Path, options: ArchiveOptions, kept: Path | None = None) -> Archive:
+        return Importable(open_archive(layout, root, options, kept), sys.argv[2])
 
     with mock.patch("flows.archive.open_archive", open_poisoned), plain_errors():
         archive(load_config(Path(sys.argv[1])))

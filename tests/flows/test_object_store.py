@@ -21,6 +21,7 @@ def copied(store: ObjectPath, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_store_on_object_storage_holds_what_a_local_one_does(
     inputs: Inputs, s3: S3Server, s3_folder: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -60,12 +60,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFram
     return root, table[table.split == "validation"]
 
 
-@pytest.fixture(scope="module")
-def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of runs made by one process: `own` by three, `borrower` by one; another one asks for what is not there."""
-    folder = tmp_path_factory.mktemp("sources")
-    common: dict[str, Any] = {
-        "archive": {"layout": "image-folder", "root": str(planted[0]), "validation_share": SHARE},
+def settings(pictures: Path) -> dict[str, Any]:
+    """A run on the pictures, of a classifier of two exclusive classes and one that knows a single one."""
+    return {
+        "archive": {"layout": "image-folder", "root": str(pictures), "validation_share": SHARE},
         "shard_size": 40,
         "sr": ["bicubic"],  # 128 pixels: the last stage of a ResNet-18 has 4 x 4 places
         "classifiers": ["two", "one"],
@@ -76,14 +74,17 @@ def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory:
         "train": {"freeze_backbone": True, "augment": False, "epochs": 20, "batch_size": 8, "lr": 0.01},
         "reliability": {"clusters": 3, "kernel_scale": 0.5},
     }
+
+
+@pytest.fixture(scope="module")
+def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of runs made by one process: `own`, and `borrower`; a third run asks for what is not there."""
+    folder = tmp_path_factory.mktemp("sources")
+    common = settings(planted[0])
     own, borrower = folder / "own", folder / "borrower"
-    of_sample = {**common, "sr": ["none"], "classifiers": ["two"], "explain": EXPLAIN}
     borrowed = {**common, "models_from": str(own), "classifiers": ["one"]}
-    pooled = {"clusters": 2, "pooled": True}
     configs = [
         inputs.config(own, folder / "grad_cam.yaml", **common),
-        inputs.config(own, folder / "occlusion.yaml", **of_sample | {"reliability": {"method": "occlusion", **pooled}}),
-        inputs.config(own, folder / "lime.yaml", **of_sample | {"reliability": {"method": "lime", **pooled}}),
         inputs.config(borrower, **borrowed),
         inputs.config(borrower, folder / "refused.yaml", **borrowed | {"reliability": {"clusters": 2}}),
     ]
@@ -92,6 +93,21 @@ def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory:
     refusal = f"ConfigError: models_from: {own} has no reliability of these settings for grad_cam maps of one on"
     assert refusal in result.stderr, result.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def costly(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose maps are of a sample: one run on those of occlusion, one on those of LIME."""
+    store = tmp_path_factory.mktemp("costly") / "store"
+    common = {**settings(planted[0]), "sr": ["none"], "classifiers": ["two"], "explain": EXPLAIN}
+    of_methods = [{"method": method, "clusters": 2, "pooled": True} for method in ("occlusion", "lime")]
+    configs = [
+        inputs.config(store, store.with_name(f"{section['method']}.yaml"), **common | {"reliability": section})
+        for section in of_methods
+    ]
+    result = run_flows(configs)
+    assert result.returncode == 0, result.stderr
+    return store
 
 
 def table(store: Path, name: str, **where: object) -> pd.DataFrame:
@@ -143,13 +159,14 @@ def test_the_corner_that_errs_is_found_and_flipped(
     assert value["adjusted", "predicted"] == pytest.approx(20 / 60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "size"), [("occlusion", 32), ("lime", 4)])
-def test_maps_of_costly_methods_score_the_sample_and_no_other_patch(folder: Path, method: str, size: int) -> None:
+def test_maps_of_costly_methods_score_the_sample_and_no_other_patch(costly: Path, method: str, size: int) -> None:
     """What speaks for one class speaks against the other: the labels of a patch are in different clusters."""
-    clusters = table(folder / "own", "reliability_clusters", method=method, split="validation")
+    clusters = table(costly, "reliability_clusters", method=method, split="fit")
     (config,) = set(clusters.config)
-    rows = table(folder / "own", "reliability", sr="none", classifier="two", config=config)
-    maps = table(folder / "own", "explanations", sr="none", classifier="two", method=method)
+    rows = table(costly, "reliability", sr="none", classifier="two", config=config)
+    maps = table(costly, "explanations", sr="none", classifier="two", method=method)
     sampled = set(maps.patch_id[maps.sampled])
     assert set(rows.patch_id) == sampled
     assert rows.groupby("split", observed=True).patch_id.nunique().to_dict() == {"train": 20, "validation": SAMPLE}
@@ -170,14 +187,16 @@ def test_maps_of_costly_methods_score_the_sample_and_no_other_patch(folder: Path
     assert of_corner == {(True, False), (False, True)}  # where most squares are, for the label and against it
 
 
-def test_every_method_keeps_its_rows_and_the_report_shows_them(folder: Path) -> None:
-    clusters = table(folder / "own", "reliability_clusters")
-    found = set(zip(clusters.sr, clusters.classifier, clusters.method, strict=True))
-    of_cheap = {("bicubic", "two", "grad_cam"), ("bicubic", "one", "grad_cam")}
-    assert found == of_cheap | {("none", "two", "occlusion"), ("none", "two", "lime")}
-    for store in ("own", "borrower"):
-        page = (folder / store / "report" / "index.html").read_text(encoding="utf-8")
-        assert 'id="reliability-table"' in page
+@pytest.mark.slow
+def test_every_method_keeps_its_rows(costly: Path) -> None:
+    clusters = table(costly, "reliability_clusters")
+    assert set(clusters.method) == {"occlusion", "lime"}
+
+
+@pytest.mark.parametrize("store", ["own", "borrower"])
+def test_the_report_shows_them(folder: Path, store: str) -> None:
+    page = (folder / store / "report" / "index.html").read_text(encoding="utf-8")
+    assert 'id="reliability-table"' in page
 
 
 def test_a_store_that_borrows_a_classifier_borrows_its_reliability(folder: Path) -> None:

@@ -78,6 +78,7 @@ def test_a_driver_killed_at_random_moments(inputs: Inputs, tmp_path: Path, kills
     assert not list(store.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_actors_killed_at_random_moments(inputs: Inputs, tmp_path: Path) -> None:
     store = tmp_path / "store"
     seed = random.SystemRandom().randrange(10**6)

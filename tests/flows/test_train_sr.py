@@ -15,6 +15,7 @@ def _awake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
 
 
+@pytest.mark.slow
 def test_the_archive_s_patches_become_weights(inputs: Inputs, tmp_path: Path) -> None:
     out = tmp_path / "weights.safetensors"
     fit = {"model": "realesrgan_general", "steps": 2, "batch_size": 2, "crop": 16, "warmup": 0, "out": str(out)}
