@@ -259,6 +259,7 @@ def test_options_that_do_not_fit_a_branch_stop_the_run_before_it_trains(inputs: 
     assert not (store / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_the_command_alone_runs_until_maps_are_judged(inputs: Inputs, patches: pd.DataFrame, tmp_path: Path) -> None:
     """Of the network borrowed from another store: its maps are judged, no prediction is, and there is no report."""
     store = tmp_path / "store"

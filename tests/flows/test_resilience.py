@@ -156,6 +156,7 @@ def _mount(*arguments: str) -> int:
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_loses_nothing(inputs: Inputs, small_disk: Path, tmp_path: Path) -> None:
     store = small_disk / "store"
     config = inputs.config(store, tmp_path / "run.yaml")
