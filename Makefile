@@ -45,10 +45,9 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports --no-cache
 
-# Three processes on two cores, since many tests wait for others. In the order of the folders: sorted by their number of
-# tests, as is usual, the few long ones would come last, on one core.
+# In the order of the folders: sorted by their number of tests, as is usual, the few long ones would come last, on one core.
 unit: setup
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: setup  ## The tests that take minutes
 	$(BIN)/pytest -m slow

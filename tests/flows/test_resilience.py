@@ -108,6 +108,7 @@ def _is_actor(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_process_is_reported_alone(inputs: Inputs, tmp_path: Path) -> None:
     store = tmp_path / "store"
     poison = str(tables(inputs.reference)["patches"]["patch_id"][5])
