@@ -78,7 +78,10 @@ class SampleReader:
         for first in range(0, size, step):
             start, stop = np.searchsorted(samples.rows, [first, first + step]).tolist()
             if start < stop:
-                values = self._store.read(shard, "maps", first, min(step, size - first))
-                chosen = values[samples.rows[start:stop] - first].astype(np.float32)
-                del values
-                yield slice(start, stop), reduced_maps(chosen).astype(np.float32, copy=False)
+                rows = samples.rows[start:stop] - first
+                yield slice(start, stop), self._reduced(shard, first, min(step, size - first), rows)
+
+    def _reduced(self, shard: int, first: int, count: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the maps of some of the rows of a part of a shard, reduced; what is read is let go before the next."""
+        chosen = self._store.read(shard, "maps", first, count)[rows].astype(np.float32)
+        return reduced_maps(chosen).astype(np.float32, copy=False)

@@ -74,7 +74,7 @@ def shared_inputs(folder: Path) -> Inputs:
     return inputs
 
 
-def superscene(*arguments: str | Path, timeout: float = 500) -> "subprocess.CompletedProcess[str]":
+def superscene(*arguments: str | Path, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
     """Run the command line to its end."""
     return subprocess.run(
         [str(Path(sys.executable).with_name("superscene")), *map(str, arguments)],
@@ -87,7 +87,7 @@ def superscene(*arguments: str | Path, timeout: float = 500) -> "subprocess.Comp
     )
 
 
-def run_flows(configs: Sequence[Path], timeout: float = 500) -> "subprocess.CompletedProcess[str]":
+def run_flows(configs: Sequence[Path], timeout: float = 280) -> "subprocess.CompletedProcess[str]":
     """Run several configurations one after the other in one process, which saves their start-up."""
     return subprocess.run(
         [sys.executable, "-m", "tests.flows.driver", *map(str, configs)],

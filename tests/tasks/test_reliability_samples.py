@@ -53,7 +53,7 @@ def test_what_is_read_at_once_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert places == list(range(64))
-    assert peak < 4 * (8 << 20) < of_shard
+    assert peak < 3 * (8 << 20) < of_shard
 
 
 def test_maps_come_in_the_order_of_their_patches_alone(tmp_path: Path) -> None:
