@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.archives.bigearthnet_v2 import open_patch, read_pair
-from infra.archives.files import Folder
-from infra.archives.inventory import Found, Inventory, OnDisk, Subset, still_there, take_stock
+from infra.archives.inventory import Found, Inventory, OnDisk, Subset, read_on_disk, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
@@ -102,12 +101,7 @@ class BigEarthNetV1:
         Raises:
             BadPatchError: The patch, its JSON or its Sentinel-1 pair cannot be used, or it has no label.
         """
-        try:
-            return self.read_from(partial(Folder.open, self.root), patch)
-        except BadPatchError as error:
-            if error.reason == "missing_folder":
-                still_there(self.root, S2_FOLDER)
-            raise
+        return read_on_disk(self.root, S2_FOLDER, partial(self.read_from, patch=patch))
 
     def read_from(self, open_folder: OpenFolder, patch: PatchInput) -> Patch:
         """Return one patch's pixels and what its JSON tells, from folders wherever they are.

@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infra.archives.files import Folder
-from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, OnDisk, Subset, still_there, take_stock
+from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, OnDisk, Subset, read_on_disk, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder, PatchFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
@@ -104,12 +103,7 @@ class BigEarthNetV2:
         Raises:
             BadPatchError: The patch, its Sentinel-1 pair or its map cannot be used.
         """
-        try:
-            return self.read_from(partial(Folder.open, self.root), patch)
-        except BadPatchError as error:
-            if error.reason == "missing_folder":
-                still_there(self.root, S2_FOLDER)
-            raise
+        return read_on_disk(self.root, S2_FOLDER, partial(self.read_from, patch=patch))
 
     def read_from(self, open_folder: OpenFolder, patch: PatchInput) -> Patch:
         """Return one patch's pixels, from folders wherever they are.
