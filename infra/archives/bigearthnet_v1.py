@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.archives.bigearthnet_v2 import open_patch, read_pair
+from infra.archives.files import refuse_link_out
 from infra.archives.inventory import Found, Inventory, OnDisk, Subset, read_on_disk, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder
 from infra.archives.model import Patch, PatchInput, Scan
@@ -42,6 +43,7 @@ NO_LABEL_LIST = "patches_with_no_19_class_targets"
 METADATA_SUFFIX = "_labels_metadata.json"
 
 _JSON_BYTES = 1 << 20
+_LIST_BYTES = 1 << 28  # the archive's longest has 28 MB
 _HEADERS = frozenset({"patch", "patch_id", "patch_name", "name", "id"})
 _LINE = re.compile(r"[\r\n]+")
 
@@ -170,9 +172,15 @@ class BigEarthNetV1:
             path = Path(self.root) / f"{name}{suffix}"
             if not path.is_file():
                 continue
+            refuse_link_out(self.root, path.name)
             try:
-                data = path.read_bytes()
-                text = (bz2.decompress(data) if suffix.endswith(".bz2") else data).decode("utf-8-sig")
+                with bz2.open(path) if suffix.endswith(".bz2") else path.open("rb") as file:
+                    data = file.read(_LIST_BYTES + 1)
+                if len(data) > _LIST_BYTES:
+                    raise ArchiveError(f"the list {path} has more than {_LIST_BYTES} bytes, and names no patches so")
+                text = data.decode("utf-8-sig")
+            except ArchiveError:
+                raise
             except (OSError, ValueError, EOFError) as error:
                 raise ArchiveError(f"the list {path} cannot be read: {error}") from error
             lines = [line.partition(",")[0].strip(' "') for line in _LINE.split(text)]
@@ -234,6 +242,7 @@ def strict_json(data: bytes, shown: str) -> dict[str, Any]:
         if len(data) > _JSON_BYTES:
             _reject(f"{len(data)} bytes are more than a patch's metadata can have")
         parsed = json.loads(data.decode("utf-8"), parse_constant=_reject)
+        _refuse_surrogates(data, parsed)
     except (ValueError, RecursionError) as error:
         raise BadPatchError(shown, "malformed_metadata", f"it is not one JSON object: {error}") from error
     if not isinstance(parsed, dict):
@@ -243,6 +252,16 @@ def strict_json(data: bytes, shown: str) -> dict[str, Any]:
 
 def _reject(text: str) -> NoReturn:
     raise ValueError(text)
+
+
+def _refuse_surrogates(data: bytes, parsed: object) -> None:
+    """Refuse halves of characters (as in "\\ud800"), which JSON may spell and UTF-8 and Parquet cannot write.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if b"\\u" in data:
+        json.dumps(parsed, ensure_ascii=False).encode()
 
 
 def classes_of(labels: object, shown: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from infra.archives.files import refuse_link_out
 from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, OnDisk, Subset, read_on_disk, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder, PatchFolder
 from infra.archives.model import Patch, PatchInput, Scan
@@ -32,6 +33,9 @@ MAP_FOLDER = "Reference_Maps"
 METADATA = "metadata.parquet"
 PROVENANCE = "synthetic.json"  # what `superscene synth` leaves in the archives it writes
 FLAGGED_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+
+MAX_ROWS = 10_000_000
+"""Rows of metadata that are read: twenty times what the archive has. Equal rows cost a file next to nothing."""
 
 # Column of the metadata: column of the inputs and its type; any but patch_id may be missing.
 _COLUMNS = {
@@ -136,12 +140,20 @@ class BigEarthNetV2:
             raise ArchiveError(f"the archive's root {self.root} is not a folder")
         if not path.is_file():
             raise ArchiveError(f"the archive {self.root} has no {name}: is this its root?")
+        refuse_link_out(self.root, name)
         try:
             with pq.ParquetFile(path) as file:
-                there = set(file.schema_arrow.names)
+                names = file.schema_arrow.names
+                there = set(names)
                 if "patch_id" not in there:
                     raise ArchiveError(f"{path} has no column patch_id; it has {', '.join(sorted(there))}")
+                twice = sorted(column for column in there & _COLUMNS.keys() if names.count(column) > 1)
+                if twice:
+                    raise ArchiveError(f"{path} has more than one column {', '.join(twice)}")
+                if file.metadata.num_rows > MAX_ROWS:
+                    raise ArchiveError(f"{path} claims {file.metadata.num_rows} rows, more than any archive has")
                 table = file.read([column for column in _COLUMNS if column in there])
+            table.validate(full=True)  # that texts are UTF-8, above all
             rows = table.num_rows
             columns: dict[str, pa.Array | pa.ChunkedArray] = {
                 to: table[column].cast(kind) if column in there else pa.nulls(rows, kind)

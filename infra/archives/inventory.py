@@ -29,8 +29,10 @@ SPLITS: Mapping[str, str] = MappingProxyType(
 
 MISSING_FOLDER = "the metadata names it, the folder does not exist"
 
-# One folder name: no separator, no control character, no leading dot (so neither . nor ..), at most 255 characters.
-_SAFE_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,254}$"
+# One folder name: no separator, no character that steers a terminal or hides, no leading dot (so neither . nor ..), at
+# most 255 characters.
+_NEVER = r"/\\\pC\p{Zl}\p{Zp}"
+_SAFE_NAME = rf"^[^.{_NEVER}][^{_NEVER}]{{0,254}}$"
 
 
 @dataclass(frozen=True, slots=True)
