@@ -90,11 +90,11 @@ def query(tables: Path, configs: Collection[str] | None, sql: str) -> duckdb.Duc
             raise ConfigError("sql takes one SELECT statement: the tables are read-only")
         rows = connection.sql(sql).materialize()
         rows.to_arrow_table().validate(full=True)
-        return rows
     except pa.ArrowInvalid as error:
         raise StoreError(f"a table in {tables} is damaged: {error}") from error
     except duckdb.Error as error:
         raise ConfigError(f"sql: {error}") from error
+    return rows
 
 
 def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:

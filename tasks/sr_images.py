@@ -294,13 +294,11 @@ def _picture(path: Path) -> Tensor:
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(path, formats=_FORMATS) as image,
         ):
-            if image.mode not in {"RGB", "RGBA", "L", "P"}:
-                raise ArchiveError(f"train_sr: {path} is of mode {image.mode}, pictures of 8 bits are needed")
-            pixels = np.array(image.convert("RGB"))
-    except ArchiveError:
-        raise
+            mode, pixels = image.mode, np.array(image.convert("RGB"))
     except _DAMAGED as error:
         raise ArchiveError(f"train_sr: {path} cannot be read as a picture: {error}") from error
+    if mode not in {"RGB", "RGBA", "L", "P"}:
+        raise ArchiveError(f"train_sr: {path} is of mode {mode}, pictures of 8 bits are needed")
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

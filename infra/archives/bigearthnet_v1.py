@@ -175,14 +175,12 @@ class BigEarthNetV1:
             refuse_link_out(self.root, path.name)
             try:
                 with bz2.open(path) if suffix.endswith(".bz2") else path.open("rb") as file:
-                    data = file.read(_LIST_BYTES + 1)
-                if len(data) > _LIST_BYTES:
-                    raise ArchiveError(f"the list {path} has more than {_LIST_BYTES} bytes, and names no patches so")
-                text = data.decode("utf-8-sig")
-            except ArchiveError:
-                raise
+                    text = file.read(_LIST_BYTES).decode("utf-8-sig")
+                    more = file.read(1)
             except (OSError, ValueError, EOFError) as error:
                 raise ArchiveError(f"the list {path} cannot be read: {error}") from error
+            if more:
+                raise ArchiveError(f"the list {path} has more than {_LIST_BYTES} bytes: no list of patches has")
             lines = [line.partition(",")[0].strip(' "') for line in _LINE.split(text)]
             if lines and lines[0].lower() in _HEADERS:
                 del lines[0]
@@ -255,7 +253,7 @@ def _reject(text: str) -> NoReturn:
 
 
 def _refuse_surrogates(data: bytes, parsed: object) -> None:
-    """Refuse halves of characters (as in "\\ud800"), which JSON may spell and UTF-8 and Parquet cannot write.
+    """Refuse halves of characters (U+D800 and the like), which JSON may spell and neither UTF-8 nor Parquet holds.
 
     Raises:
         ValueError: There is one.

@@ -197,13 +197,9 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         ArchiveError: It is missing, is no CSV file in UTF-8, or has no rows.
     """
     try:
-        data = read_file(str(path), path.name, follow=True, whole=True, limit=_TABLE_BYTES + 1)
-        if len(data) > _TABLE_BYTES:
-            raise ArchiveError(f"the table of labels {path} has more than {_TABLE_BYTES} bytes")
+        data = read_file(str(path), path.name, follow=True, whole=True, limit=_TABLE_BYTES)
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         lines = [(reader.line_num, row) for row in reader if row]
-    except ArchiveError:
-        raise
     except FileNotFoundError as error:
         raise ArchiveError(f"there is no table of labels {path}: set archive.label_table") from error
     except BadPatchError as error:
@@ -212,6 +208,8 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         raise ArchiveError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from error
     except csv.Error as error:
         raise ArchiveError(f"{path}, line {reader.line_num}, cannot be read as CSV: {error}") from error
+    if len(data) == _TABLE_BYTES:
+        raise ArchiveError(f"the table of labels {path} has {_TABLE_BYTES} bytes or more: no table of labels has")
     if len(lines) < 2:
         raise ArchiveError(f"{path} has no rows: a header and a row a picture are needed")
     return lines

@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which rasterio passes on as they are
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio._err import CPLE_BaseError  # GDAL's own errors, which rasterio passes on as they are
 from rasterio.windows import Window
 
 from infra.archives.files import is_inside, leaves

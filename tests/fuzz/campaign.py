@@ -9,13 +9,14 @@ A child that crashes, hangs or runs out of memory is a finding like any other; t
 import argparse
 import faulthandler
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ COUNTS: Mapping[str, int] = {"tiff": 4000, "picture": 1000, "tar": 2000, "json":
 """Examples of each kind in a whole campaign."""
 
 SECONDS = 30
-"""After which an example hangs."""
+"""After which an example hangs; a busy machine is slow, and a hang takes for ever."""
 
 _ADDRESS_SPACE = 6 << 30  # so that a bomb ends this process, not the machine
 
@@ -48,41 +49,55 @@ class Campaign:
         )
 
 
-def run_campaign(counts: Mapping[str, int] = COUNTS) -> Campaign:
-    """Examine that many examples of each kind."""
+def run_campaign(counts: Mapping[str, int] = COUNTS, seconds: float = SECONDS) -> Campaign:
+    """Examine that many examples of each kind.
+
+    Args:
+        counts: Examples by kind.
+        seconds: After which an example hangs.
+    """
     campaign = Campaign()
     started = time.monotonic()
-    for kind, count in counts.items():
-        at = 0
-        while at < count:
-            at = _run_child(campaign, kind, at, count)
+    examples = _examples(counts)
+    at = 0
+    while at < len(examples):
+        at = _run_child(campaign, counts, examples, at, seconds)
     campaign.seconds = time.monotonic() - started
     return campaign
 
 
-def _run_child(campaign: Campaign, kind: str, start: int, stop: int) -> int:
+def _examples(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return [(kind, number) for kind, count in counts.items() for number in range(count)]
+
+
+def _run_child(
+    campaign: Campaign, counts: Mapping[str, int], examples: Sequence[tuple[str, int]], at: int, seconds: float
+) -> int:
     """Run examples in a new process and return which one comes next."""
-    command = [sys.executable, "-m", "tests.fuzz.campaign", "--child", kind, str(start), str(stop)]
-    at = start
-    with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=Path(__file__).parents[2])
-        assert child.stdout is not None
-        for line in child.stdout:
-            told = json.loads(line)
-            at = told["number"] + 1
-            if "outcome" in told:
-                campaign.outcomes[kind, told["outcome"]] += 1
-            else:
-                campaign.findings.append(f"{kind}:{told['number']} {told['finding']}")
-        code = child.wait()
-        if code or at < stop:
+    command = [sys.executable, "-m", "tests.fuzz.campaign", "--child", json.dumps(counts), str(at), str(seconds)]
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "TMPDIR": folder}  # what a child that dies leaves is removed with it
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=Path(__file__).parents[2], env=environment
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                (kind, number), told = examples[at], json.loads(line)
+                if "outcome" in told:
+                    campaign.outcomes[kind, told["outcome"]] += 1
+                else:
+                    campaign.findings.append(f"{kind}:{number} {told['finding']}")
+                at += 1
+        code = child.returncode
+        if code or at < len(examples):
             said.seek(0)
-            campaign.findings.append(f"{kind}:{at} ended the process ({code}): {said.read()[-3000:]}")
+            kind, number = examples[min(at, len(examples) - 1)]
+            campaign.findings.append(f"{kind}:{number} ended the process ({code}): {said.read()[-3000:]}")
             at += 1
     return at
 
 
-def _be_child(kind: str, start: int, stop: int) -> None:
+def _be_child(counts: Mapping[str, int], start: int, seconds: float) -> None:
     from tests.fuzz.examiner import Examiner
 
     size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
@@ -90,9 +105,9 @@ def _be_child(kind: str, start: int, stop: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder:
         examiner = Examiner(Path(folder))
-        for number in range(start, stop):
-            faulthandler.dump_traceback_later(SECONDS, exit=True)
-            told: dict[str, object] = {"number": number}
+        for kind, number in _examples(counts)[start:]:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+            told: dict[str, str] = {}
             try:
                 told["outcome"] = examiner.examine(kind, number)
             except Exception as error:  # noqa: BLE001  # whatever it is, it is none of the project's
@@ -115,11 +130,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", metavar="KIND:NUMBER", help="examine one example, in this process")
     parser.add_argument("--share", type=float, default=1.0, help="of the whole campaign")
-    parser.add_argument("--child", nargs=3, metavar=("KIND", "START", "STOP"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("COUNTS", "START", "SECONDS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        kind, start, stop = arguments.child
-        _be_child(kind, int(start), int(stop))
+        counts, start, seconds = arguments.child
+        _be_child(json.loads(counts), int(start), float(seconds))
     elif arguments.only:
         _again(arguments.only)
     else:

@@ -1,7 +1,7 @@
 """What must be true of every damaged or hostile input: it reads as an independent reader reads it, or is refused.
 
 Refused means an error of the project, which becomes a row of tables/quarantine or ends the run with one sentence. And
-nothing outside the archive's root is opened, no server is called, and no memory is taken that the input does not pay for.
+nothing outside the archive's root is opened, no server is called, and no more memory is taken than is allowed.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tarfile
@@ -28,7 +29,7 @@ from infra.archives.bigearthnet_v2 import BigEarthNetV2
 from infra.archives.image_file import kind_of, read_picture
 from infra.archives.layouts import ArchiveOptions, open_archive
 from infra.archives.model import PatchInput, Scan
-from infra.archives.tar_reader import MEMBER_BYTES, read_tar
+from infra.archives.tar_reader import read_tar
 from infra.archives.tiff import MAX_BLOCK_BYTES, MAX_PIXEL_BYTES, decode, grid_of, read_strip_tiff, read_tiff
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError, ConfigError, StoreError
@@ -46,7 +47,7 @@ _ACCESSED = 0x1 | 0x2 | 0x4 | 0x20 | 0x100 | 0x200 | 0x400  # read, written, cha
 _NONBLOCK = os.O_NONBLOCK
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """An input did what none may do."""
 
 
@@ -100,11 +101,11 @@ class Examiner:
         """Return how one example ended.
 
         Raises:
-            Violation: It read differently, reached outside, or took too much memory.
+            ViolationError: It read differently, reached outside, or took too much memory.
             Exception: It raised what is no error of the project.
         """
         with self._guarded(MAX_PIXEL_BYTES + MAX_BLOCK_BYTES if kind in {"tiff", "picture"} else 0):
-            return EXAMINED[kind](self, number)
+            return (EXAMINED | TRAPS)[kind](self, number)
 
     @contextmanager
     def _guarded(self, pixel_bytes: int) -> Iterator[None]:
@@ -118,17 +119,17 @@ class Examiner:
             self._listening = False
         peak = _memory("VmHWM") - before
         if peak > ROOM_BYTES + pixel_bytes:
-            raise Violation(f"it took {peak / 1e6:.0f} MB")
+            raise ViolationError(f"it took {peak / 1e6:.0f} MB")
         for name in self._opened:
             path = os.path.realpath(name)
             if path not in {"/dev/null", os.path.realpath("/etc/mime.types")} and not path.startswith(self._allowed):
-                raise Violation(f"it opened {path}")
+                raise ViolationError(f"it opened {path}")
         with contextlib.suppress(BlockingIOError):
             events = os.read(self._watch, 4096)
-            raise Violation(f"it touched {self.outside}: {events!r}")
+            raise ViolationError(f"it touched {self.outside}: {events!r}")
         with contextlib.suppress(BlockingIOError):
             self._server.accept()
-            raise Violation("it called a server")
+            raise ViolationError("it called a server")
 
     def tiff(self, number: int) -> Outcome:
         """Examine one TIFF: from memory, and as a file."""
@@ -141,16 +142,16 @@ class Examiner:
             return "quarantined"
         expected = _by_rasterio(data)
         if expected is None:
-            raise Violation("rasterio cannot read what was read")
+            raise ViolationError("rasterio cannot read what was read")
         if not _equal(band.pixels, expected) and (
             read_strip_tiff(data, "a.tif", shape) is not None or _equal(_by_rasterio(data), expected)
         ):  # a second look: GDAL leaves what its memory held where a damaged block is short
-            raise Violation("the pixels are others than rasterio's")
+            raise ViolationError("the pixels are others than rasterio's")
         path = self.root / "a.tif"
         path.write_bytes(data)
         with contextlib.suppress(BadPatchError):
             if read_tiff(path, shape=shape).pixels.shape != band.pixels.shape:
-                raise Violation("the file has another shape")
+                raise ViolationError("the file has another shape")
         return "read"
 
     def picture(self, number: int) -> Outcome:
@@ -166,7 +167,7 @@ class Examiner:
         finally:
             path.unlink()
         if pixels.shape != (3, kind.height, kind.width):
-            raise Violation(f"{pixels.shape}, its header says {kind}")
+            raise ViolationError(f"{pixels.shape}, its header says {kind}")
         return "read"
 
     def tar(self, number: int) -> Outcome:
@@ -179,11 +180,10 @@ class Examiner:
         (folder / "metadata.parquet").write_bytes(_sound_metadata(self._ids))
         found: list[tuple[str, bytes | None]] = []
         try:
-            for member in read_tar(str(path)):
-                found.append((_plain(member.name), None if member.data is None else bytes(member.data)))
+            found += [(_plain(m.name), None if m.data is None else bytes(m.data)) for m in read_tar(str(path))]
             expected = _by_tarfile(path)
             if expected is not None and not _agree(found, expected):
-                raise Violation(f"members are {_shown(found)}, tarfile finds {_shown(expected)}")
+                raise ViolationError(f"members are {_shown(found)}, tarfile finds {_shown(expected)}")
             archive = open_archive("bigearthnet-v2", path, ArchiveOptions(subset="present"), self.root / "kept")
             _check_scan(archive.scan(), self._ids)
         except ArchiveError:
@@ -207,14 +207,14 @@ class Examiner:
         expected = _by_json(data)
         partner = None if expected is None else expected.get("corresponding_s2_patch")
         if (row["s1_name"] is not None) != (partner == s2.name):
-            raise Violation(f"its partner is {partner!r}, the scan says {row['s1_name']!r}")
+            raise ViolationError(f"its partner is {partner!r}, the scan says {row['s1_name']!r}")
         try:
             patch = archive.read(PatchInput(**{**row, "labels": None}))
         except BadPatchError as error:
             json.dumps(str(error)).encode()
             return "quarantined"
         if expected is None or patch.labels != _classes(expected.get("labels")):
-            raise Violation(f"labels are {patch.labels}, the JSON says {expected}")
+            raise ViolationError(f"labels are {patch.labels}, the JSON says {expected}")
         return "read"
 
     def parquet(self, number: int) -> Outcome:
@@ -228,9 +228,12 @@ class Examiner:
             query(table.parents[1], ["12345678"], "SELECT * FROM metrics").fetchall()
         try:
             scan = BigEarthNetV2(str(root)).scan()
-            _check_scan(scan, self._ids)
         except ArchiveError:
             return "quarantined"
+        _check_scan(scan, self._ids)
+        expected = _by_duckdb(root / "metadata.parquet")
+        if expected is not None and not set(scan.inputs["patch_id"].to_pylist()) <= expected:
+            raise ViolationError(f"inputs are {scan.inputs['patch_id'].to_pylist()}, DuckDB reads {expected}")
         return "read"
 
 
@@ -242,6 +245,50 @@ EXAMINED: dict[str, Callable[[Examiner, int], Outcome]] = {
     "parquet": Examiner.parquet,
 }
 """The kinds of inputs."""
+
+
+def _crash(_: Examiner, __: int) -> Outcome:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def _hang(_: Examiner, __: int) -> Outcome:
+    _LIBC.sleep(1000)  # within a C library, where Python's own signals wait
+    raise AssertionError
+
+
+def _err(_: Examiner, __: int) -> Outcome:
+    raise KeyError("not the project's")
+
+
+def _open(_: Examiner, __: int) -> Outcome:
+    return "read" if Path("/etc/hostname").read_bytes() else "quarantined"
+
+
+def _open_in_c(examiner: Examiner, __: int) -> Outcome:
+    with warnings.catch_warnings(action="ignore"), rasterio.open(examiner.outside / "canary.tif") as dataset:
+        return "read" if dataset.count else "quarantined"
+
+
+def _call(examiner: Examiner, __: int) -> Outcome:
+    socket.create_connection(("127.0.0.1", examiner.port)).close()
+    return "read"
+
+
+def _swell(_: Examiner, __: int) -> Outcome:
+    return "read" if np.ones(ROOM_BYTES // 8 + 10_000_000).sum() else "quarantined"
+
+
+TRAPS: dict[str, Callable[[Examiner, int], Outcome]] = {
+    "crash": _crash,
+    "hang": _hang,
+    "error": _err,
+    "open": _open,
+    "open in C": _open_in_c,
+    "call": _call,
+    "swell": _swell,
+}
+"""What an examination must not let pass."""
 
 
 def _memory(field: str) -> int:
@@ -285,6 +332,16 @@ def _by_tarfile(path: Path) -> list[tuple[str, bytes | None]] | None:
     except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError):
         return None
     return found
+
+
+def _by_duckdb(path: Path) -> set[str] | None:
+    """Return the ids that DuckDB reads; None where it cannot, or finds no texts."""
+    import duckdb
+
+    try:
+        return {str(i) for (i,) in duckdb.sql(f"SELECT patch_id FROM read_parquet('{path}')").fetchall()}
+    except duckdb.Error:
+        return None
 
 
 def _plain(name: str) -> str:
@@ -339,14 +396,14 @@ def _check_scan(scan: Scan, ids: Sequence[str]) -> None:
     """Check that a scan counts every input once, can be written down, and holds no name that leads elsewhere."""
     inputs, problems = scan.inputs.to_pylist(), scan.problems.to_pylist()
     if scan.total != len(inputs) + len(problems) + scan.absent:
-        raise Violation(f"{scan.total} inputs, but {len(inputs)} + {len(problems)} + {scan.absent} are told")
+        raise ViolationError(f"{scan.total} inputs, but {len(inputs)} + {len(problems)} + {scan.absent} are told")
     json.dumps([inputs, problems]).encode()
     for table in (scan.inputs, scan.problems):
         table.validate(full=True)
     strange = {row["patch_id"] for row in inputs} - set(ids)
     if strange:
-        raise Violation(f"patches {strange} have no folder")
+        raise ViolationError(f"patches {strange} have no folder")
     for row in inputs:
         names = (row["patch_id"], row["s1_name"] or "a")
         if any("/" in name or name in {"", ".", ".."} or "\0" in name or not name.isprintable() for name in names):
-            raise Violation(f"{names} are no names of folders")
+            raise ViolationError(f"{names} are no names of folders")

@@ -258,7 +258,7 @@ def _with_png_checksums(rng: random.Random, data: bytes) -> bytes:
 # Tar
 
 
-def _header(  # noqa: PLR0913  # the fields of a header
+def _header(  # the fields of a header
     name: bytes,
     size: bytes,
     kind: bytes = b"0",
@@ -424,7 +424,9 @@ def _odd_json(rng: random.Random, depth: int = 0) -> object:
     if depth < 3:
         values += [
             lambda: [_odd_json(rng, depth + 1) for _ in range(rng.randint(0, 4))],
-            lambda: {rng.choice((*_LABELS, "\0", "\ud800")): _odd_json(rng, depth + 1) for _ in range(rng.randint(0, 3))},
+            lambda: {
+                rng.choice((*_LABELS, "\0", "\ud800")): _odd_json(rng, depth + 1) for _ in range(rng.randint(0, 3))
+            },
         ]
     return rng.choice(values)()
 
