@@ -330,7 +330,7 @@ class CogWriter:
 
     def _read_back(self) -> int:
         checksum, layout = 0, self._layout
-        with rasterio.open(self._cog) as dataset:
+        with rasterio.open(self._cog, driver="GTiff") as dataset:
             for start in range(0, layout.height, BLOCK):
                 window = Window(0, start, layout.width, min(BLOCK, layout.height - start))
                 mask = dataset.read_masks(1, window=window) if layout.has_mask else None
