@@ -38,7 +38,7 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
     for name, files in found.items():
         try:
             dataset = _dataset(tables / name, files)
-        except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a column twice
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # a column twice, a name not in UTF-8
             raise StoreError(f"the table {tables / name} cannot be read: {error}") from error
         if configs is not None and name != _OF_EVERY_RUN:
             wanted = pa.array(sorted(configs), pa.string())

@@ -43,6 +43,7 @@ NO_LABEL_LIST = "patches_with_no_19_class_targets"
 METADATA_SUFFIX = "_labels_metadata.json"
 
 _JSON_BYTES = 1 << 20
+_NAME_CHARACTERS = 255
 _LIST_BYTES = 1 << 28  # the archive's longest has 28 MB
 _HEADERS = frozenset({"patch", "patch_id", "patch_name", "name", "id"})
 _LINE = re.compile(r"[\r\n]+")
@@ -221,7 +222,7 @@ def _join_s1(inventory: Inventory) -> tuple[dict[str, str], list[dict[str, str |
 def partner_of(data: bytes, shown: str) -> str:
     """Return the Sentinel-2 patch that a Sentinel-1 patch's JSON names; raises BadPatchError: malformed_metadata."""
     partner = strict_json(data, shown).get("corresponding_s2_patch")
-    if isinstance(partner, str) and partner:
+    if isinstance(partner, str) and 0 < len(partner) <= _NAME_CHARACTERS:
         return partner
     raise BadPatchError(shown, "malformed_metadata", "corresponding_s2_patch is not the name of a patch")
 

@@ -159,7 +159,7 @@ class BigEarthNetV2:
                 to: table[column].cast(kind) if column in there else pa.nulls(rows, kind)
                 for column, (to, kind) in _COLUMNS.items()
             }
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not in UTF-8
             if isinstance(error, ArchiveError):
                 raise
             raise ArchiveError(f"{path} cannot be read as BigEarthNet v2 metadata: {error}") from error

@@ -363,7 +363,7 @@ def _shown(members: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, int |
 
 
 def _by_json(data: bytes) -> dict[str, Any] | None:
-    """Return the object that the stdlib reads; None where it is none, or not one of JSON's own."""
+    """Return the object that the stdlib reads; None where it is none, has words not JSON's, or half characters."""
 
     def refuse(name: str) -> None:
         raise ValueError(name)
@@ -372,7 +372,8 @@ def _by_json(data: bytes) -> dict[str, Any] | None:
         found = json.JSONDecoder(parse_constant=refuse).decode(data.decode())
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    halves = any("\ud800" <= character <= "\udfff" for character in json.dumps(found, ensure_ascii=False))
+    return found if isinstance(found, dict) and not halves else None
 
 
 def _classes(labels: object) -> tuple[str, ...]:

@@ -347,6 +347,11 @@ def test_damaged_texts_and_columns_are_told(tables: Path) -> None:
     with pytest.raises(StoreError, match="damaged"):
         query(tables, None, "SELECT * FROM metrics")
     assert query(tables, None, "SELECT count(*) FROM metrics").fetchall() == [(3,)]
+    odd_name = tables / "metrics" / "b.parquet"
+    pq.write_table(pa.table({"n": [1], "xyzzy": [1]}), odd_name, store_schema=False)
+    odd_name.write_bytes(odd_name.read_bytes().replace(b"xyzzy", b"\xff\xfezzy"))
+    with pytest.raises(StoreError, match="cannot be read"):
+        query(tables, None, "SELECT * FROM metrics")
     twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["n", "n"])
     pq.write_table(twice, tables / "metrics" / "b.parquet")
     with pytest.raises(StoreError, match="cannot be read"):

@@ -126,6 +126,7 @@ def test_a_sentinel_1_folder_is_joined_by_its_json_not_by_its_name(archive: Smal
         ("{", "malformed_metadata"),
         ("{}", "malformed_metadata"),
         ('{"corresponding_s2_patch": 3}', "malformed_metadata"),
+        (json.dumps({"corresponding_s2_patch": "x" * 256}), "malformed_metadata"),
         (json.dumps({"corresponding_s2_patch": v1_name(1)}), "duplicate_id"),
     ],
 )

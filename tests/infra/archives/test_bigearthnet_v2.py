@@ -588,6 +588,15 @@ def test_texts_that_are_not_utf_8_are_an_error(archive: SmallArchive, column: st
         BigEarthNetV2(str(archive.root)).scan()
 
 
+def test_names_of_columns_that_are_not_utf_8_are_an_error(archive: SmallArchive) -> None:
+    archive.v2(patch_id(0, 0))
+    path = archive.root / "metadata.parquet"
+    pq.write_table(pa.table({"patch_id": [patch_id(0, 0)], "xyzzy": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"xyzzy", b"\xff\xfezzy"))
+    with pytest.raises(ArchiveError, match="cannot be read as BigEarthNet v2 metadata"):
+        BigEarthNetV2(str(archive.root)).scan()
+
+
 def test_a_claim_of_more_rows_than_any_archive_has_is_not_followed(archive: SmallArchive) -> None:
     """Equal rows take next to no bytes: ten million ids make a file of a few kilobytes."""
     archive.v2(patch_id(0, 0))
