@@ -218,7 +218,8 @@ def _label(label: str | None) -> str:
     """Return a label as text of a cell, whatever signs an archive has in it; None is the macro mean."""
     if label is None:
         return "macro mean"
-    signs: dict[str, str | int | None] = {sign: f"\\{sign}" for sign in "\\|*`[]"} | {"<": "&lt;", "\n": " "}
+    escaped: dict[str, str | int | None] = {sign: f"\\{sign}" for sign in "\\|*`[]"}
+    signs = {**escaped, "<": "&lt;", "\n": " "}
     return label.translate(str.maketrans(signs))
 
 

@@ -135,6 +135,7 @@ def ask(address: str, **variables: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_ray_on_one_machine_has_no_dashboard(address: str) -> None:
+    assert global_worker.node is not None
     assert not global_worker.node.address_info["webui_url"]
 
 

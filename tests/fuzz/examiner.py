@@ -339,9 +339,10 @@ def _by_duckdb(path: Path) -> set[str] | None:
     import duckdb
 
     try:
-        return {str(i) for (i,) in duckdb.sql(f"SELECT patch_id FROM read_parquet('{path}')").fetchall()}
+        rows = duckdb.execute("SELECT patch_id FROM read_parquet(?)", [str(path)]).fetchall()
     except duckdb.Error:
         return None
+    return {str(patch_id) for (patch_id,) in rows}
 
 
 def _plain(name: str) -> str:
