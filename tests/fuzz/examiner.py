@@ -14,7 +14,7 @@ import socket
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,14 +26,20 @@ from rasterio.io import MemoryFile
 
 from infra.archives.bigearthnet_v1 import METADATA_SUFFIX, BigEarthNetV1
 from infra.archives.bigearthnet_v2 import BigEarthNetV2
+from infra.archives.buckets import Bucket, Buckets
 from infra.archives.image_file import kind_of, read_picture
 from infra.archives.layouts import ArchiveOptions, open_archive
+from infra.archives.modality import S2_SUFFIXES
 from infra.archives.model import PatchInput, Scan
+from infra.archives.streamed import StreamedArchive
 from infra.archives.tar_reader import read_tar
 from infra.archives.tiff import MAX_BLOCK_BYTES, MAX_PIXEL_BYTES, decode, grid_of, read_strip_tiff, read_tiff
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError, ConfigError, StoreError
 from infra.query import query
+from infra.storage import StorePaths
+from tasks.bucket_ingest import BucketFeed
+from tasks.plan import make_plan
 from tests.fuzz import mutations
 from tests.infra.archives.small_archive import SmallArchive
 
@@ -186,12 +192,38 @@ class Examiner:
                 raise ViolationError(f"members are {_shown(found)}, tarfile finds {_shown(expected)}")
             archive = open_archive("bigearthnet-v2", path, ArchiveOptions(subset="present"), self.root / "kept")
             _check_scan(archive.scan(), self._ids)
+            if number % 4 == 0:
+                self._fill_buckets(path, found)
         except ArchiveError:
             return "quarantined"
         finally:
             shutil.rmtree(folder)
-            shutil.rmtree(self.root / "kept", ignore_errors=True)
+            for name in ("kept", "store"):
+                shutil.rmtree(self.root / name, ignore_errors=True)
         return "read"
+
+    def _fill_buckets(self, path: Path, found: Sequence[tuple[str, bytes | None]]) -> None:
+        """Check that what a patch gets of an archive is the first member of its file's name."""
+        archive = open_archive("bigearthnet-v2", path)
+        assert isinstance(archive, StreamedArchive)
+        plan = make_plan(archive, StorePaths(self.root / "store"), "bigearthnet-v2", 8)
+        first = dict(reversed(found))
+        for shards in BucketFeed(archive, plan)(sorted(plan.shards)):
+            for shard in shards:
+                with Bucket(Buckets(plan.paths.buckets).path(shard)) as bucket:
+                    for patch in self._ids:
+                        for suffix in S2_SUFFIXES:
+                            source = f"BigEarthNet-S2/{patch.rsplit('_', 2)[0]}/{patch}"
+                            self._check_file(bucket, source, f"{patch}{suffix}", first)
+
+    def _check_file(self, bucket: Bucket, source: str, name: str, first: Mapping[str, bytes | None]) -> None:
+        opened = bucket.open(source)
+        try:
+            data = None if opened is None else opened.read(name)
+        except BadPatchError:
+            data = None
+        if data != first.get(f"{source}/{name}"):
+            raise ViolationError(f"the bucket has other bytes of {source}/{name}")
 
     def json(self, number: int) -> Outcome:
         """Examine one JSON file: of a Sentinel-2 and of a Sentinel-1 patch of v1."""

@@ -355,7 +355,7 @@ def _member(rng: random.Random, outside: bytes) -> bytes:
         b"0" if rng.random() < 0.75 else rng.choice((b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"M", b"Z"))
     )
     size = _octal(len(data))
-    if rng.random() < 0.12:
+    if rng.random() < 0.03:
         size = rng.choice(
             (
                 b"77777777777\0",
@@ -374,7 +374,7 @@ def _member(rng: random.Random, outside: bytes) -> bytes:
     link = rng.choice((b"", outside + b"/canary.tif", b"../outside/canary.tif", name[:90]))
     magic = rng.choice((b"ustar\x0000", b"ustar\x0000", b"ustar  \0", b"", rng.randbytes(8)))
     prefix = rng.choice((b"", b"", b"", b"a/b", outside[:150])) if magic[:6] == b"ustar\0" else b""
-    checksum = rng.choice((None,) * 30 + (b"0000000\0", b"        ", b"xxxxxxxx", b"\xff" * 8))
+    checksum = rng.choice((None,) * 300 + (b"0000000\0", b"        ", b"xxxxxxxx", b"\xff" * 8))
     return out + _header(name, size, kind, link, magic, prefix, checksum) + _padded(data)
 
 
@@ -385,9 +385,9 @@ def tar(seed: int, outside: str, _port: int) -> tuple[str, bytes]:
     if members and rng.random() < 0.2:
         members.append(rng.choice(members))
     data = b"".join(members) + rng.choice(
-        (bytes(1024),) * 6 + (b"", bytes(512), bytes(10240), bytes(1024) + b"x" * 700)
+        (bytes(1024),) * 16 + (b"", bytes(512), bytes(10240), bytes(1024) + b"x" * 700)
     )
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         data = bytes_mutated(rng, data)
     suffix = rng.choice((".tar", ".tar", ".tar.gz", ".tgz", ".tar.zst"))
     if suffix != ".tar":
@@ -396,7 +396,7 @@ def tar(seed: int, outside: str, _port: int) -> tuple[str, bytes]:
         import pyarrow as pa
 
         data = pa.compress(data, "zstd", asbytes=True) if suffix.endswith("zst") else gzip.compress(data, mtime=0)
-        if rng.random() < 0.3:
+        if rng.random() < 0.15:
             data = bytes_mutated(rng, data)
     return suffix, data
 
