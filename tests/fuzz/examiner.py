@@ -149,9 +149,10 @@ class Examiner:
         expected = _by_rasterio(data)
         if expected is None:
             raise ViolationError("rasterio cannot read what was read")
-        if not _equal(band.pixels, expected) and (
-            read_strip_tiff(data, "a.tif", shape) is not None or _equal(_by_rasterio(data), expected)
-        ):  # a second look: GDAL leaves what its memory held where a damaged block is short
+        by_gdal = read_strip_tiff(data, "a.tif", shape) is None
+        # GDAL leaves in a damaged block what its memory held: of such a file some reading has to agree, not each.
+        again = (_equal(decode(data, "a.tif", shape).pixels, _by_rasterio(data)) for _ in range(4 * by_gdal))
+        if not _equal(band.pixels, expected) and not any(again):
             raise ViolationError("the pixels are others than rasterio's")
         path = self.root / "a.tif"
         path.write_bytes(data)
