@@ -112,7 +112,7 @@ class BigEarthNetV1:
         with open_patch(open_folder, patch) as folder:
             file = f"{patch.patch_id}{METADATA_SUFFIX}"
             shown = f"{patch.source}/{file}"
-            metadata = strict_json(folder.read(file, absent="no_metadata", whole=True), shown)
+            metadata = strict_json(bytes(folder.read(file, absent="no_metadata", whole=True)), shown)
             labels = classes_of(metadata.get("labels"), shown)
             s2 = read_s2(folder, patch.patch_id)
         pair = _s1_folder(patch.patch_id, patch.s1_name)
