@@ -269,7 +269,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
                 write(scratch)
             object_store.put(path, scratch)
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = temporary_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -280,6 +280,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a file's own under which it is written, to be renamed."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:

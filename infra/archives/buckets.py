@@ -85,7 +85,9 @@ def folder_record(folder: str, files: Sequence[tuple[str, memoryview | Fault]]) 
         files: Name in the folder and content of each file that came by, at most MAX_FILES.
     """
     content = [b"\n".join(map(str.encode, data)) if isinstance(data, Fault) else data for _, data in files]
-    sizes = [-len(text) if isinstance(data, Fault) else len(text) for text, (_, data) in zip(content, files, strict=True)]
+    sizes = [
+        -len(text) if isinstance(data, Fault) else len(text) for text, (_, data) in zip(content, files, strict=True)
+    ]
     names = "\0".join([folder, *(name for name, _ in files)]).encode()
     return [_HEAD.pack(len(names), len(sizes)) + _sizes(len(sizes)).pack(*sizes) + names, *content]
 

@@ -203,7 +203,7 @@ def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int]
     stop = start + 6 + 12 * entries
     key = bytes(data[:stop]) if start == 8 else bytes(data[:8]) + bytes(data[start:stop])
     layout = _layouts.get(key)
-    if layout is None or len(data) < layout.size or not _has(data, layout.tables):
+    if layout is None or len(data) < layout.size or any(data[a:b] != table for a, b, table in layout.tables):
         layout = _parse(bytes(data), shown)
         if layout is None:
             return None
@@ -397,18 +397,11 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
         counts=counts,
         rows_per_strip=rows,
         contiguous=compression == _UNCOMPRESSED and ends[:-1] == list(offsets[1:]),
-        tables=tuple((a, b, data[a:b]) for a, b in _merged([(entries[tag].start, entries[tag].stop) for tag in (273, 279)])),
+        tables=tuple((e.start, e.stop, data[e.start : e.stop]) for e in (entries[273], entries[279])),
         geo=geo,
         nodata=None if nodata is None else (nodata.start, nodata.stop),
         size=max(*ends, *(e.stop for e in entries.values())),
     )
-
-
-def _has(data: bytes | memoryview, tables: tuple[tuple[int, int, bytes], ...]) -> bool:
-    for start, stop, table in tables:  # a generator for any() takes as long as all else here
-        if data[start:stop] != table:
-            return False
-    return True
 
 
 def _merged(places: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
