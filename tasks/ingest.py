@@ -47,15 +47,11 @@ class ShardIngester:
             with closing(self._store.writer(shard)) as arrays:
                 placed, problems = self._read(inputs, arrays)
                 footprints = _footprints(placed)
-                nowhere = [
-                    item for item, footprint in zip(placed, footprints, strict=True) if item.is_nowhere(footprint)
-                ]
+                nowhere = [item for item, found in zip(placed, footprints, strict=True) if item.is_nowhere(found)]
                 if not nowhere:
                     arrays.commit()
                     break
-            for (
-                item
-            ) in nowhere:  # all at once is a hundred times faster than to ask before a patch's pixels are written
+            for item in nowhere:  # hardly ever: so all are asked for at once, which is far faster than one by one
                 del inputs[item.row]
                 lost.append(_problem(item.source, item.source.source, "grid_mismatch", item.where))
         rows = [item.table_row(shard, footprint, version) for item, footprint in zip(placed, footprints, strict=True)]
