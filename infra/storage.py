@@ -14,10 +14,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
+import pyarrow as pa
 
 from infra import lease, object_store
 from infra.errors import ConfigError, StoreError
@@ -126,16 +126,24 @@ def location(text: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def open_sequential(text: str) -> BinaryIO:
-    """Open a file to be read once, from its beginning to its end: a path, or an s3://, gs:// or file:// URL.
+def open_once(text: str) -> tuple[pa.NativeFile, int]:
+    """Open a file to be read once, from its beginning to its end, and return it with its size in bytes.
 
-    On object storage it is fetched in ranges of some megabytes, each of which is tried again by itself.
+    On object storage it is fetched in ranges of some megabytes, several at a time, each of which is tried again by
+    itself.
+
+    Args:
+        text: A path, or an s3://, gs:// or file:// URL.
 
     Raises:
-        FileNotFoundError: There is none.
+        OSError: There is none, or it cannot be read.
         ConfigError: The URL is of another kind, or holds more than a place.
     """
-    return location(text).open("rb")
+    place = location(text)
+    if isinstance(place, ObjectPath):
+        return pa.PythonFile(object_store.Ahead(place)), object_store.size(place)
+    file = pa.OSFile(str(place), "rb")
+    return file, file.size()
 
 
 @contextmanager

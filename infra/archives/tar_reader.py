@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from infra.errors import ArchiveError
 from infra.prefetch import prefetch
+from infra.storage import open_once
 
 SUFFIXES = (".tar", ".tar.zst", ".tar.gz", ".tgz")
 """How names of tar archives end."""
@@ -79,7 +80,7 @@ def read_tar(path: str) -> Generator[TarMember]:
     What is held at a time is one member and a few chunks of what was decompressed ahead.
 
     Args:
-        path: A file whose name ends as SUFFIXES say.
+        path: A file or its URL, whose name ends as SUFFIXES say.
 
     Raises:
         ArchiveError: It is missing, truncated, broken, no tar archive, or expands beyond any sense.
@@ -97,25 +98,25 @@ def _chunks(path: str) -> Generator[bytes]:
     """Yield what the file holds, decompressed."""
     codec = _CODECS.get(Path(path).suffix)
     try:
-        raw = pa.OSFile(path, "rb")
+        raw, size = open_once(path)
     except OSError as error:
         raise ArchiveError(f"the archive {path} cannot be read: {error}") from error
     with raw:
-        room = MAX_EXPANSION * raw.size() + _SPARE_BYTES
+        room = MAX_EXPANSION * size + _SPARE_BYTES
         stream = pa.CompressedInputStream(raw, codec) if codec else raw
         while True:
             try:
                 chunk = stream.read(_CHUNK)
             except (OSError, pa.ArrowException) as error:
                 raise ArchiveError(
-                    f"{path} is broken or truncated near byte {raw.tell()} of {raw.size()}: {error}; download it again"
+                    f"{path} is broken or truncated near byte {raw.tell()} of {size}: {error}; download it again"
                 ) from error
             if not chunk:
                 return
             room -= len(chunk)
             if room < 0:
                 raise ArchiveError(
-                    f"{path} expands to more than {MAX_EXPANSION} times its {raw.size()} bytes: images never do"
+                    f"{path} expands to more than {MAX_EXPANSION} times its {size} bytes: images never do"
                 )
             yield chunk
 
