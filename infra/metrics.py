@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import ray
-from ray.util.metrics import Counter, Gauge, Histogram
+from typing import TYPE_CHECKING, Any, Literal
 
 from infra.logs import context
+
+if TYPE_CHECKING:  # infra.ray_pool has a word to say before Ray is imported
+    from ray.util.metrics import Counter, Gauge, Histogram
 
 _REFRESH_SECONDS = 5.0
 """How often gauges are set anew; Ray's agent keeps them for twice its interval, which is ten seconds unless told."""
@@ -92,26 +92,26 @@ class GpuMemory:
 
 type _Tags = tuple[tuple[str, str], ...]
 
-_of_ray: dict[str, Counter | Gauge | Histogram] = {}
+_of_ray: "dict[str, Counter | Gauge | Histogram]" = {}
 _gauges: dict[tuple[Metric, _Tags], float] = {}
 _lock = threading.Lock()
 
 
 def count(metric: Metric, amount: float = 1, **labels: str) -> None:
     """Add to a counter; nothing where the amount is 0."""
-    if amount and ray.is_initialized():
+    if amount and _is_connected():
         _ray_metric(metric).inc(amount, dict(_tags(labels)))
 
 
 def observe(metric: Metric, value: float, **labels: str) -> None:
     """Add a value to a histogram."""
-    if ray.is_initialized():
+    if _is_connected():
         _ray_metric(metric).observe(value, dict(_tags(labels)))
 
 
 def show(metric: Metric, value: float, **labels: str) -> None:
     """Set a gauge, which stays at that until it is set again or the stage's are taken away."""
-    if ray.is_initialized():
+    if _is_connected():
         tags = _tags(labels)
         with _lock:
             _gauges[metric, tags] = value
@@ -154,6 +154,11 @@ def _keep_alive(ended: threading.Event) -> None:
                 _ray_metric(metric).set(value, dict(tags))
 
 
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def _tags(labels: dict[str, str]) -> _Tags:
     """Return labels with those of the process's work, in one order."""
     where = context()
@@ -162,6 +167,8 @@ def _tags(labels: dict[str, str]) -> _Tags:
 
 def _ray_metric(metric: Metric) -> Any:  # noqa: ANN401  # one of three classes, by its kind
     """Return Ray's own of a metric; made at its first use, since what is told before Ray begins is lost."""
+    from ray.util.metrics import Counter, Gauge, Histogram
+
     if metric.name not in _of_ray:
         keys = (*_CONTEXT, *metric.labels)
         if metric.kind == "histogram":
