@@ -118,10 +118,10 @@ def show(metric: Metric, value: float, **labels: str) -> None:
             _ray_metric(metric).set(value, dict(tags))
 
 
-def take_away(*metrics: Metric) -> None:
-    """Show some gauges no longer; they vanish from the exporter within half a minute."""
+def take_away(*metrics: Metric, **labels: str) -> None:
+    """Show some gauges no longer, of those with these labels; they vanish from the exporter within half a minute."""
     with _lock:
-        for key in [key for key in _gauges if key[0] in metrics]:
+        for key in [key for key in _gauges if key[0] in metrics and labels.items() <= dict(key[1]).items()]:
             del _gauges[key]
 
 

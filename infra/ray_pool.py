@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -331,10 +331,13 @@ class _Slot:
     def show_memory(self, memory: GpuMemory | None) -> None:
         """Show how much of its GPU's memory the actor's process holds."""
         if memory is not None:
-            worker = self.actor._actor_id.hex()[:8]  # noqa: SLF001  # Ray tells it in no other way
-            metrics.show(metrics.GPU_MEMORY, memory.allocated, worker=worker, kind="allocated")
-            metrics.show(metrics.GPU_MEMORY, memory.reserved, worker=worker, kind="reserved")
-            metrics.show(metrics.GPU_MEMORY, memory.peak, worker=worker, kind="peak")
+            for kind, held in asdict(memory).items():
+                metrics.show(metrics.GPU_MEMORY, held, worker=self.worker, kind=kind)
+
+    @property
+    def worker(self) -> str:
+        """The actor's name in metrics: how Ray's own id of it begins."""
+        return str(self.actor._actor_id.hex()[:8])  # noqa: SLF001  # Ray tells it in no other way
 
 
 @dataclass(slots=True)
@@ -551,6 +554,7 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[_An
         if lost:
             state.attempts[item] -= 1
         ray.kill(slot.actor)
+        metrics.take_away(metrics.GPU_MEMORY, worker=slot.worker)
         failed = _again(state, item, f"the {'node was lost' if lost else 'process died'}: {_reason(error)}")
         if state.todo:
             state.start()
@@ -567,11 +571,12 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[_An
         return Done(item, result, seconds, state.devices)
     if fault.kind is not None and issubclass(fault.kind, StoreError | ArchiveError):
         raise fault.kind(fault.message)
-    failed: Failed | None = Failed(item, state.attempts[item], f"{fault.name}: {fault.message}")
+    error_line = f"{fault.name}: {fault.message}"
+    outcome: Failed | None = Failed(item, state.attempts[item], error_line)
     if fault.kind is not None and issubclass(fault.kind, TransientError):
-        failed = _again(state, item, f"{fault.name}: {fault.message}")
+        outcome = _again(state, item, error_line)
     state.feed(slot)
-    return failed
+    return outcome
 
 
 def _again[R](state: _State[R], item: int, error: str) -> Failed | None:

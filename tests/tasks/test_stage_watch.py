@@ -9,7 +9,6 @@ from infra import metrics
 from infra.errors import StoreError
 from infra.metrics import Metric
 from infra.ray_pool import Devices
-from tasks import stage_watch
 from tasks.stage_watch import StageWatch
 from tests.infra.log_lines import objects, written
 
@@ -82,7 +81,7 @@ def test_a_stage_that_is_stopped_says_by_what() -> None:
 
 def test_how_far_it_is_is_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock: Any = iter(range(0, 10_000, 10))  # every look at the clock takes ten seconds
-    monkeypatch.setattr(stage_watch.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     with written() as stream, StageWatch("ingest", 30, 0) as watch:
         for shard in range(30):
             watch.done(shard, 512, 1.0)

@@ -8,7 +8,6 @@ import pytest
 from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.storage import StorePaths, locked_store
-from tasks import run_record
 from tasks.ingest import IngestCounts
 from tasks.run_record import RunRecord
 from tasks.stage import silent
@@ -61,7 +60,7 @@ def test_of_a_run_that_lives_it_tells_how_far_its_stage_is(tmp_path: Path, monke
     """30 of 120 shards in a minute: 256 patches a second, three minutes left."""
     paths = StorePaths(tmp_path)
     clock = 1000.0
-    monkeypatch.setattr(run_record.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
     record = RunRecord(paths, "{}", datetime(2026, 11, 5, tzinfo=UTC))
     record.save("running")
     with locked_store(paths):
