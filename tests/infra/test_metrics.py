@@ -176,7 +176,11 @@ def test_a_port_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_the_manual_tells_every_metric() -> None:
     manual = (PROJECT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = manual.split("## Metrics")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "`ray_" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| `ray_")
+    ]
     told = {row[0].strip("`"): (row[1], tuple(re.findall(r"`(\w+)`", row[2])), row[3]) for row in rows}
     assert told == {metric.exported: (metric.kind, metric.labels, metric.meaning) for metric in METRICS}
     assert len({metric.name for metric in METRICS}) == len(METRICS)
