@@ -22,6 +22,7 @@ from infra.archives.layouts import LAYOUTS, determining, open_archive
 from infra.archives.streamed import StreamedArchive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
+from infra.logs import logged_run
 from infra.parts import StageParts
 from infra.ray_pool import cluster
 from infra.storage import StorePaths, locked_store
@@ -109,8 +110,9 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             "`reliability: {}` for the defaults"
         )
     paths = StorePaths(config.store.resolve())
-    with locked_store(paths), cluster():
-        run = _start(config, paths)
+    record = RunRecord(paths, config.model_dump_json(), datetime.now(UTC))
+    with logged_run(record.run_id), locked_store(paths), cluster():
+        run = _start(config, record)
         plan = ingest(run)
         if until != "ingest" and plan.ingested():
             inputs = inputs_of(config, plan)
@@ -139,16 +141,14 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         return finish(run, until)
 
 
-def _start(config: RunConfig, paths: StorePaths) -> Run:
+def _start(config: RunConfig, record: RunRecord) -> Run:
     if config.models_from and not published_configs(StorePaths(config.models_from.resolve())):
         raise ConfigError(f"models_from: {config.models_from} holds no finished run")
     weights = {name: config.sr_weights(name) for name in ("none", *config.sr)}  # none: a backbone may be trained on it
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
         sr_models.load(name, weights[name], dtype=config.dtype_of(name))
     _check_classifier_files(config)
-    started = datetime.now(UTC)
-    record = RunRecord(paths, config.model_dump_json(), started)
-    return Run(config, paths, record, resources_of(config), weights)
+    return Run(config, record.paths, record, resources_of(config), weights)
 
 
 def _check_classifier_files(config: RunConfig) -> None:

@@ -4,10 +4,12 @@ import csv
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,7 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import weights
+from infra import logs
 from infra.errors import ConfigError, IncompleteRunError, PipelineError
+
+if TYPE_CHECKING:
+    from tasks.run_record import LiveStage
 
 # Nothing is reported to the makers of the libraries, and a run's own words are not drowned in theirs.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -56,6 +62,7 @@ Store = Annotated[Path, typer.Argument(help="A store: a folder, or its URL.", pa
 def main() -> None:
     """Run the command line; the entry point of `superscene`."""
     with plain_errors():
+        logs.configure()
         app()
 
 
@@ -72,7 +79,10 @@ def plain_errors() -> Iterator[None]:
         words, code = "superscene: stopped; finished shards are kept, the same command goes on from here", 130
     else:
         return
-    _say(words)  # out here the error and what it holds are gone
+    if logs.settings() is None:
+        _say(words)  # out here the error and what it holds are gone
+    else:
+        logs.events.error("%s", words)
     sys.exit(code)
 
 
@@ -324,6 +334,8 @@ def status(store: Store) -> None:
     found = store_status(StorePaths(store))
     console = Console()
     console.print(f"run {found.run_id}: {found.state}; {found.patches} patches, {found.quarantined} in quarantine")
+    if found.live is not None:
+        console.print(_how_far(found.live), markup=False, highlight=False)
     table = Table("stage", "config", "done", "missing", "failed", box=None)
     for stage in found.stages:
         table.add_row(stage.title, stage.config, str(stage.done), str(stage.missing), str(len(stage.failures)))
@@ -372,6 +384,16 @@ def doctor() -> None:
     Console().print(table)
     if not all(check.ok for check in results):
         raise typer.Exit(1)
+
+
+def _how_far(live: "LiveStage") -> str:
+    ago = max(0.0, time.time() - live.written)
+    text = f"{live.stage}: {live.done} of {live.total} in {timedelta(seconds=round(live.seconds))}"
+    if live.patches:
+        text += f", {live.patches_per_second:.1f} patches/s"
+    if live.seconds_left is not None:
+        text += f", {timedelta(seconds=round(max(0.0, live.seconds_left - ago)))} left"
+    return f"{text} (told {ago:.0f} s ago)"
 
 
 def _cell(value: object) -> str:

@@ -53,7 +53,8 @@ class Run:
     ) -> None:
         """Run the missing items of a stage, which fill parts."""
         self._begin(title, filled)
-        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress(), ready))
+        tell = self.record.watching(stage_progress())
+        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, tell, ready))
 
     def stage_of_fits(
         self,
@@ -66,7 +67,8 @@ class Run:
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
         self._begin(title, {parts: list(seeds)})
-        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress(), devices))
+        tell = self.record.watching(stage_progress())
+        self.record.add(run_fits(title, fit, parts, seeds, epochs, tell, devices))
 
     def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
         if not self.record.stages:

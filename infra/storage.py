@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath, object_path
 
 _LEASE = "lease.json"
+
+_LOOKS = (0.02, 0.05, 0.1, 0.2)
+"""Seconds between attempts at the lock: `is_locked`, which `superscene status` asks, holds it for a moment."""
 
 _FULL_OR_CLOSED = {
     errno.ENOSPC: "the disk is full",
@@ -346,12 +350,17 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
             lock = stack.enter_context(lock_path.open("wb", buffering=0))  # no buffer left to write when it is closed
             lock.write(f"{os.getpid()}\n".encode() + b" " * 4096)  # more than an inode holds: a full disk shows here
             os.fsync(lock.fileno())
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another run is writing to {paths.root}; wait for it, or choose another store"
-            ) from error
+        for pause in (*_LOOKS, None):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if pause is None:
+                    raise ConfigError(
+                        f"another run is writing to {paths.root}; wait for it, or choose another store"
+                    ) from error
+                time.sleep(pause)
+            else:
+                break
         sweep_partials(paths.root)
         yield
 

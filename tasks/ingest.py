@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra import metrics
 from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchFormat, PatchInput, Scan
 from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import CLASSES
 from infra.bigearthnet.seasons import season
 from infra.errors import BadPatchError, ConfigError, PipelineError
 from infra.geo import footprints
+from infra.logs import events, fields
 from infra.parts import StageParts, read_parts
 from infra.storage import write_text
 from infra.tables import CLASSES as CLASSES_SCHEMA
@@ -246,6 +248,12 @@ def publish_archive(plan: Plan) -> IngestCounts:
     publish(table("quarantine"), quarantine, QUARANTINE, ["path", "reason", "detail"], complete=complete)
     publish(table("classes"), _classes(plan.format.labels), CLASSES_SCHEMA, ["label_index"])
     write_text(counts_file, json.dumps(asdict(counts)))
+    events.info(
+        "ingested: %d patches; %d inputs in quarantine, %d absent, %d pending",
+        *(counts.patches, counts.quarantined, counts.absent, counts.pending),
+        extra=fields(**asdict(counts)),
+    )
+    metrics.count(metrics.QUARANTINED, counts.quarantined)
     return counts
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from infra.storage import (
     StorePaths,
     file_sha256,
     file_size,
+    is_locked,
     local_file,
     location,
     locked_store,
@@ -247,6 +249,28 @@ def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
             raise KeyError
     with locked_store(StorePaths(tmp_path / "of")), locked_store(StorePaths(tmp_path / "two")):
         pass
+
+
+def test_whoever_asks_for_the_lock_keeps_no_run_out(tmp_path: Path) -> None:
+    """As `superscene status` does again and again while a run begins."""
+    paths = StorePaths(tmp_path)
+    with locked_store(paths):
+        pass
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_locked(paths)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(200):
+            with locked_store(paths):
+                assert is_locked(paths)
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_every_place_lies_in_the_store(tmp_path: Path) -> None:
