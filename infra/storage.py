@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
+import pyarrow as pa
 
 from infra import lease, object_store
 from infra.errors import ConfigError, StoreError
@@ -130,16 +130,24 @@ def location(text: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def open_sequential(text: str) -> BinaryIO:
-    """Open a file to be read once, from its beginning to its end: a path, or an s3://, gs:// or file:// URL.
+def open_once(text: str) -> tuple[pa.NativeFile, int]:
+    """Open a file to be read once, from its beginning to its end, and return it with its size in bytes.
 
-    On object storage it is fetched in ranges of some megabytes, each of which is tried again by itself.
+    On object storage it is fetched in ranges of some megabytes, several at a time, each of which is tried again by
+    itself.
+
+    Args:
+        text: A path, or an s3://, gs:// or file:// URL.
 
     Raises:
-        FileNotFoundError: There is none.
+        OSError: There is none, or it cannot be read.
         ConfigError: The URL is of another kind, or holds more than a place.
     """
-    return location(text).open("rb")
+    place = location(text)
+    if isinstance(place, ObjectPath):
+        return pa.PythonFile(object_store.Ahead(place)), object_store.size(place)
+    file = pa.OSFile(str(place), "rb")
+    return file, file.size()
 
 
 @contextmanager
@@ -273,7 +281,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
                 write(scratch)
             object_store.put(path, scratch)
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = temporary_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -284,6 +292,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a file's own under which it is written, to be renamed."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
