@@ -1,7 +1,7 @@
 """The archive flow: from an archive's files to tables and a report. Every stage resumes where it stopped."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -117,9 +117,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         if until != "ingest" and plan.ingested():
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
-            branches = [
-                branch_of(config, run.weights, inputs, sr) for sr in config.sr
-            ]  # what is impossible shows before any training
+            branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
             networks = _shapes_of_networks(config, inputs.bands)
             _check_maps(config, branches, networks.values())
             check_reliability(config, plan, branches, networks)
@@ -238,6 +236,12 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
     )
 
 
+def _branch(run: Run, inputs: Inputs, sr: str) -> Branch:
+    """Return one SR model's branch, its weights where all workers have them; errors are those of `branch_of`."""
+    branch = branch_of(run.config, run.weights, inputs, sr)
+    return branch if branch.weights is None else replace(branch, weights=run.on_all_nodes(branch.weights))
+
+
 @stage_task
 def ingest(run: Run) -> Plan:
     """Read the archive's files, or tar archives, into archive.zarr, tables/patches and tables/quarantine."""
@@ -277,9 +281,9 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
     if chosen.backbone == "random":
         return Backbone(network, "random")
     if chosen.backbone == "weights":
-        return Backbone(network, "weights", run.config.backbone_weights(classifier))
+        return Backbone(network, "weights", run.on_all_nodes(run.config.backbone_weights(classifier)))
     whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
-    branch = branch_of(run.config, run.weights, inputs, "none")
+    branch = _branch(run, inputs, "none")
     # Under the network's name: variants that ask for the same backbone have one between them.
     fitted = _fit(run, plan, branch, network, whole, Backbone(network, "random"), "backbone", None)
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
@@ -290,7 +294,7 @@ def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backb
     """Train one classifier on one branch, every seed, or borrow it from another store."""
     config = run.config
     if classifier in config.trained:
-        return Models({0: config.trained[classifier]})
+        return Models({0: run.on_all_nodes(config.trained[classifier])})
     if config.models_from is not None:
         return Models(borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier))
     if backbone is None:

@@ -47,6 +47,11 @@ _FRAMED = 120  # columns of a terminal from which on a table of ten numbers can 
 RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
 
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="The Ray cluster that does the work; else this machine."),
+]
+
 
 def _store(text: str) -> Path:
     from infra.storage import location
@@ -91,14 +96,22 @@ def _say(text: str) -> None:
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _join(address: str | None) -> None:
+    """Let the run, and whatever it starts, find a Ray cluster."""
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+
+
 def _run(
     run_yaml: Path,
     overrides: list[str] | None,
+    address: str | None,
     until: Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"],
 ) -> None:
     from flows.config import load_config
 
     config = load_config(run_yaml, overrides)
+    _join(address)
     from flows.archive import archive
     from flows.progress import bars
 
@@ -108,29 +121,30 @@ def _run(
 
 
 @app.command()
-def run(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def run(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Run the whole archive flow; finished work is kept and skipped."""
-    _run(run_yaml, overrides, "report")
+    _run(run_yaml, overrides, address, "report")
 
 
 @app.command()
-def ingest(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def ingest(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Read the archive into the store."""
-    _run(run_yaml, overrides, "ingest")
+    _run(run_yaml, overrides, address, "ingest")
 
 
 @app.command()
-def train(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def train(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Train the classifiers, after what they need."""
-    _run(run_yaml, overrides, "train")
+    _run(run_yaml, overrides, address, "train")
 
 
 @app.command("train-sr")
-def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def train_sr(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Fit or fine-tune a super-resolution model on the archive's own images; a stopped run goes on."""
     from flows.config import load_config
 
     config = load_config(run_yaml, overrides)
+    _join(address)
     from flows.progress import bars
     from flows.train_sr import train_sr as fit
 
@@ -140,15 +154,16 @@ def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def predict(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def predict(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Predict every patch and make its maps, after what that needs."""
-    _run(run_yaml, overrides, "predict")
+    _run(run_yaml, overrides, address, "predict")
 
 
 @app.command()
 def explain(
     run_yaml: RunYaml,
     overrides: Overrides = None,
+    address: Address = None,
     patch: Annotated[str | None, typer.Option(help="Draw this patch: methods by SR models.")] = None,
     label: Annotated[str | None, typer.Option(help="Label to explain; else the likeliest true one.")] = None,
     sheet: Annotated[int | None, typer.Option(min=1, help="Draw that many patches at random, and a CSV.")] = None,
@@ -166,7 +181,7 @@ def explain(
     if patch is None and sheet is None:
         if out is not None or classifier is not None:
             raise ConfigError("--out and --classifier are for figures: give --patch or --sheet too")
-        _run(run_yaml, overrides, "explain")
+        _run(run_yaml, overrides, address, "explain")
         return
     from flows.config import load_config
     from flows.explain import draw_patch, draw_sheet
@@ -181,15 +196,16 @@ def explain(
 
 
 @app.command()
-def reliability(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def reliability(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Score how far each prediction can be trusted, by the cluster of its map, after what that needs."""
-    _run(run_yaml, overrides, "reliability")
+    _run(run_yaml, overrides, address, "reliability")
 
 
 @app.command()
 def evaluate(
     run_yaml: RunYaml,
     overrides: Overrides = None,
+    address: Address = None,
     where: Annotated[
         str | None,
         typer.Option(help="Only patches that meet a condition, from the predictions there are: country = 'Finland'."),
@@ -197,7 +213,7 @@ def evaluate(
 ) -> None:
     """Score the predictions, after what that needs; or, with --where, those of some patches, and run nothing."""
     if where is None:
-        _run(run_yaml, overrides, "evaluate")
+        _run(run_yaml, overrides, address, "evaluate")
         return
     from flows.config import load_config
     from infra.storage import StorePaths

@@ -56,6 +56,12 @@ _PORTS = 65536
 _ACCELERATOR = "accelerator_type:"
 """How Ray begins the name of the resource that tells a node's GPU."""
 
+_FOR_WORKERS = (
+    *("SUPERSCENE_SCRATCH", "SUPERSCENE_CACHE", "SUPERSCENE_OFFLINE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+)
+"""Settings that workers take over from the driver. Credentials come from each node's own environment or role."""
+
 _NODE_DIED = "node has died"
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+?)\.?(?= Some common causes|\n|$)")
 """What Ray says of a death; its first lines are the same for all."""
@@ -169,8 +175,12 @@ class _Host:
         if asked is not None:
             logs.collect(asked)
 
-    def build(self, build: Callable[[], Worker[object]], threads: int, context: logs.Context) -> _Answer:
-        """Build a worker and answer with the id of the node it is on."""
+    def build(
+        self, build: Callable[[], Worker[object]], threads: int, context: logs.Context, settings: Mapping[str, str]
+    ) -> _Answer:
+        """Build a worker and answer with the id of the node it is on; what its node has set counts for more."""
+        for name, value in settings.items():
+            os.environ.setdefault(name, value)
         self._worker = None  # the last stage's models make room first
         self._context = context
         with _as_text(), logs.bound(run=context.run, stage=context.stage):
@@ -191,6 +201,11 @@ class _Host:
                 kind = type(error) if isinstance(error, PipelineError) else None
                 fault = _Fault(kind, type(error).__name__, str(error))
         return _Answer(value, fault, metrics.gpu_memory(), logs.take())
+
+
+def _settings() -> dict[str, str]:
+    """Return the settings of this process that workers on other nodes need; secrets are none of them."""
+    return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
 
 _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Host)
@@ -360,7 +375,7 @@ class _State[R]:
         reused = bool(_idle)
         host = _HostActor.options(num_cpus=1, num_gpus=self.gpus)
         actor = _idle.pop()[1] if reused else host.remote(logs.settings())
-        self.running[actor.build.remote(self.build, self.threads, logs.context())] = _Slot(actor, reused)
+        self.running[actor.build.remote(self.build, self.threads, logs.context(), _settings())] = _Slot(actor, reused)
 
     def grow(self) -> None:
         """Start an actor wherever a node that has joined has room for one, as long as there is work for it."""

@@ -91,6 +91,10 @@ class StorePaths:
         """A trained classifier; sr is "backbone" for a network that only lends its backbone."""
         return self.root / "checkpoints" / f"{sr}-{classifier}-{config}" / f"seed-{seed}.safetensors"
 
+    def shared_weights(self, sha256: str, name: str) -> Path:
+        """A weight file that workers on other nodes need, by its content."""
+        return self.work / "weights" / sha256[:16] / name
+
     def trained_sr(self, model: str, config: str) -> Path:
         """Weights of a super-resolution network that was fitted here."""
         return self.root / "checkpoints" / f"sr-{model}-{config}" / "weights.safetensors"
@@ -148,23 +152,6 @@ def open_once(text: str) -> tuple[pa.NativeFile, int]:
         return pa.PythonFile(object_store.Ahead(place)), object_store.size(place)
     file = pa.OSFile(str(place), "rb")
     return file, file.size()
-
-
-@contextmanager
-def local_file(path: Path) -> Iterator[Path]:
-    """Yield a file of this machine for libraries that take no other: path itself, or a copy that ends with the block.
-
-    Raises:
-        FileNotFoundError: There is none on object storage.
-    """
-    if not isinstance(path, ObjectPath):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="superscene-") as folder:
-        copy = Path(folder) / path.name
-        with path.open("rb") as source, writing(copy), copy.open("wb") as target:
-            shutil.copyfileobj(source, target, 2**23)
-        yield copy
 
 
 def file_sha256(path: Path) -> str:

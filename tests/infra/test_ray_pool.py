@@ -27,7 +27,7 @@ from infra.ray_pool import (
     run_pool,
 )
 from tests.infra.log_lines import objects, written
-from tests.infra.pool_workers import Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
+from tests.infra.pool_workers import Environment, Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
 
 CORES = 2
 
@@ -65,6 +65,22 @@ def test_every_item_has_its_result_whatever_the_number_of_actors(tmp_path: Path,
     items = list(range(7))
     assert outcomes(partial(Scripted, tmp_path), items, actors) == squares(items)
     assert [attempts(tmp_path, item) for item in items] == [1] * 7
+
+
+def test_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    release_hosts()
+    given = {"SUPERSCENE_SCRATCH": "/scratch", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "there"}
+    for name, value in {**given, "AWS_SECRET_ACCESS_KEY": "secret", "SOMETHING": "else"}.items():
+        monkeypatch.setenv(name, value)  # after Ray's own processes were started
+    found = outcomes(Environment, [0])[0]
+    assert isinstance(found, Done)
+    assert {name: found.result.get(name) for name in given} == given
+    assert not {"AWS_SECRET_ACCESS_KEY", "SOMETHING"} & found.result.keys()
+    monkeypatch.setenv("AWS_REGION", "elsewhere")
+    again = outcomes(Environment, [0])[0]
+    assert isinstance(again, Done)
+    assert again.result["AWS_REGION"] == "there", "what a node has set counts for more"
+    release_hosts()
 
 
 def test_the_order_of_the_items_does_not_matter(tmp_path: Path) -> None:
