@@ -128,8 +128,8 @@ class Way:
     """What the last run gave."""
 
 
-def archive_of(folder: Path, patches: int) -> Inputs:
-    """Write a synthetic archive, all patches in one split, and ingest it as one shard."""
+def archive_of(folder: Path, patches: int, shard_size: int | None = None) -> Inputs:
+    """Write a synthetic archive, all patches in one split, and ingest it; as one shard, unless told their size."""
     root = folder / "files"
     write_synthetic_archive(root, patches)
     tables = [pq.read_table(path) for path in sorted(root.glob("metadata*.parquet"))]
@@ -138,7 +138,7 @@ def archive_of(folder: Path, patches: int) -> Inputs:
         path.unlink()
     pq.write_table(rows.append_column("split", pa.array(["test"] * rows.num_rows)), root / METADATA)
     archive = BigEarthNetV2(str(root))
-    plan = make_plan(archive, StorePaths(folder / "store"), "bigearthnet-v2", patches)
+    plan = make_plan(archive, StorePaths(folder / "store"), "bigearthnet-v2", shard_size or patches)
     worker = ShardIngester(archive, plan.format, plan.parts)
     for shard in plan.shards:
         worker.run(shard)

@@ -1,7 +1,7 @@
 """The archive flow: from an archive's files to tables and a report. Every stage resumes where it stopped."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from infra.archives.layouts import LAYOUTS, determining, open_archive
 from infra.archives.streamed import StreamedArchive
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
+from infra.logs import logged_run
 from infra.parts import StageParts
 from infra.ray_pool import cluster
 from infra.storage import StorePaths, locked_store
@@ -109,15 +110,14 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             "`reliability: {}` for the defaults"
         )
     paths = StorePaths(config.store.resolve())
-    with locked_store(paths), cluster():
-        run = _start(config, paths)
+    record = RunRecord(paths, config.model_dump_json(), datetime.now(UTC))
+    with logged_run(record.run_id), locked_store(paths), cluster():
+        run = _start(config, record)
         plan = ingest(run)
         if until != "ingest" and plan.ingested():
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
-            branches = [
-                branch_of(config, run.weights, inputs, sr) for sr in config.sr
-            ]  # what is impossible shows before any training
+            branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
             networks = _shapes_of_networks(config, inputs.bands)
             _check_maps(config, branches, networks.values())
             check_reliability(config, plan, branches, networks)
@@ -139,16 +139,14 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
         return finish(run, until)
 
 
-def _start(config: RunConfig, paths: StorePaths) -> Run:
+def _start(config: RunConfig, record: RunRecord) -> Run:
     if config.models_from and not published_configs(StorePaths(config.models_from.resolve())):
         raise ConfigError(f"models_from: {config.models_from} holds no finished run")
     weights = {name: config.sr_weights(name) for name in ("none", *config.sr)}  # none: a backbone may be trained on it
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
         sr_models.load(name, weights[name], dtype=config.dtype_of(name))
     _check_classifier_files(config)
-    started = datetime.now(UTC)
-    record = RunRecord(paths, config.model_dump_json(), started)
-    return Run(config, paths, record, resources_of(config), weights)
+    return Run(config, record.paths, record, resources_of(config), weights)
 
 
 def _check_classifier_files(config: RunConfig) -> None:
@@ -238,6 +236,12 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
     )
 
 
+def _branch(run: Run, inputs: Inputs, sr: str) -> Branch:
+    """Return one SR model's branch, its weights where all workers have them; errors are those of `branch_of`."""
+    branch = branch_of(run.config, run.weights, inputs, sr)
+    return branch if branch.weights is None else replace(branch, weights=run.on_all_nodes(branch.weights))
+
+
 @stage_task
 def ingest(run: Run) -> Plan:
     """Read the archive's files, or tar archives, into archive.zarr, tables/patches and tables/quarantine."""
@@ -277,9 +281,9 @@ def fit_backbone(run: Run, plan: Plan, inputs: Inputs, classifier: str) -> Backb
     if chosen.backbone == "random":
         return Backbone(network, "random")
     if chosen.backbone == "weights":
-        return Backbone(network, "weights", run.config.backbone_weights(classifier))
+        return Backbone(network, "weights", run.on_all_nodes(run.config.backbone_weights(classifier)))
     whole = chosen.model_copy(update={"freeze_backbone": False, "seeds": chosen.seeds[:1]})
-    branch = branch_of(run.config, run.weights, inputs, "none")
+    branch = _branch(run, inputs, "none")
     # Under the network's name: variants that ask for the same backbone have one between them.
     fitted = _fit(run, plan, branch, network, whole, Backbone(network, "random"), "backbone", None)
     return Backbone(network, "archive", fitted[whole.seeds[0]]) if fitted else None
@@ -290,7 +294,7 @@ def train(run: Run, plan: Plan, branch: Branch, classifier: str, backbone: Backb
     """Train one classifier on one branch, every seed, or borrow it from another store."""
     config = run.config
     if classifier in config.trained:
-        return Models({0: config.trained[classifier]})
+        return Models({0: run.on_all_nodes(config.trained[classifier])})
     if config.models_from is not None:
         return Models(borrowed_checkpoints(StorePaths(config.models_from.resolve()), branch, classifier))
     if backbone is None:

@@ -4,10 +4,12 @@ import csv
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,13 +17,18 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import weights
+from infra import logs
 from infra.errors import ConfigError, IncompleteRunError, PipelineError
+
+if TYPE_CHECKING:
+    from tasks.run_record import LiveStage
 
 # Nothing is reported to the makers of the libraries, and a run's own words are not drowned in theirs.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a busy machine needs more than 20
 for _worker in ("EventsWorker", "APILogWorker"):  # Prefect's own threads, which that level does not reach
     logging.getLogger(_worker).setLevel(logging.CRITICAL)
 
@@ -40,6 +47,11 @@ _FRAMED = 120  # columns of a terminal from which on a table of ten numbers can 
 RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
 
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="The Ray cluster that does the work; else this machine."),
+]
+
 
 def _store(text: str) -> Path:
     from infra.storage import location
@@ -56,6 +68,7 @@ Store = Annotated[Path, typer.Argument(help="A store: a folder, or its URL.", pa
 def main() -> None:
     """Run the command line; the entry point of `superscene`."""
     with plain_errors():
+        logs.configure()
         app()
 
 
@@ -72,7 +85,10 @@ def plain_errors() -> Iterator[None]:
         words, code = "superscene: stopped; finished shards are kept, the same command goes on from here", 130
     else:
         return
-    _say(words)  # out here the error and what it holds are gone
+    if logs.settings() is None:
+        _say(words)  # out here the error and what it holds are gone
+    else:
+        logs.events.error("%s", words)
     sys.exit(code)
 
 
@@ -80,14 +96,22 @@ def _say(text: str) -> None:
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _join(address: str | None) -> None:
+    """Let the run, and whatever it starts, find a Ray cluster."""
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+
+
 def _run(
     run_yaml: Path,
     overrides: list[str] | None,
+    address: str | None,
     until: Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"],
 ) -> None:
     from flows.config import load_config
 
     config = load_config(run_yaml, overrides)
+    _join(address)
     from flows.archive import archive
     from flows.progress import bars
 
@@ -97,29 +121,30 @@ def _run(
 
 
 @app.command()
-def run(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def run(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Run the whole archive flow; finished work is kept and skipped."""
-    _run(run_yaml, overrides, "report")
+    _run(run_yaml, overrides, address, "report")
 
 
 @app.command()
-def ingest(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def ingest(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Read the archive into the store."""
-    _run(run_yaml, overrides, "ingest")
+    _run(run_yaml, overrides, address, "ingest")
 
 
 @app.command()
-def train(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def train(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Train the classifiers, after what they need."""
-    _run(run_yaml, overrides, "train")
+    _run(run_yaml, overrides, address, "train")
 
 
 @app.command("train-sr")
-def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def train_sr(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Fit or fine-tune a super-resolution model on the archive's own images; a stopped run goes on."""
     from flows.config import load_config
 
     config = load_config(run_yaml, overrides)
+    _join(address)
     from flows.progress import bars
     from flows.train_sr import train_sr as fit
 
@@ -129,15 +154,16 @@ def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def predict(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def predict(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Predict every patch and make its maps, after what that needs."""
-    _run(run_yaml, overrides, "predict")
+    _run(run_yaml, overrides, address, "predict")
 
 
 @app.command()
 def explain(
     run_yaml: RunYaml,
     overrides: Overrides = None,
+    address: Address = None,
     patch: Annotated[str | None, typer.Option(help="Draw this patch: methods by SR models.")] = None,
     label: Annotated[str | None, typer.Option(help="Label to explain; else the likeliest true one.")] = None,
     sheet: Annotated[int | None, typer.Option(min=1, help="Draw that many patches at random, and a CSV.")] = None,
@@ -155,7 +181,7 @@ def explain(
     if patch is None and sheet is None:
         if out is not None or classifier is not None:
             raise ConfigError("--out and --classifier are for figures: give --patch or --sheet too")
-        _run(run_yaml, overrides, "explain")
+        _run(run_yaml, overrides, address, "explain")
         return
     from flows.config import load_config
     from flows.explain import draw_patch, draw_sheet
@@ -170,15 +196,16 @@ def explain(
 
 
 @app.command()
-def reliability(run_yaml: RunYaml, overrides: Overrides = None) -> None:
+def reliability(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
     """Score how far each prediction can be trusted, by the cluster of its map, after what that needs."""
-    _run(run_yaml, overrides, "reliability")
+    _run(run_yaml, overrides, address, "reliability")
 
 
 @app.command()
 def evaluate(
     run_yaml: RunYaml,
     overrides: Overrides = None,
+    address: Address = None,
     where: Annotated[
         str | None,
         typer.Option(help="Only patches that meet a condition, from the predictions there are: country = 'Finland'."),
@@ -186,7 +213,7 @@ def evaluate(
 ) -> None:
     """Score the predictions, after what that needs; or, with --where, those of some patches, and run nothing."""
     if where is None:
-        _run(run_yaml, overrides, "evaluate")
+        _run(run_yaml, overrides, address, "evaluate")
         return
     from flows.config import load_config
     from infra.storage import StorePaths
@@ -324,6 +351,8 @@ def status(store: Store) -> None:
     found = store_status(StorePaths(store))
     console = Console()
     console.print(f"run {found.run_id}: {found.state}; {found.patches} patches, {found.quarantined} in quarantine")
+    if found.live is not None:
+        console.print(_how_far(found.live), markup=False, highlight=False)
     table = Table("stage", "config", "done", "missing", "failed", box=None)
     for stage in found.stages:
         table.add_row(stage.title, stage.config, str(stage.done), str(stage.missing), str(len(stage.failures)))
@@ -372,6 +401,16 @@ def doctor() -> None:
     Console().print(table)
     if not all(check.ok for check in results):
         raise typer.Exit(1)
+
+
+def _how_far(live: "LiveStage") -> str:
+    ago = max(0.0, time.time() - live.written)
+    text = f"{live.stage}: {live.done} of {live.total} in {timedelta(seconds=round(live.seconds))}"
+    if live.patches:
+        text += f", {live.patches_per_second:.1f} patches/s"
+    if live.seconds_left is not None:
+        text += f", {timedelta(seconds=round(max(0.0, live.seconds_left - ago)))} left"
+    return f"{text} (told {ago:.0f} s ago)"
 
 
 def _cell(value: object) -> str:

@@ -46,8 +46,16 @@ def _place_or_none(value: object) -> Path | None:
 
 _AS_TEXT = PlainSerializer(str, return_type=str, when_used="unless-none")
 
-StorePlace = Annotated[Path, PlainValidator(_place), _AS_TEXT, WithJsonSchema({"type": "string"})]
+Place = Annotated[Path, PlainValidator(_place), _AS_TEXT, WithJsonSchema({"type": "string"})]
 """A folder of this machine, or s3://bucket/prefix, gs://bucket/prefix or file:///folder."""
+
+OptionalPlace = Annotated[
+    Path | None,
+    PlainValidator(_place_or_none),
+    _AS_TEXT,
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+]
+"""The same, or nothing."""
 
 
 class _Section(BaseModel):
@@ -59,8 +67,8 @@ class ArchiveConfig(_Section):
 
     layout: str
     """One of the archive layouts."""
-    root: Path | None = None
-    """The archive's folder, or the tar archive of its Sentinel-2 patches; None: use what the store holds already."""
+    root: OptionalPlace = None
+    """The archive: its folder, or its Sentinel-2 patches' tar archive, a path or a URL; None: what the store holds."""
     include_flagged: bool = False
     """Whether patches with snow, cloud or cloud shadow are taken too."""
     subset: Literal["all", "present"] = "all"
@@ -89,11 +97,6 @@ class ArchiveConfig(_Section):
         if without_use := unused(self.layout, changed):
             raise ValueError(f"the layout {self.layout} has no use for {', '.join(without_use)}")
         return self
-
-    @field_validator("root")
-    @classmethod
-    def _local(cls, path: Path | None) -> Path | None:
-        return _local_folder(path)
 
     @field_validator("layout")
     @classmethod
@@ -350,7 +353,7 @@ class RunConfig(_Section):
     """One run of the archive flow."""
 
     archive: ArchiveConfig
-    store: StorePlace
+    store: Place
     shard_size: Annotated[int, Field(ge=1)] = 512
     bands: Literal["rgb", "10m", "s2", "s1s2"] = "rgb"
     """Bands of every branch; SR models take more than RGB in groups, an approximation, and those of 10 m at most."""
@@ -371,12 +374,7 @@ class RunConfig(_Section):
     """Classifiers by names of their own."""
     trained: dict[str, Path] = Field(default_factory=dict)
     """Classifiers by names of their own that are used as they are: checkpoints, or published BigEarthNet files."""
-    models_from: Annotated[
-        Path | None,
-        PlainValidator(_place_or_none),
-        _AS_TEXT,
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
-    ] = None
+    models_from: OptionalPlace = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
     train_sr: TrainSrConfig = TrainSrConfig()

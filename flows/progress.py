@@ -15,6 +15,7 @@ from prefect.context import FlowRunContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from infra import logs
 from tasks.stage import Progress as StageProgress
 from tasks.stage import silent
 
@@ -46,7 +47,8 @@ def bars(unit: str = "patches") -> Iterator[None]:
         console=console,
         disable=not console.is_terminal,
     )
-    tell = _Bars(progress, unit) if console.is_terminal else partial(_lines, unit)
+    lines = silent if logs.settings() else partial(_lines, unit)  # the log has lines of its own
+    tell = _Bars(progress, unit) if console.is_terminal else lines
     token = _terminal.set(tell)
     try:
         with progress:

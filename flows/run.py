@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.config import RunConfig
 from flows.progress import stage_progress
+from infra.node_files import share
 from infra.parts import StageParts
-from infra.ray_pool import Devices, Resources, Worker
+from infra.ray_pool import Devices, Resources, Worker, is_elastic
 from infra.storage import StorePaths
 from tasks.run_record import RunRecord
 from tasks.stage import Outputs, Ready, ShardCount, at_once, run_fits, run_stage
@@ -28,6 +29,10 @@ class Run:
     resources: Resources
     weights: Mapping[str, Path | None]
     """Weight file of each SR model, settled once, so that all workers and all stages use the same."""
+
+    def on_all_nodes(self, file: Path) -> Path:
+        """Return where all workers have a file of models: its own place, or on a cluster its copy in the store."""
+        return share(file, self.paths) if is_elastic() else file
 
     def stage(
         self,
@@ -53,7 +58,8 @@ class Run:
     ) -> None:
         """Run the missing items of a stage, which fill parts."""
         self._begin(title, filled)
-        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, stage_progress(), ready))
+        tell = self.record.watching(stage_progress())
+        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, tell, ready))
 
     def stage_of_fits(
         self,
@@ -66,7 +72,8 @@ class Run:
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
         self._begin(title, {parts: list(seeds)})
-        self.record.add(run_fits(title, fit, parts, seeds, epochs, stage_progress(), devices))
+        tell = self.record.watching(stage_progress())
+        self.record.add(run_fits(title, fit, parts, seeds, epochs, tell, devices))
 
     def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
         if not self.record.stages:

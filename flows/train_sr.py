@@ -1,5 +1,7 @@
 """The train-sr flow: from the archive's images, and others, to weights of a super-resolution model."""
 
+from datetime import UTC, datetime
+
 from prefect import flow
 
 from flows.archive import archive
@@ -7,6 +9,7 @@ from flows.config import RunConfig, TrainSrConfig
 from flows.progress import training_progress
 from flows.run import resources_of
 from infra.archives.layouts import determining
+from infra.logs import logged_run
 from infra.ray_pool import cluster
 from infra.storage import StorePaths, locked_store
 from infra.weights_store import sha256
@@ -14,6 +17,7 @@ from sr_models.trained_weights import provenance
 from sr_models.training import SrTrainSettings
 from tasks.patch_pixels import band_set, groups_of
 from tasks.plan import Plan, make_plan
+from tasks.run_record import RUN_ID
 from tasks.sr_images import ImageFolder, Scene, StorePatches
 from tasks.train_sr import SrTrainJob, fit_on_workers, is_trained, sr_train_job
 
@@ -29,7 +33,7 @@ def train_sr(config: RunConfig) -> str:
     paths = StorePaths(config.store.resolve())
     if chosen.patches:
         archive(config, "ingest")
-    with locked_store(paths):
+    with logged_run(datetime.now(UTC).strftime(RUN_ID)), locked_store(paths):
         patches = _patches(config, _plan(config, paths)) if chosen.patches else None
         job = sr_train_job(paths, _settings(chosen), chosen.start, _sources(config), patches, chosen.out, chosen.terms)
         if not is_trained(job):

@@ -1,5 +1,7 @@
 """From a patch's corner in its own CRS to a footprint on the globe."""
 
+from functools import lru_cache
+
 import numpy as np
 import pyproj
 import shapely
@@ -33,7 +35,7 @@ def footprints(epsg: ArrayLike, bounds: ArrayLike) -> NDArray[np.object_]:
         rows = codes == code
         left, bottom, right, top = boxes[rows].T
         try:
-            transformer = pyproj.Transformer.from_crs(int(code), 4326, always_xy=True)
+            transformer = _to_globe(int(code))
         except pyproj.exceptions.CRSError:
             continue
         longitude[rows], latitude[rows] = transformer.transform(
@@ -45,3 +47,9 @@ def footprints(epsg: ArrayLike, bounds: ArrayLike) -> NDArray[np.object_]:
     if usable.any():
         result[usable] = shapely.to_wkb(shapely.polygons(rings[usable]))
     return result
+
+
+@lru_cache(maxsize=128)
+def _to_globe(epsg: int) -> pyproj.Transformer:
+    """Return what turns a CRS into longitude and latitude; making it takes a hundred times as long as using it."""
+    return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from infra import object_store
 from infra.errors import ConfigError, PipelineError, StoreError
+from infra.logs import events
 from infra.object_store import ObjectPath
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class _Renewal(threading.Thread):
                 taken = time.monotonic() - renewed > 10 * self._lease.seconds
             if taken:
                 self.lost = True
+                events.error("the lease was lost: another run took it, or the store is out of reach")
                 if self._in_main:
                     _thread.interrupt_main()
                 return
@@ -146,7 +148,11 @@ def _acquired(path: ObjectPath, lease: _Lease) -> "UpdateVersion":
             )
         if not found.held or time.monotonic() - since > found.seconds:
             version = object_store.put_if(path, lease.to_bytes(), its_version)
+            if version is not None and found.held:
+                events.warning("the lease of process %d on %s ran out and was taken over", found.pid, found.host)
             continue
+        if watched is None:
+            events.info("waiting for the lease of process %d on %s to change or run out", found.pid, found.host)
         watched = found
         time.sleep(found.seconds / _RENEWALS / 5)
     return version

@@ -9,11 +9,14 @@ import io
 import os
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -48,13 +51,17 @@ RETRY: "RetryConfig" = {
 """What the client does by itself."""
 
 PAUSES: tuple[float, ...] = (0.5, 2.0, 8.0)
-"""Seconds before further attempts at a conditional PUT: the client does not repeat one that timed out."""
+"""Seconds before further attempts at what the client does not repeat: a conditional PUT that timed out, a listing whose
+answer broke off."""
 
 _ONE_PUT = 32 * 2**20
 """Bytes up to which an object is one PUT; beyond, it is uploaded in pieces and appears by the last request."""
 
 _READ_AHEAD = 8 * 2**20
 """Bytes of one request of a file that is read from its beginning to its end."""
+
+_RANGES_AHEAD = 4
+"""Such requests at a time: one connection seldom fills the line."""
 
 _CREDENTIALS_FROM = ("169.254.169.254", "169.254.170.", "metadata.google.internal", "/latest/api/token")
 """Where the client looks for credentials once the environment has none."""
@@ -109,8 +116,7 @@ class ObjectPath(PosixPath):
 
     def is_dir(self) -> bool:
         """Return whether an object's name begins with this folder's."""
-        with in_our_words(self):
-            return any(obstore.list(self.bucket, f"{self.key}/", chunk_size=1))
+        return again(lambda: any(obstore.list(self.bucket, f"{self.key}/", chunk_size=1)), self)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:  # noqa: ARG002  # pathlib's signature
         """Return whether there is such an object or folder."""
@@ -158,8 +164,7 @@ class ObjectPath(PosixPath):
 
     def rglob(self, pattern: str, *, case_sensitive: bool | None = None) -> Generator[Self]:  # noqa: ARG002
         """Yield the objects, and no folders, at any depth whose names match."""
-        with in_our_words(self):
-            found = obstore.list(self.bucket, f"{self.key}/", chunk_size=1000).collect()
+        found = again(lambda: obstore.list(self.bucket, f"{self.key}/", chunk_size=1000).collect(), self)
         paths = (self._child(item["path"]) for item in found)
         yield from sorted(path for path in paths if fnmatchcase(path.name, pattern))
 
@@ -179,8 +184,7 @@ class ObjectPath(PosixPath):
 
     def children(self) -> tuple[list[Self], list[Self]]:
         """Return the folders and the objects that lie in the folder."""
-        with in_our_words(self):
-            found = obstore.list_with_delimiter(self.bucket, f"{self.key}/")
+        found = again(lambda: obstore.list_with_delimiter(self.bucket, f"{self.key}/"), self)
         folders = [self._child(prefix) for prefix in found["common_prefixes"]]
         files = [self._child(item["path"]) for item in found["objects"]]
         return folders, [path for path in files if path != self]  # a web console's mark of an empty folder
@@ -246,6 +250,54 @@ class RangeReader(io.RawIOBase):
     def size(self) -> int:
         """Return the object's length in bytes."""
         return self._size
+
+
+class Ahead(io.RawIOBase):
+    """An object as a file that is read once, from its beginning to its end: ranges are fetched ahead, side by side."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        """Ask how long the object is, and begin to fetch it.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        self._path, self._size, self._at = path, size(path), 0
+        self._threads = ThreadPoolExecutor(_RANGES_AHEAD, thread_name_prefix="read-ahead")
+        self._starts = iter(range(0, self._size, _READ_AHEAD))
+        self._coming: deque[Future[bytes]] = deque()
+        self._here = memoryview(b"")
+        for _ in range(_RANGES_AHEAD):
+            self._ask()
+
+    def _ask(self) -> None:
+        """Have the next range fetched, where there is one more."""
+        for start in islice(self._starts, 1):
+            end = min(start + _READ_AHEAD, self._size)
+            self._coming.append(self._threads.submit(get_part, self._path, start, end))
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the bytes read."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  # any writable buffer
+        """Read what has come, and return how much that is; 0 at the end."""
+        if not self._here and self._coming:
+            self._here = memoryview(self._coming.popleft().result())
+            self._ask()
+        part = self._here[: len(buffer)]
+        buffer[: len(part)] = part
+        self._here = self._here[len(part) :]
+        self._at += len(part)
+        return len(part)
+
+    def close(self) -> None:
+        """Fetch no more."""
+        self._threads.shutdown(cancel_futures=True)
+        super().close()
 
 
 def object_path(url: str) -> ObjectPath:
@@ -381,6 +433,22 @@ def get_part(path: ObjectPath, start: int, end: int | None) -> bytes:
             return obstore.get_range(path.bucket, path.key, start=start, end=end).to_bytes()
         options: GetOptions = {"range": {"offset": start} if start >= 0 else {"suffix": -start}}
         return obstore.get(path.bucket, path.key, options=options).bytes().to_bytes()
+
+
+def again[T](ask: Callable[[], T], path: Path) -> T:
+    """Return what a request returns that changes nothing, after some attempts if need be.
+
+    Raises:
+        StoreError, TransientError, FileNotFoundError: As `told` says; the last attempt's.
+    """
+    for pause in PAUSES:
+        try:
+            with in_our_words(path):
+                return ask()
+        except TransientError:
+            time.sleep(pause)
+    with in_our_words(path):
+        return ask()
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +25,13 @@ import psutil
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed while executing a task")
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
+from infra import logs, metrics
 from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError, TransientError
+from infra.logs import events
+from infra.metrics import GpuMemory
 
 MAX_ATTEMPTS = 3
 """Times a shard may be begun before it is called poison."""
@@ -47,8 +51,16 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
 
+_PORTS = 65536
+
 _ACCELERATOR = "accelerator_type:"
 """How Ray begins the name of the resource that tells a node's GPU."""
+
+_FOR_WORKERS = (
+    *("SUPERSCENE_SCRATCH", "SUPERSCENE_CACHE", "SUPERSCENE_OFFLINE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+)
+"""Settings that workers take over from the driver. Credentials come from each node's own environment or role."""
 
 _NODE_DIED = "node has died"
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+?)\.?(?= Some common causes|\n|$)")
@@ -133,26 +145,67 @@ def _as_text() -> Iterator[None]:
         raise _WorkerError(f"{type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What a worker raised, as text: not every exception survives pickling."""
+
+    kind: type[PipelineError] | None
+    """None: another error than our own."""
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a host sends back."""
+
+    value: object
+    fault: _Fault | None
+    memory: GpuMemory | None
+    lines: tuple[logging.LogRecord, ...]
+    """What the worker had to say."""
+
+
 class _Host:
     """The one actor class: builds a worker, with its share of the cores, and runs it; then the next stage's."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: logs.LogSettings | None) -> None:
         self._worker: Worker[object] | None = None
+        self._context = logs.Context()
+        if asked is not None:
+            logs.collect(asked)
 
-    def build(self, build: Callable[[], Worker[object]], threads: int) -> str:
-        """Build a worker and return the id of the node it is on."""
+    def build(
+        self, build: Callable[[], Worker[object]], threads: int, context: logs.Context, settings: Mapping[str, str]
+    ) -> _Answer:
+        """Build a worker and answer with the id of the node it is on; what its node has set counts for more."""
+        for name, value in settings.items():
+            os.environ.setdefault(name, value)
         self._worker = None  # the last stage's models make room first
-        with _as_text():
+        self._context = context
+        with _as_text(), logs.bound(run=context.run, stage=context.stage):
             self._worker = build()
         if torch := sys.modules.get("torch"):  # not every worker needs it
             torch.set_num_threads(threads)
-        return str(ray.get_runtime_context().get_node_id())
+        return _Answer(str(ray.get_runtime_context().get_node_id()), None, metrics.gpu_memory(), logs.take())
 
-    def run(self, item: int) -> object:
-        """Do one item."""
+    def run(self, item: int) -> _Answer:
+        """Do one item; an error of the worker is part of the answer, so that what it said comes along."""
         assert self._worker is not None
-        with _as_text():
-            return self._worker.run(item)
+        value, fault = None, None
+        with logs.bound(run=self._context.run, stage=self._context.stage, shard=item):
+            try:
+                value = self._worker.run(item)
+            except Exception as error:  # noqa: BLE001  # whatever a worker raises is its item's outcome
+                events.warning("the worker raised an error", exc_info=True)
+                kind = type(error) if isinstance(error, PipelineError) else None
+                fault = _Fault(kind, type(error).__name__, str(error))
+        return _Answer(value, fault, metrics.gpu_memory(), logs.take())
+
+
+def _settings() -> dict[str, str]:
+    """Return the settings of this process that workers on other nodes need; secrets are none of them."""
+    return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
 
 _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Host)
@@ -185,28 +238,62 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         "num_cpus": available_cores(),
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_temp_dir": str(scratch) if scratch else None,
+        "_metrics_export_port": _metrics_port(),
     }
     if address:
         _refuse_silent_address(address)
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,  # a worker's error comes back as its shard's outcome
-            logging_level=logging.ERROR,
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address:
-            raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
-        raise
-    global _elastic  # noqa: PLW0603  # one connection a process, as Ray has
-    _elastic = bool(address)
+    with ExitStack() as stack:
+        if not address:
+            stack.enter_context(_on_loopback())
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,  # a worker's error and its lines come back with its shard's outcome
+                logging_level=logging.ERROR,
+                **({} if address else local),
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if address:
+                raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
+            raise
+        global _elastic  # noqa: PLW0603  # one connection a process, as Ray has
+        _elastic = bool(address)
+        try:
+            with metrics.kept_alive():
+                yield
+        finally:
+            _elastic = False
+            _idle.clear()
+            ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a local cluster listen on 127.0.0.1 alone: Ray's ports run whatever they are sent.
+
+    On Linux Ray listens on all of a machine's addresses, and takes no loopback address by its options; this is what it
+    does on other systems by itself.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        _elastic = False
-        _idle.clear()
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _metrics_port() -> int | None:
+    """Return the port of a local cluster's metrics that SUPERSCENE_METRICS_PORT names; None: whichever is free.
+
+    Raises:
+        ConfigError: It is no port.
+    """
+    text = os.environ.get("SUPERSCENE_METRICS_PORT")
+    if not text:
+        return None
+    if not (text.isdecimal() and 0 < int(text) < _PORTS):
+        raise ConfigError(f"SUPERSCENE_METRICS_PORT is {text!r}: give a port, 1 to {_PORTS - 1}, or leave it out")
+    return int(text)
 
 
 def is_elastic() -> bool:
@@ -256,6 +343,17 @@ class _Slot:
     since: float = 0.0
     """When it was given the item, monotonic seconds."""
 
+    def show_memory(self, memory: GpuMemory | None) -> None:
+        """Show how much of its GPU's memory the actor's process holds."""
+        if memory is not None:
+            for kind, held in asdict(memory).items():
+                metrics.show(metrics.GPU_MEMORY, held, worker=self.worker, kind=kind)
+
+    @property
+    def worker(self) -> str:
+        """The actor's name in metrics: how Ray's own id of it begins."""
+        return str(self.actor._actor_id.hex()[:8])  # noqa: SLF001  # Ray tells it in no other way
+
 
 @dataclass(slots=True)
 class _State[R]:
@@ -275,8 +373,9 @@ class _State[R]:
     def start(self) -> None:
         """Build a worker in an idle host, or in a new one."""
         reused = bool(_idle)
-        actor = _idle.pop()[1] if reused else _HostActor.options(num_cpus=1, num_gpus=self.gpus).remote()
-        self.running[actor.build.remote(self.build, self.threads)] = _Slot(actor, reused)
+        host = _HostActor.options(num_cpus=1, num_gpus=self.gpus)
+        actor = _idle.pop()[1] if reused else host.remote(logs.settings())
+        self.running[actor.build.remote(self.build, self.threads, logs.context(), _settings())] = _Slot(actor, reused)
 
     def grow(self) -> None:
         """Start an actor wherever a node that has joined has room for one, as long as there is work for it."""
@@ -286,6 +385,11 @@ class _State[R]:
             self.start()
         if wanted > 0:
             self.devices = devices_of(len(self.running), self.gpus, self.threads)
+
+    def show(self) -> None:
+        """Show how many actors there are and what they are at work on."""
+        metrics.show(metrics.ACTORS, len(self.running))
+        metrics.show(metrics.IN_FLIGHT, sum(slot.item is not None for slot in self.running.values()))
 
     def is_working(self) -> bool:
         """Whether any actor has an item."""
@@ -356,9 +460,13 @@ def run_pool[R](
                 continue
             (ref,) = ready
             slot = state.running.pop(ref)
+            outcome = None
             if slot.item is None:
                 _started(state, slot, ref)
-            elif (outcome := _worked(state, slot, slot.item, ref)) is not None:
+            else:
+                outcome = _worked(state, slot, slot.item, ref)
+            state.show()
+            if outcome is not None:
                 yield outcome
         # Those still starting wait too, to be taken last: a lost node's may never find room beside the others.
         _idle[:0] = [(gpus, slot.actor) for slot in state.running.values()]
@@ -366,6 +474,7 @@ def run_pool[R](
     finally:
         for slot in state.running.values():
             ray.kill(slot.actor)
+        metrics.take_away(metrics.ACTORS, metrics.IN_FLIGHT, metrics.GPU_MEMORY)
 
 
 def _living_nodes() -> list[dict[str, float]]:
@@ -429,13 +538,14 @@ def _gpu_kind() -> str:
     return names.pop() if len(names) == 1 else "gpu"
 
 
-def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> None:
+def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[_Answer]") -> None:
     """Note that an actor is ready, or why it is not."""
     try:
-        slot.node = ray.get(ref)
+        answer = ray.get(ref)
     except RayError as error:
         if isinstance(error, RayTaskError):
             raise WorkerStartError(f"a worker cannot start: {_reason(error)}") from error
+        _lost_actor("while it started", error, its_node=_NODE_DIED in str(error))
         if not (slot.reused or _NODE_DIED in str(error)):
             state.failed_starts += 1
         if state.failed_starts >= _MAX_FAILED_STARTS:
@@ -443,42 +553,63 @@ def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[str]") -> Non
         state.start()
     else:
         state.failed_starts = 0
+        slot.node = str(answer.value)
+        logs.replay(answer.lines)
+        slot.show_memory(answer.memory)
         state.feed(slot)
 
 
-def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]") -> Done[R] | Failed | None:
+def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[_Answer]") -> Done[R] | Failed | None:
     """Return an item's outcome, or None when it will be tried again."""
     try:
-        result = ray.get(ref)
+        answer = ray.get(ref)
     except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
         lost = _node_was_lost(slot.node, error)
+        _lost_actor(f"at work on shard {item}", error, its_node=lost)
         if lost:
             state.attempts[item] -= 1
         ray.kill(slot.actor)
+        metrics.take_away(metrics.GPU_MEMORY, worker=slot.worker)
         failed = _again(state, item, f"the {'node was lost' if lost else 'process died'}: {_reason(error)}")
         if state.todo:
             state.start()
         return failed
-    except RayTaskError as error:
-        if isinstance(error.cause, StoreError | ArchiveError):
-            raise type(error.cause)(str(error.cause)) from error
-        failed = Failed(item, state.attempts[item], _reason(error))
-        if isinstance(error.cause, TransientError):
-            failed = _again(state, item, failed.error)
+    except RayTaskError as error:  # such as a result that cannot be pickled
         state.feed(slot)
-        return failed
+        return Failed(item, state.attempts[item], _reason(error))
     seconds = time.monotonic() - slot.since
+    logs.replay(answer.lines)
+    slot.show_memory(answer.memory)
+    if (fault := answer.fault) is None:
+        state.feed(slot)
+        result: Any = answer.value  # R, by what the worker is
+        return Done(item, result, seconds, state.devices)
+    if fault.kind is not None and issubclass(fault.kind, StoreError | ArchiveError):
+        raise fault.kind(fault.message)
+    error_line = f"{fault.name}: {fault.message}"
+    outcome: Failed | None = Failed(item, state.attempts[item], error_line)
+    if fault.kind is not None and issubclass(fault.kind, TransientError):
+        outcome = _again(state, item, error_line)
     state.feed(slot)
-    return Done(item, result, seconds, state.devices)
+    return outcome
 
 
 def _again[R](state: _State[R], item: int, error: str) -> Failed | None:
     """Put an item back, or give it up once its attempts are spent."""
     if state.attempts[item] >= MAX_ATTEMPTS:
         return Failed(item, state.attempts[item], error)
-    logger.warning("shard %d, %d of %d attempts used: %s", item, state.attempts[item], MAX_ATTEMPTS, error)
+    with logs.bound(shard=item):
+        logger.warning("shard %d, %d of %d attempts used: %s", item, state.attempts[item], MAX_ATTEMPTS, error)
+    metrics.count(metrics.RETRIES)
     state.todo.append(item)
     return None
+
+
+def _lost_actor(when: str, error: BaseException, *, its_node: bool) -> None:
+    """Tell that an actor died, by itself or with its node."""
+    metrics.count(metrics.LOSSES, what="node" if its_node else "actor")
+    reason = _reason(error)
+    events.warning("%s was lost %s: %s", "an actor with its node" if its_node else "an actor", when, reason)
 
 
 def _node_was_lost(node: str | None, error: BaseException) -> bool:

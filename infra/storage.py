@@ -10,20 +10,24 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
+import pyarrow as pa
 
 from infra import lease, object_store
 from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath, object_path
 
 _LEASE = "lease.json"
+
+_LOOKS = (0.02, 0.05, 0.1, 0.2)
+"""Seconds between attempts at the lock: `is_locked`, which `superscene status` asks, holds it for a moment."""
 
 _FULL_OR_CLOSED = {
     errno.ENOSPC: "the disk is full",
@@ -87,6 +91,10 @@ class StorePaths:
         """A trained classifier; sr is "backbone" for a network that only lends its backbone."""
         return self.root / "checkpoints" / f"{sr}-{classifier}-{config}" / f"seed-{seed}.safetensors"
 
+    def shared_weights(self, sha256: str, name: str) -> Path:
+        """A weight file that workers on other nodes need, by its content."""
+        return self.work / "weights" / sha256[:16] / name
+
     def trained_sr(self, model: str, config: str) -> Path:
         """Weights of a super-resolution network that was fitted here."""
         return self.root / "checkpoints" / f"sr-{model}-{config}" / "weights.safetensors"
@@ -126,33 +134,24 @@ def location(text: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def open_sequential(text: str) -> BinaryIO:
-    """Open a file to be read once, from its beginning to its end: a path, or an s3://, gs:// or file:// URL.
+def open_once(text: str) -> tuple[pa.NativeFile, int]:
+    """Open a file to be read once, from its beginning to its end, and return it with its size in bytes.
 
-    On object storage it is fetched in ranges of some megabytes, each of which is tried again by itself.
+    On object storage it is fetched in ranges of some megabytes, several at a time, each of which is tried again by
+    itself.
+
+    Args:
+        text: A path, or an s3://, gs:// or file:// URL.
 
     Raises:
-        FileNotFoundError: There is none.
+        OSError: There is none, or it cannot be read.
         ConfigError: The URL is of another kind, or holds more than a place.
     """
-    return location(text).open("rb")
-
-
-@contextmanager
-def local_file(path: Path) -> Iterator[Path]:
-    """Yield a file of this machine for libraries that take no other: path itself, or a copy that ends with the block.
-
-    Raises:
-        FileNotFoundError: There is none on object storage.
-    """
-    if not isinstance(path, ObjectPath):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="superscene-") as folder:
-        copy = Path(folder) / path.name
-        with path.open("rb") as source, writing(copy), copy.open("wb") as target:
-            shutil.copyfileobj(source, target, 2**23)
-        yield copy
+    place = location(text)
+    if isinstance(place, ObjectPath):
+        return pa.PythonFile(object_store.Ahead(place)), object_store.size(place)
+    file = pa.OSFile(str(place), "rb")
+    return file, file.size()
 
 
 def file_sha256(path: Path) -> str:
@@ -269,7 +268,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
                 write(scratch)
             object_store.put(path, scratch)
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = temporary_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -280,6 +279,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a file's own under which it is written, to be renamed."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
@@ -333,12 +337,17 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
             lock = stack.enter_context(lock_path.open("wb", buffering=0))  # no buffer left to write when it is closed
             lock.write(f"{os.getpid()}\n".encode() + b" " * 4096)  # more than an inode holds: a full disk shows here
             os.fsync(lock.fileno())
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another run is writing to {paths.root}; wait for it, or choose another store"
-            ) from error
+        for pause in (*_LOOKS, None):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if pause is None:
+                    raise ConfigError(
+                        f"another run is writing to {paths.root}; wait for it, or choose another store"
+                    ) from error
+                time.sleep(pause)
+            else:
+                break
         sweep_partials(paths.root)
         yield
 

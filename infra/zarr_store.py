@@ -4,15 +4,16 @@ Two writers on one Zarr shard lose data (zarr-python #3682), and a shard that is
 so every write here covers whole shards, and empty chunks are written.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import zarr
+from numcodecs import Blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.errors import ChunkNotFoundError
@@ -22,9 +23,9 @@ from infra.bigearthnet.bands import S1, BandGroup
 from infra.errors import ConfigError, MisalignedWriteError, PipelineError, StoreError
 from infra.fingerprint import Json
 from infra.object_store import ObjectPath, put
-from infra.storage import version, write_atomically, writing
+from infra.storage import temporary_name, version, writing
 from infra.zarr_objects import ZarrObjects
-from infra.zarr_shard import chunk_codec, write_shard
+from infra.zarr_shard import ShardFile, chunk_codec
 
 LAYOUT_VERSION = 1
 """Raised when the arrays of archive.zarr change."""
@@ -159,26 +160,56 @@ class ShardedStore:
                 f"holds {array.dtype} {array.shape[1:]} in Zarr shards of {unit}: write whole Zarr shards"
             )
         if not 0 <= shard < self.n_shards:
-            raise StoreError(
-                f"{self.path} has {self.n_shards} shards, none numbered {shard}: the driver grows it first"
-            )
+            raise self._no_room(shard)
         start = shard * self.shard_size + first_row
         codec = chunk_codec(array)
-        with writing(self.path):
-            if codec is None:
+        if codec is None:
+            with writing(self.path):
                 with_empty = array.with_config({"write_empty_chunks": True})
                 with_empty[start : start + len(values)] = values
-                return
-            for row in range(0, len(values), unit):
-                key = array.metadata.encode_chunk_key(((start + row) // unit, *(0,) * (array.ndim - 1)))
-                write = partial(write_shard, values=values[row : row + unit], chunk=array.chunks[0], codec=codec)
-                target = self.path / name / key
-                if isinstance(target, ObjectPath):
-                    content = BytesIO()
-                    write(content)
-                    put(target, content.getvalue())
-                else:
-                    write_atomically(target, partial(_to_file, write), sync=False)  # as zarr-python writes local files
+            return
+        for row in range(0, len(values), unit):
+            with closing(_NewShard(self._place(name, (start + row) // unit), array, codec)) as new:
+                new.append(values[row : row + unit])
+                new.commit()
+
+    def writer(self, shard: int) -> "ShardWriter":
+        """Return what writes one shard's arrays as their rows come.
+
+        Args:
+            shard: Shard of the pipeline.
+
+        Raises:
+            StoreError: The shard lies past the arrays' end, or the store was opened for reading.
+        """
+        if self.group.read_only:
+            raise StoreError(f"{self.path} was opened for reading")
+        if not 0 <= shard < self.n_shards:
+            raise self._no_room(shard)
+        return ShardWriter(self, shard)
+
+    def _no_room(self, shard: int) -> StoreError:
+        return StoreError(f"{self.path} has {self.n_shards} shards, none numbered {shard}: the driver grows it first")
+
+    def _place(self, name: str, zarr_shard: int) -> Path:
+        """Return the file of a Zarr shard of one array."""
+        array = self.array(name)
+        return self.path / name / array.metadata.encode_chunk_key((zarr_shard, *(0,) * (array.ndim - 1)))
+
+    def new_shard(self, shard: int, name: str) -> "_NewShard":
+        """Begin the one Zarr shard that an array has for a shard of the pipeline.
+
+        Raises:
+            StoreError: The array has several, or is none of this project's making.
+        """
+        array = self.array(name)
+        codec = chunk_codec(array)
+        if codec is None or array.shards is None or array.shards[0] != self.shard_size:
+            raise StoreError(
+                f"{self.path}/{name} is not stored as this project stores it, in Zarr shards of {self.shard_size} "
+                "patches: it was made or changed by another program"
+            )
+        return _NewShard(self._place(name, shard), array, codec)
 
     def read(self, shard: int, name: str, first_row: int = 0, rows: int | None = None) -> NDArray[np.generic]:
         """Return rows of one shard of one array, all of them by default.
@@ -202,6 +233,100 @@ class ShardedStore:
         """Return the patches of a Zarr shard of one array: what is written at once, and best read at once."""
         array = self.array(name)
         return int((array.shards or array.chunks)[0])
+
+
+class _NewShard:
+    """A Zarr shard that is being written, and is not there before it is whole."""
+
+    def __init__(self, target: Path, array: zarr.Array[Any], codec: Blosc) -> None:
+        assert array.shards is not None
+        self._target, self._dtype, self._shape = target, array.dtype, (array.shards[0], *array.shape[1:])
+        self._temporary = temporary_name(target)  # on object storage, what is not whole is held in memory
+        with writing(target):
+            self._file: BinaryIO = BytesIO() if isinstance(target, ObjectPath) else _new_file(self._temporary)
+        self._shard = ShardFile(self._file, array.chunks[0], codec)
+
+    def append(self, values: NDArray[np.generic]) -> None:
+        """Write the next rows."""
+        if values.shape[1:] != self._shape[1:] or values.dtype != self._dtype:
+            raise MisalignedWriteError(
+                f"rows for {self._target}: {values.dtype} {values.shape[1:]}, the array holds {self._dtype} "
+                f"{self._shape[1:]}"
+            )
+        with writing(self._target):
+            self._shard.append(values)
+
+    def commit(self) -> None:
+        """Put the shard in its place, not waiting for the disk, as zarr-python writes local files.
+
+        Raises:
+            MisalignedWriteError: It has more rows than a shard, or fewer.
+        """
+        with writing(self._target):
+            if (rows := self._shard.finish()) != self._shape[0]:
+                raise MisalignedWriteError(f"{self._target} was given {rows} rows, a shard has {self._shape[0]}")
+            if isinstance(self._target, ObjectPath):
+                assert isinstance(self._file, BytesIO)
+                put(self._target, self._file.getvalue())
+            else:
+                self._file.close()
+                self._temporary.replace(self._target)
+
+    def close(self) -> None:
+        """Leave nothing behind but what was committed."""
+        with writing(self._target):
+            if not isinstance(self._target, ObjectPath):
+                self._temporary.unlink(missing_ok=True)
+            self._file.close()
+
+
+def _new_file(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb")
+
+
+class ShardWriter:
+    """Writes all arrays of one shard of the pipeline as their rows come, each into its one Zarr shard.
+
+    Nothing is there before `commit`; `close`, after it or without it, leaves nothing else behind.
+    """
+
+    def __init__(self, store: ShardedStore, shard: int) -> None:
+        """Begin a shard; `ShardedStore.writer` does."""
+        self._store, self._shard = store, shard
+        self._new: dict[str, _NewShard] = {}
+
+    def append(self, name: str, values: NDArray[np.generic]) -> None:
+        """Write the next rows of one array.
+
+        Args:
+            name: The array.
+            values: (rows, …), of the array's shape and dtype; best whole inner chunks, which are not copied.
+
+        Raises:
+            MisalignedWriteError: values have another shape or dtype.
+            StoreError: The disk is full or read-only, or the array is not stored as this project stores it.
+        """
+        new = self._new.get(name)
+        if new is None:
+            new = self._new[name] = self._store.new_shard(self._shard, name)
+        new.append(values)
+
+    def commit(self) -> None:
+        """Put every array's shard in its place.
+
+        Raises:
+            MisalignedWriteError: An array was given more rows than the shard has, or fewer.
+            StoreError, TransientError: It cannot be written.
+        """
+        for new in self._new.values():
+            new.commit()
+
+    def close(self) -> None:
+        """Leave nothing behind but what was committed."""
+        with ExitStack() as all_of_them:
+            for new in self._new.values():
+                all_of_them.callback(new.close)
 
 
 def create_store(
@@ -265,11 +390,6 @@ def _create(path: Path, arrays: Sequence[ArraySpec], shard_size: int, attributes
 def _open_group(path: Path, mode: Literal["r", "r+", "w"], attributes: dict[str, Any] | None = None) -> zarr.Group:
     place = ZarrObjects(path, read_only=mode == "r") if isinstance(path, ObjectPath) else path
     return zarr.open_group(place, mode=mode, attributes=attributes)
-
-
-def _to_file(write: Callable[[BinaryIO], None], path: Path) -> None:
-    with path.open("wb") as file:
-        write(file)
 
 
 def _compressor(dtype: str) -> BloscCodec:

@@ -9,7 +9,8 @@ from classifiers import checkpoint
 from classifiers.network import Classifier
 from classifiers.published import backbone_state, is_published
 from infra.fingerprint import Json
-from infra.storage import file_sha256, local_file
+from infra.node_files import local_file
+from infra.storage import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,11 @@ def load_network(backbone: Backbone, num_labels: int, bands: tuple[str, ...], he
             trained = checkpoint.load(file)
         network.backbone.load_state_dict(trained.network.backbone.state_dict())
         return network
-    if backbone.file is not None and is_published(backbone.file):
+    if backbone.file is None:
+        return classifiers.build(backbone.network, num_labels, len(bands), head)
+    with local_file(backbone.file) as file:
+        if not is_published(file):
+            return classifiers.build(backbone.network, num_labels, len(bands), head, file)
         network = classifiers.build(backbone.network, num_labels, len(bands), head)
-        network.backbone.load_state_dict(backbone_state(backbone.file, bands, backbone.network))
-        return network
-    return classifiers.build(backbone.network, num_labels, len(bands), head, backbone.file)
+        network.backbone.load_state_dict(backbone_state(file, bands, backbone.network))
+    return network

@@ -1,6 +1,7 @@
 """A branch: the archive as one SR model shows it to the classifiers, computed on the fly or read back."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from infra.archives.model import PatchFormat
 from infra.bigearthnet.bands import IMAGE_RGB, S1, BandGroup
 from infra.errors import ConfigError
 from infra.fingerprint import Json
+from infra.node_files import local_file
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
@@ -68,7 +70,7 @@ class Branch:
     sr: str
     """SR model."""
     weights: Path | None
-    """Its weight file, whichever it came to be; None for a model without."""
+    """Its weight file, whichever it came to be, where all workers have it; None for a model without."""
     dtype: str | None
     """Precision of the SR network; None: its default."""
     batch_size: int
@@ -248,7 +250,9 @@ class BranchReader:
         """The SR model on the device."""
         if self._engine is None:
             branch = self.branch
-            resolver = sr_models.load(branch.sr, branch.weights, self.device, branch.dtype, branch.bands)
+            with ExitStack() as files:
+                weights = None if branch.weights is None else files.enter_context(local_file(branch.weights))
+                resolver = sr_models.load(branch.sr, weights, self.device, branch.dtype, branch.bands)
             self._engine = sr_models.SrEngine(resolver, compiled=branch.compiled)
         return self._engine
 

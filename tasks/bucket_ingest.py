@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from infra.archives.buckets import Bucket, Buckets, fault_record, file_record, folder_record
+from infra.archives.buckets import Bucket, Buckets, Fault, folder_record
 from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
 from infra.archives.streamed import BucketArchive, StreamedArchive
@@ -152,21 +152,25 @@ class _Pass:
         if wanted is None:
             self._ignored["not asked for"] += len(members)
             return
-        records = self._records(folder, wanted, members)
+        files = self._files(folder, wanted, members)
+        if not files and wanted.seen:
+            return
+        wanted.seen = True
+        record = folder_record(folder, files)
         for shard in wanted.shards:
-            self._append(shard, records)
-        if records and not wanted.missing:
+            self._append(shard, record)
+        if files and not wanted.missing:
             for shard in wanted.shards:
                 self._open[shard] -= 1
                 if not self._open[shard]:
                     yield shard
 
-    def _records(self, folder: str, wanted: _Wanted, members: Iterable[TarMember]) -> list[bytes | memoryview]:
-        """Return the records of those members of a folder that are wanted and come by for the first time."""
-        records: list[bytes | memoryview] = []
-        if not wanted.seen:
-            wanted.seen = True
-            records += folder_record(folder)
+    def _files(
+        self, folder: str, wanted: _Wanted, members: Iterable[TarMember]
+    ) -> list[tuple[str, memoryview | Fault]]:
+        """Return those members of a folder that are wanted and come by for the first time."""
+        files: list[tuple[str, memoryview | Fault]] = []
+        start = len(folder) + 1
         stem = f"{folder}/{folder.rpartition('/')[2]}"
         for member in members:
             name = member.name
@@ -177,15 +181,11 @@ class _Pass:
                 self._ignored["named twice, of which the first counts"] += 1
             else:
                 wanted.missing &= ~bit
-                if member.data is None:
-                    records += fault_record(name, *fault_of(member))
-                else:
-                    records += file_record(name, member.data)
-        return records
+                files.append((name[start:], Fault(*fault_of(member)) if member.data is None else member.data))
+        return files
 
-    def _append(self, shard: int, records: Sequence[bytes | memoryview]) -> None:
-        if records:
-            self.written += self._buckets.append(shard, records)
+    def _append(self, shard: int, record: Sequence[bytes | memoryview]) -> None:
+        self.written += self._buckets.append(shard, record)
         if self.written > self._budget:
             raise ArchiveError(
                 f"{self._path} holds files of more than {MEAN_FILE_BYTES} bytes in the mean: it is no BigEarthNet"

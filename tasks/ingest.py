@@ -1,7 +1,8 @@
 """Ingest: one shard of the archive's files becomes one shard of archive.zarr and one part of patches."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,19 +11,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra import metrics
 from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchFormat, PatchInput, Scan
 from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import CLASSES
 from infra.bigearthnet.seasons import season
 from infra.errors import BadPatchError, ConfigError, PipelineError
 from infra.geo import footprints
+from infra.logs import events, fields
 from infra.parts import StageParts, read_parts
 from infra.storage import write_text
 from infra.tables import CLASSES as CLASSES_SCHEMA
 from infra.tables import PATCHES, QUARANTINE, publish
-from infra.zarr_store import VALID, ShardedStore, archive_arrays
+from infra.zarr_store import VALID, ShardedStore, ShardWriter, archive_arrays, divisor
 from tasks.plan import Plan, last_places, quarantined_pixels, shard_inputs
 from tasks.stage import ShardCount
+
+_BLOCK = 16
+"""Patches that are read before they are written, at most: an inner chunk of the arrays of pixels."""
 
 
 class ShardIngester:
@@ -32,41 +38,56 @@ class ShardIngester:
         self._archive = archive
         self._parts = parts
         self._store = ShardedStore(parts.paths.archive, writable=True)
-        self._pixels = _ShardPixels(self._store.shard_size, patch_format)
+        self._block = _Block(divisor(self._store.shard_size, _BLOCK), patch_format)
 
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard; a bad patch becomes a quarantine row, and its row in the store stays invalid."""
-        pixels = self._pixels
-        pixels.begin()
-        placed: list[_Placed] = []
-        problems: list[dict[str, str]] = []
-        inputs = shard_inputs(self._parts, shard)
-        inputs.sort(key=lambda item: (item[1].source, item[1].patch_id))  # neighbours on disk one after the other
-        for row, source in inputs:
-            try:
-                patch = self._archive.read(source)
-            except BadPatchError as bad:
-                problems.append(_problem(source, bad.path, bad.reason, bad.detail))
-                continue
-            if (misfit := pixels.misfit(patch)) is not None:  # a picture was replaced since the archive was scanned
-                problems.append(_problem(source, source.source, "wrong_size", misfit))
-                continue
-            pixels.put(row, patch)
-            placed.append(_Placed(row, source, patch))
-        rows = []
-        for item, footprint in zip(placed, _footprints(placed), strict=True):
-            if footprint is None and item.epsg is not None:
-                pixels.clear(item.row)
-                detail = f"EPSG:{item.epsg} {item.bounds} lies nowhere on Earth"
-                problems.append(_problem(item.source, item.source.source, "grid_mismatch", detail))
-            else:
-                rows.append(item.table_row(shard, footprint, self._archive.version))
-        rows.sort(key=lambda row: row["row"])
-        for name, values in pixels.finished().items():
-            self._store.write(shard, name, values)
-        quarantine = pa.Table.from_pylist(problems, schema=PROBLEM_SCHEMA)
+        inputs = dict(shard_inputs(self._parts, shard))
+        version = self._archive.version
+        lost: list[dict[str, str]] = []
+        while True:
+            with closing(self._store.writer(shard)) as arrays:
+                placed, problems = self._read(inputs, arrays)
+                footprints = _footprints(placed)
+                nowhere = [item for item, found in zip(placed, footprints, strict=True) if item.is_nowhere(found)]
+                if not nowhere:
+                    arrays.commit()
+                    break
+            for item in nowhere:  # hardly ever: so all are asked for at once, which is far faster than one by one
+                del inputs[item.row]
+                lost.append(_problem(item.source, item.source.source, "grid_mismatch", item.where))
+        rows = [item.table_row(shard, footprint, version) for item, footprint in zip(placed, footprints, strict=True)]
+        quarantine = pa.Table.from_pylist(problems + lost, schema=PROBLEM_SCHEMA)
         self._parts.write(shard, pa.Table.from_pylist(rows, schema=PATCHES), {"quarantine": quarantine})
         return ShardCount(len(rows))
+
+    def _read(
+        self, inputs: Mapping[int, PatchInput], arrays: ShardWriter
+    ) -> tuple[list["_Placed"], list[dict[str, str]]]:
+        """Read patches, by row of the shard, write its arrays, and return those that were read and what failed."""
+        placed: list[_Placed] = []
+        problems: list[dict[str, str]] = []
+        block = self._block
+        for row in range(self._store.shard_size):
+            at = row % block.size
+            if at == 0:
+                block.begin()
+            if row in inputs:
+                source = inputs[row]
+                try:
+                    patch = self._archive.read(source)
+                except BadPatchError as bad:
+                    problems.append(_problem(source, bad.path, bad.reason, bad.detail))
+                else:
+                    if (misfit := block.misfit(patch)) is None:
+                        block.put(at, patch)
+                        placed.append(_Placed(row, source, patch))
+                    else:  # a picture was replaced since the archive was scanned
+                        problems.append(_problem(source, source.source, "wrong_size", misfit))
+            if at == block.size - 1:
+                for name, values in block.finished().items():
+                    arrays.append(name, values)
+        return placed, problems
 
 
 class _Placed:
@@ -85,6 +106,15 @@ class _Placed:
             "nodata_share": patch.nodata_share,
             "crs": None if patch.epsg is None else f"EPSG:{patch.epsg}",
         }
+
+    @property
+    def where(self) -> str:
+        """What is wrong with a place that is nowhere."""
+        return f"EPSG:{self.epsg} {self.bounds} lies nowhere on Earth"
+
+    def is_nowhere(self, footprint: bytes | None) -> bool:
+        """Return whether the patch has a place, but no footprint."""
+        return footprint is None and self.epsg is not None
 
     def table_row(self, shard: int, footprint: bytes | None, version: str) -> dict[str, Any]:
         """Return the patch's row of tables/patches."""
@@ -113,10 +143,11 @@ def _problem(source: PatchInput, path: str, reason: str, detail: str) -> dict[st
     return {"patch_id": source.patch_id, "path": path, "reason": reason, "detail": detail}
 
 
-class _ShardPixels:
-    """The arrays of one shard, filled row by row, and used again for the next: fresh memory has to be zeroed."""
+class _Block:
+    """Some rows of a shard's arrays, which fit the processor's cache, and are used again for the next."""
 
     def __init__(self, size: int, patch_format: PatchFormat) -> None:
+        self.size = size
         self._labels = patch_format.labels
         self._arrays: dict[str, NDArray[np.generic]] = {
             spec.name: np.zeros((size, *spec.shape), spec.dtype) for spec in (*archive_arrays(patch_format), VALID)
@@ -125,7 +156,7 @@ class _ShardPixels:
         self._stale = {name: np.zeros(size, np.bool_) for name in self._arrays}
 
     def begin(self) -> None:
-        """Forget the shard before, whether it was finished or not."""
+        """Forget the block before, whether it was finished or not."""
         for name, filled in self._filled.items():
             self._stale[name] |= filled
             filled[:] = False
@@ -149,11 +180,6 @@ class _ShardPixels:
             if value is not None:
                 self._arrays[name][row] = value
                 self._filled[name][row] = True
-
-    def clear(self, row: int) -> None:
-        for name, filled in self._filled.items():
-            self._stale[name][row] |= filled[row]
-            filled[row] = False
 
     def finished(self) -> dict[str, NDArray[np.generic]]:
         """Return the arrays, zero wherever nothing was put."""
@@ -222,6 +248,12 @@ def publish_archive(plan: Plan) -> IngestCounts:
     publish(table("quarantine"), quarantine, QUARANTINE, ["path", "reason", "detail"], complete=complete)
     publish(table("classes"), _classes(plan.format.labels), CLASSES_SCHEMA, ["label_index"])
     write_text(counts_file, json.dumps(asdict(counts)))
+    events.info(
+        "ingested: %d patches; %d inputs in quarantine, %d absent, %d pending",
+        *(counts.patches, counts.quarantined, counts.absent, counts.pending),
+        extra=fields(**asdict(counts)),
+    )
+    metrics.count(metrics.QUARANTINED, counts.quarantined)
     return counts
 
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from classifiers import checkpoint
 from infra.errors import ConfigError
-from infra.storage import StorePaths, local_file
+from infra.node_files import local_file
+from infra.storage import StorePaths
 from tasks.branch import Branch
 from tasks.run_record import published_configs
 

@@ -4,7 +4,8 @@ import json
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,41 @@ from infra.parquet_files import read_parquet
 from infra.storage import StorePaths, write_text
 from infra.tables import RUNS, publish
 from tasks.ingest import IngestCounts
-from tasks.stage import ShardFailure, StageReport
+from tasks.stage import Progress, ShardFailure, StageReport
 
 _LIBRARIES = ("superscene", "torch", "ray", "prefect", "zarr", "pyarrow", "timm", "rasterio", "numpy")
+
+RUN_ID = "%Y%m%dT%H%M%S%fZ"
+"""How a run's id is made of its beginning, UTC."""
+
+_LIVE_SECONDS = 5.0
+"""How often a stage's progress is written at most, for `status`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStage:
+    """How far a run's stage is, when that was last written down."""
+
+    run_id: str
+    stage: str
+    done: int
+    """Shards with an outcome, or epochs, of those that this run has to do."""
+    total: int
+    patches: int
+    seconds: float
+    """Since the stage began."""
+    written: float
+    """Seconds since 1970, by the driver's clock."""
+
+    @property
+    def patches_per_second(self) -> float:
+        """Patches a second since the stage began."""
+        return self.patches / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left if the rest goes as fast; None as long as nothing is done."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
 
 
 @dataclass(slots=True)
@@ -42,7 +75,7 @@ class RunRecord:
     """What a person should know of the run that is no failure."""
 
     def __post_init__(self) -> None:
-        self.run_id = self.run_id or self.started.strftime("%Y%m%dT%H%M%S%fZ")
+        self.run_id = self.run_id or self.started.strftime(RUN_ID)
 
     @property
     def failures(self) -> list[ShardFailure]:
@@ -58,6 +91,21 @@ class RunRecord:
         """Note a finished stage, and write the record down."""
         self.stages.append(report)
         self.save("running")
+
+    def watching(self, tell: Progress) -> Progress:
+        """Return a progress that tells another, and writes down how far the stage is, for `status`."""
+        began = told = time.monotonic()
+
+        def both(stage: str, done: int, total: int, patches: int) -> None:
+            nonlocal told
+            tell(stage, done, total, patches)
+            now = time.monotonic()
+            if done == 0 or done == total or now - told > _LIVE_SECONDS:
+                told = now
+                live = LiveStage(self.run_id, stage, done, total, patches, now - began, time.time())
+                write_text(_progress_path(self.paths), json.dumps(asdict(live)))
+
+        return both
 
     def note(self, text: str) -> None:
         """Keep a note, once."""
@@ -120,6 +168,15 @@ def live_record(paths: StorePaths) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def live_stage(paths: StorePaths, run_id: str) -> LiveStage | None:
+    """Return how far the stage is that a run is at; None where it has not begun one."""
+    path = _progress_path(paths)
+    if not path.exists():
+        return None
+    live = LiveStage(**json.loads(path.read_text(encoding="utf-8")))
+    return live if live.run_id == run_id else None
+
+
 def published_configs(paths: StorePaths) -> list[set[str]]:
     """Return the configs that each run published, the last run first."""
     files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
@@ -156,3 +213,7 @@ def git_commit() -> str | None:
 
 def _live_path(paths: StorePaths) -> Path:
     return paths.work / "run.json"
+
+
+def _progress_path(paths: StorePaths) -> Path:
+    return paths.work / "progress.json"

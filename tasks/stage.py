@@ -11,6 +11,7 @@ from typing import Protocol
 from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError
 from infra.parts import StageParts
 from infra.ray_pool import Devices, Done, Resources, Worker, run_pool
+from tasks.stage_watch import StageWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +148,17 @@ def run_stage(
     failures: list[ShardFailure] = []
     devices, busy = None, 0.0
     progress(stage, 0, len(missing), 0)
-    with closing(ready(missing)) as batches:
+    with StageWatch(stage, len(missing), len(shards) - len(missing)) as watch, closing(ready(missing)) as batches:
         for outcome in chain.from_iterable(run_pool(build, batch, resources) for batch in batches):
             if isinstance(outcome, Done):
                 done += 1
                 devices, busy = outcome.devices, busy + outcome.seconds
                 patches += outcome.result.patches
+                watch.done(outcome.item, outcome.result.patches, outcome.seconds, devices)
             else:
                 failures.append(ShardFailure(stage, outcome.item, outcome.error))
                 outputs[-1].write_failure(outcome.item, outcome.attempts, outcome.error)
+                watch.failed(outcome.item, outcome.attempts, outcome.error)
             progress(stage, done + len(failures), len(missing), patches)
     seconds = time.monotonic() - started if missing else 0.0
     return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures), devices, busy)
@@ -197,18 +200,24 @@ def run_fits(
     failures: list[ShardFailure] = []
     total, busy = len(missing) * epochs, 0.0
     progress(stage, 0, total, 0)
-    for place, seed in enumerate(missing):
-        begun = time.monotonic()
-        try:
-            samples += fit(seed, tell=partial(_tell_epochs, progress, stage, place * epochs, total, samples)).patches
-        except (StoreError, ArchiveError, ConfigError):
-            raise
-        except PipelineError as error:
-            failures.append(ShardFailure(stage, seed, str(error)))
-            parts.write_failure(seed, 1, str(error))
-        else:
-            busy += time.monotonic() - begun
-        progress(stage, (place + 1) * epochs, total, samples)
+    with StageWatch(stage, len(missing), len(seeds) - len(missing), devices) as watch:
+        for place, seed in enumerate(missing):
+            begun = time.monotonic()
+            tell = partial(_tell_epochs, progress, stage, place * epochs, total, samples)
+            try:
+                seen = fit(seed, tell=tell).patches
+            except (StoreError, ArchiveError, ConfigError):
+                raise
+            except PipelineError as error:
+                failures.append(ShardFailure(stage, seed, str(error)))
+                parts.write_failure(seed, 1, str(error))
+                watch.failed(seed, 1, str(error))
+            else:
+                samples += seen
+                its_seconds = time.monotonic() - begun
+                busy += its_seconds
+                watch.done(seed, seen, its_seconds, devices, devices.workers if devices else 1)
+            progress(stage, (place + 1) * epochs, total, samples)
     seconds = time.monotonic() - started if missing else 0.0
     done = len(missing) - len(failures)
     held = devices if done else None

@@ -1,4 +1,4 @@
-"""Status: what a store holds, read from its parts; works on a live store too."""
+"""Status: what a store holds, read from its parts and the run's record; writes nothing, and a run may be at work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.storage import StorePaths, is_locked
-from tasks.run_record import live_record
+from tasks.run_record import LiveStage, live_record, live_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class StoreStatus:
     patches: int
     quarantined: int
     stages: tuple[StageStatus, ...]
+    live: LiveStage | None = None
+    """The stage that the run is at; None where none is running."""
 
 
 def store_status(paths: StorePaths) -> StoreStatus:
@@ -50,4 +52,7 @@ def store_status(paths: StorePaths) -> StoreStatus:
         failures = {shard: error for shard, error in parts.failures().items() if shard not in done}
         stages.append(StageStatus(title, output["config"], len(done), len(output["shards"]) - len(done), failures))
     state = "stopped" if record["status"] == "running" and not is_locked(paths) else record["status"]
-    return StoreStatus(record["run_id"], state, record["patches"], record["quarantined"], tuple(stages))
+    live = live_stage(paths, record["run_id"]) if state == "running" else None
+    if live is not None and live.done == live.total:  # between two stages tables are published
+        live = None
+    return StoreStatus(record["run_id"], state, record["patches"], record["quarantined"], tuple(stages), live)

@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError, TrainingError
 from infra.fingerprint import Json
+from infra.node_files import local_file
 from infra.parts import stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, train_on_workers
-from infra.storage import StorePaths, local_file, states_folder, write_bytes
+from infra.storage import StorePaths, states_folder, write_bytes
 from infra.weights_store import sha256
 from sr_models.registry import spec
 from sr_models.trained_weights import provenance, to_bytes

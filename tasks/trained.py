@@ -7,7 +7,7 @@ from classifiers import checkpoint
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.published import is_published, load_published
 from infra.errors import ConfigError
-from infra.storage import local_file
+from infra.node_files import local_file
 from tasks.branch import Branch
 
 

@@ -16,22 +16,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.archives.bigearthnet_v2 import open_patch, read_pair
-from infra.archives.files import refuse_link_out
-from infra.archives.inventory import Found, Inventory, OnDisk, Subset, read_on_disk, take_stock
+from infra.archives.inventory import Found, Inventory, Subset, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
 from infra.archives.patch_folder import read_s2
+from infra.archives.places import file_below, inventory_of, read_below
 from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError
+from infra.storage import location
 
 S2_FOLDER = "BigEarthNet-v1.0"
 S1_FOLDER = "BigEarthNet-S1-v1.0"
@@ -54,7 +54,7 @@ class BigEarthNetV1:
     """The archive at `root`."""
 
     root: str
-    """Folder that holds `BigEarthNet-v1.0`."""
+    """Folder that holds `BigEarthNet-v1.0`, or its URL."""
     include_flagged: bool = False
     """Whether patches with snow, cloud or shadow are inputs."""
     subset: Subset = "all"
@@ -68,9 +68,9 @@ class BigEarthNetV1:
         Raises:
             ArchiveError: No root or no patch folder.
         """
-        if not Path(self.root).is_dir():
+        if not location(self.root).is_dir():
             raise ArchiveError(f"the archive's root {self.root} is not a folder")
-        return self.scan_of(OnDisk(self.root))
+        return self.scan_of(inventory_of(self.root))
 
     def scan_of(self, inventory: Inventory) -> Scan:
         """Return every patch that a list or the inventory names.
@@ -104,7 +104,7 @@ class BigEarthNetV1:
         Raises:
             BadPatchError: The patch, its JSON or its Sentinel-1 pair cannot be used, or it has no label.
         """
-        return read_on_disk(self.root, S2_FOLDER, partial(self.read_from, patch=patch))
+        return read_below(self.root, S2_FOLDER, partial(self.read_from, patch=patch))
 
     def read_from(self, open_folder: OpenFolder, patch: PatchInput) -> Patch:
         """Return one patch's pixels and what its JSON tells, from folders wherever they are.
@@ -115,7 +115,7 @@ class BigEarthNetV1:
         with open_patch(open_folder, patch) as folder:
             file = f"{patch.patch_id}{METADATA_SUFFIX}"
             shown = f"{patch.source}/{file}"
-            metadata = strict_json(folder.read(file, absent="no_metadata", whole=True), shown)
+            metadata = strict_json(bytes(folder.read(file, absent="no_metadata", whole=True)), shown)
             labels = classes_of(metadata.get("labels"), shown)
             s2 = read_s2(folder, patch.patch_id)
         pair = _s1_folder(patch.patch_id, patch.s1_name)
@@ -170,12 +170,11 @@ class BigEarthNetV1:
     def _list(self, name: str) -> list[str] | None:
         """Return the patch names in a list, or None where the archive has no such list."""
         for suffix in (".csv", ".csv.bz2"):
-            path = Path(self.root) / f"{name}{suffix}"
+            path = file_below(self.root, f"{name}{suffix}")
             if not path.is_file():
                 continue
-            refuse_link_out(self.root, path.name)
             try:
-                with bz2.open(path) if suffix.endswith(".bz2") else path.open("rb") as file:
+                with path.open("rb") as raw, bz2.open(raw) if suffix.endswith(".bz2") else raw as file:
                     text = file.read(_LIST_BYTES).decode("utf-8-sig")
                     more = file.read(1)
             except (OSError, ValueError, EOFError) as error:

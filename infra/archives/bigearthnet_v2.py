@@ -18,14 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infra.archives.files import refuse_link_out
-from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, OnDisk, Subset, read_on_disk, take_stock
+from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, Subset, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder, PatchFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
 from infra.archives.patch_folder import Ground, read_reference_map, read_s1, read_s2
+from infra.archives.places import file_below, inventory_of, read_below
 from infra.bigearthnet.bands import PATCH_SIZE, S1
 from infra.errors import ArchiveError, BadPatchError
+from infra.storage import location
 
 S2_FOLDER = "BigEarthNet-S2"
 S1_FOLDER = "BigEarthNet-S1"
@@ -54,7 +55,7 @@ class BigEarthNetV2:
     """The archive at `root`."""
 
     root: str
-    """Folder that holds the metadata."""
+    """Folder that holds the metadata, or its URL."""
     include_flagged: bool = False
     """Whether patches with snow, cloud or shadow are inputs."""
     subset: Subset = "all"
@@ -71,7 +72,7 @@ class BigEarthNetV2:
         Raises:
             ArchiveError: No root, no metadata or no patch folder.
         """
-        return self.scan_of(OnDisk(self.root))
+        return self.scan_of(inventory_of(self.root))
 
     def scan_of(self, inventory: Inventory) -> Scan:
         """Return every input of both metadata tables; where no inventory is known yet, as if all of them were there.
@@ -107,7 +108,7 @@ class BigEarthNetV2:
         Raises:
             BadPatchError: The patch, its Sentinel-1 pair or its map cannot be used.
         """
-        return read_on_disk(self.root, S2_FOLDER, partial(self.read_from, patch=patch))
+        return read_below(self.root, S2_FOLDER, partial(self.read_from, patch=patch))
 
     def read_from(self, open_folder: OpenFolder, patch: PatchInput) -> Patch:
         """Return one patch's pixels, from folders wherever they are.
@@ -131,18 +132,17 @@ class BigEarthNetV2:
         )
 
     def _path(self, name: str) -> Path:
-        return Path(self.root) / name
+        return file_below(self.root, name)
 
     def _metadata(self, name: str) -> pa.Table:
         """Return a metadata table with the inputs' column names, `source` and `listed_in`."""
         path = self._path(name)
-        if not Path(self.root).is_dir():
+        if not location(self.root).is_dir():
             raise ArchiveError(f"the archive's root {self.root} is not a folder")
         if not path.is_file():
             raise ArchiveError(f"the archive {self.root} has no {name}: is this its root?")
-        refuse_link_out(self.root, name)
         try:
-            with pq.ParquetFile(path) as file:
+            with path.open("rb") as opened, pq.ParquetFile(opened, pre_buffer=True) as file:
                 names = file.schema_arrow.names
                 there = set(names)
                 if "patch_id" not in there:

@@ -1,7 +1,8 @@
 """Buckets: the files of one shard's patches, as they came out of a tar archive, in one file on local scratch.
 
-A bucket is written by appending only: a record is a kind, the length of a path, the length of what belongs to it, the
-path and that. Paths are what is looked up in a bucket; none ever becomes the name of a file.
+A bucket is written by appending only. A record is what came by of one folder in one go: how many bytes its names have
+and how many files there are, the length of each, the folder's path and the names of the files with zero bytes between
+them, and then the files. Paths are what is looked up in a bucket; none ever becomes the name of a file.
 """
 
 import mmap
@@ -10,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,15 +19,17 @@ from typing import NamedTuple, Self
 from infra.errors import BadPatchError, StoreError
 from infra.storage import writing
 
-_RECORD = struct.Struct("<BHI")
-_FOLDER, _FILE, _FAULT = range(3)
+MAX_FILES = 1000
+"""Files in a record: with two pieces more, what a system call takes is 1,024."""
+
+_HEAD = struct.Struct("<IH")
 
 
-class Place(NamedTuple):
-    """Where a file's bytes lie in a bucket."""
+class Fault(NamedTuple):
+    """Why a member of an archive that has a file's name cannot be used as one."""
 
-    start: int
-    stop: int
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +42,23 @@ class Buckets:
         """The bucket of one shard."""
         return self.folder / f"shard-{shard:05d}.bucket"
 
-    def append(self, shard: int, records: Sequence[bytes | memoryview]) -> int:
-        """Append what the functions below return, made if need be, and return how many bytes that is.
+    def append(self, shard: int, record: Sequence[bytes | memoryview]) -> int:
+        """Append a record, and return how many bytes that is; the bucket is made if need be.
 
         Args:
             shard: Whose bucket.
-            records: At most 1,024 pieces, which is what a system call takes.
+            record: What `folder_record` returned; without any piece, the bucket is there then.
 
         Raises:
             StoreError: The scratch folder is full or cannot be written.
         """
-        size = sum(map(len, records))
+        size = sum(map(len, record))
         path = self.path(shard)
         with writing(path):
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                written = os.writev(fd, records) if records else 0
-                rest = memoryview(b"".join(records))[written:] if written < size else None
+                written = os.writev(fd, record) if record else 0
+                rest = memoryview(b"".join(record))[written:] if written < size else None
                 while rest:
                     rest = rest[os.write(fd, rest) :]
             finally:
@@ -73,24 +77,25 @@ class Buckets:
                 shutil.rmtree(self.folder)
 
 
-def folder_record(folder: str) -> tuple[bytes, ...]:
-    """Return the record of a folder: it is there, even if nothing is in it."""
-    return _record(_FOLDER, folder, b"")
+def folder_record(folder: str, files: Sequence[tuple[str, memoryview | Fault]]) -> list[bytes | memoryview]:
+    """Return the record of a folder: it is there, even if nothing is in it.
+
+    Args:
+        folder: Its path in the archive.
+        files: Name in the folder and content of each file that came by, at most MAX_FILES.
+    """
+    content = [b"\n".join(map(str.encode, data)) if isinstance(data, Fault) else data for _, data in files]
+    sizes = [
+        -len(text) if isinstance(data, Fault) else len(text) for text, (_, data) in zip(content, files, strict=True)
+    ]
+    names = "\0".join([folder, *(name for name, _ in files)]).encode()
+    return [_HEAD.pack(len(names), len(sizes)) + _sizes(len(sizes)).pack(*sizes) + names, *content]
 
 
-def file_record(path: str, data: memoryview) -> tuple[bytes | memoryview, ...]:
-    """Return the record of a file."""
-    return _record(_FILE, path, data)
-
-
-def fault_record(path: str, reason: str, detail: str) -> tuple[bytes | memoryview, ...]:
-    """Return the record of a member that has a file's name and cannot be used as one."""
-    return _record(_FAULT, path, f"{reason}\n{detail}".encode())
-
-
-def _record[T: (bytes, memoryview)](kind: int, path: str, data: T) -> tuple[bytes | T, ...]:
-    name = path.encode()
-    return _RECORD.pack(kind, len(name), len(data)), name, data
+@lru_cache(maxsize=64)
+def _sizes(files: int) -> struct.Struct:
+    """Return how the lengths of so many files are written; of a fault it is negative."""
+    return struct.Struct(f"<{files}i")
 
 
 class Bucket:
@@ -105,35 +110,30 @@ class Bucket:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else None
+                self._content = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"")
         except FileNotFoundError as error:
             raise StoreError(f"{path} does not exist: is this folder the same for all workers?") from error
-        self._folders: dict[str, dict[str, Place | BadPatchError]] = {}
+        self._folders: dict[str, dict[str, slice | Fault]] = {}
         at = 0
         while at < size:
             at = self._look_up(at)
 
     def _look_up(self, at: int) -> int:
         """Note one record and return where the next one starts."""
-        assert self._map is not None
-        kind: int
-        name_bytes: int
-        data_bytes: int
-        kind, name_bytes, data_bytes = _RECORD.unpack_from(self._map, at)
-        start = at + _RECORD.size + name_bytes
-        stop = start + data_bytes
-        path = self._map[start - name_bytes : start].decode()
-        if kind == _FOLDER:
-            self._folders.setdefault(path, {})
-            return stop
-        folder, _, name = path.rpartition("/")
-        files = self._folders.setdefault(folder, {})
-        if kind == _FILE:
-            files.setdefault(name, Place(start, stop))
-        else:
-            reason, _, detail = self._map[start:stop].decode().partition("\n")
-            files.setdefault(name, BadPatchError(path, reason, detail))
-        return stop
+        names_bytes, files = _HEAD.unpack_from(self._content, at)
+        sizes = _sizes(files).unpack_from(self._content, at + _HEAD.size)
+        names_start = at + _HEAD.size + 4 * files
+        start: int = names_start + names_bytes
+        folder, *names = str(self._content[names_start:start], "utf-8").split("\0")
+        known = self._folders.setdefault(folder, {})
+        for name, size in zip(names, sizes, strict=True):
+            place = slice(start, start + abs(size))
+            if size < 0:
+                known.setdefault(name, Fault(*str(self._content[place], "utf-8").split("\n", 1)))
+            else:
+                known.setdefault(name, place)
+            start = place.stop
+        return start
 
     def __enter__(self) -> Self:
         return self
@@ -141,13 +141,14 @@ class Bucket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._map is not None:
-            self._map.close()
+        """Let go of it; the file is closed with the last piece of it that is held."""
+        self._content = memoryview(b"")
+        self._folders.clear()
 
     def open(self, relative: str) -> "BucketFolder | None":
         """Return a folder, or None where the archive has none of that name."""
         files = self._folders.get(relative)
-        return None if files is None or self._map is None else BucketFolder(relative, files, self._map)
+        return None if files is None else BucketFolder(relative, files, self._content)
 
 
 class BucketFolder:
@@ -157,7 +158,7 @@ class BucketFolder:
         relative: Its path in the archive.
     """
 
-    def __init__(self, relative: str, files: dict[str, Place | BadPatchError], content: mmap.mmap) -> None:
+    def __init__(self, relative: str, files: dict[str, slice | Fault], content: memoryview) -> None:
         self.relative, self._files, self._content = relative, files, content
 
     def __enter__(self) -> Self:
@@ -168,8 +169,8 @@ class BucketFolder:
     ) -> None:
         """Leave it; the bucket stays open."""
 
-    def read(self, name: str, absent: str = "missing_band", *, whole: bool = False) -> bytes:  # noqa: ARG002
-        """Return the bytes of a file in this folder.
+    def read(self, name: str, absent: str = "missing_band", *, whole: bool = False) -> memoryview:  # noqa: ARG002
+        """Return the bytes of a file in this folder, where they lie.
 
         Args:
             name: The file's name.
@@ -182,9 +183,9 @@ class BucketFolder:
         place = self._files.get(name)
         if place is None:
             raise BadPatchError(f"{self.relative}/{name}", absent, "it does not exist")
-        if isinstance(place, BadPatchError):
-            raise place
-        return self._content[place.start : place.stop]
+        if isinstance(place, Fault):
+            raise BadPatchError(f"{self.relative}/{name}", *place)
+        return self._content[place]
 
     def has_any(self, names: Iterable[str]) -> bool:
         """Return whether one of the names is in this folder, of whatever type."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -14,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.archives.files import Folder, bad_file, is_inside, read_file
-from infra.archives.modality import OpenFolder
+from infra.archives.files import bad_file, is_inside, read_file
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Reason, Scan
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, BadPatchError
@@ -338,23 +336,3 @@ def _one(table: pa.Table, name: str) -> pa.Array:
 
 def _mask(values: pa.Array) -> NDArray[np.bool_]:
     return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)
-
-
-def read_on_disk[P](root: str, top: str, read: Callable[[OpenFolder], P]) -> P:
-    """Return a patch from the folders below a root.
-
-    Args:
-        root: The archive's root.
-        top: The folder of all patches.
-        read: Reads the patch, given what opens the archive's folders.
-
-    Raises:
-        BadPatchError: As `read` does.
-        ArchiveError: The folder of all patches is gone: a lost disk, not a lost patch.
-    """
-    try:
-        return read(partial(Folder.open, root))
-    except BadPatchError as error:
-        if error.reason == "missing_folder" and not (Path(root) / top).is_dir():
-            raise ArchiveError(f"{root} lost its {top} while it was read: is the disk still mounted?") from error
-        raise

@@ -18,6 +18,8 @@ from infra.archives.streamed import StreamedArchive, find_tars
 from infra.archives.tar_reader import is_tar
 from infra.errors import ArchiveError, UnknownNameError
 from infra.fingerprint import Json
+from infra.object_store import ObjectPath
+from infra.storage import location
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def open_archive(
 
     Args:
         layout: A name in LAYOUTS.
-        root: Its folder, or the tar archive of its Sentinel-2 patches.
+        root: Its folder, or the tar archive of its Sentinel-2 patches; a BigEarthNet's may be a URL.
         options: What to ask of it; a layout leaves alone what it has no use for, see `unused`.
         kept: Folder to keep the contents of tar archives in, so that they are passed over once; None: nowhere.
 
@@ -135,7 +137,9 @@ def open_archive(
     """
     if layout not in LAYOUTS:
         raise UnknownNameError(f"no archive layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    path = Path(root).absolute()
+    path = location(str(root)).absolute()
+    if isinstance(path, ObjectPath) and not LAYOUTS[layout].modalities:
+        raise ArchiveError(f"the layout {layout} reads folders of this machine, not {path}: copy them here")
     if is_tar(path) and path.is_file():
         return _streamed(layout, path, options, kept)
     if not path.is_dir():

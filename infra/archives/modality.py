@@ -27,7 +27,7 @@ class PatchFolder(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def read(self, name: str, absent: str = "missing_band", *, whole: bool = False) -> bytes:
+    def read(self, name: str, absent: str = "missing_band", *, whole: bool = False) -> bytes | memoryview:
         """Return the bytes of one file; raises BadPatchError, of the reason `absent` where it does not exist."""
         ...
 

@@ -134,7 +134,7 @@ def _read_group(folder: PatchFolder, name: str, group: BandGroup, out: NDArray[A
     return ground
 
 
-def _read_band(folder: PatchFolder, file: str, shape: tuple[int, int]) -> tuple[Band, bytes]:
+def _read_band(folder: PatchFolder, file: str, shape: tuple[int, int]) -> tuple[Band, bytes | memoryview]:
     data = folder.read(file)
     try:
         return decode(data, f"{folder.relative}/{file}", shape), data
@@ -149,7 +149,7 @@ def _same(one: Ground, other: Ground) -> bool:
     return one.epsg == other.epsg and abs(one.left - other.left) < _TOLERANCE and abs(one.top - other.top) < _TOLERANCE
 
 
-def _ground(band: Band, data: bytes, group: BandGroup, shown: str) -> Ground:
+def _ground(band: Band, data: bytes | memoryview, group: BandGroup, shown: str) -> Ground:
     grid = grid_of(band, data)
     if grid is None or not is_projected(grid.epsg):
         raise BadPatchError(shown, "grid_mismatch", "it has no north-up georeferencing in a projected CRS (EPSG)")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from infra.archives.buckets import Bucket
-from infra.archives.files import Folder
 from infra.archives.inventory import Inventory
 from infra.archives.modality import Modality, OpenFolder, PatchFolder
 from infra.archives.model import Patch, PatchInput, Scan
+from infra.archives.places import opener
 from infra.archives.tar_inventory import TarInventory
 from infra.archives.tar_reader import SUFFIXES
 from infra.errors import ArchiveError
@@ -51,7 +51,7 @@ class StreamedArchive:
     modalities: tuple[Modality, ...]
     """Of the layout."""
     tars: Mapping[str, str]
-    """Path of the tar archive, by the modality's `top`; the last modality has one."""
+    """Path or URL of the tar archive, by the modality's `top`; the last modality has one."""
     needs_list: bool
     """Whether a plan needs the list of patch folders."""
     kept: Path | None = None
@@ -125,7 +125,7 @@ class BucketArchive:
         if relative.partition("/")[0] in self.archive.tars:
             assert self.bucket is not None
             return self.bucket.open(relative)
-        return Folder.open(self.archive.layout.root, relative)
+        return opener(self.archive.layout.root)(relative)
 
 
 def find_tars(root: Path, modalities: Sequence[Modality]) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What a tar archive of one modality holds, found by passing over it once, and kept so that it need not be again."""
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -9,12 +8,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from infra import object_store
 from infra.archives.inventory import Condense, Found
 from infra.archives.tar_reader import TarMember, read_tar
 from infra.errors import ArchiveError, BadPatchError
 from infra.fingerprint import Json, fingerprint
+from infra.object_store import ObjectPath
 from infra.parquet_files import read_parquet
 from infra.parts import write_parquet
+from infra.storage import location
 
 MAX_NAME = 255
 """Characters of a folder's name, as on a disk; a tar archive could give it 65,000, and millions of such names."""
@@ -99,7 +101,7 @@ class TarInventory:
 
     def has(self, top: str) -> bool:
         """Return whether a modality is there."""
-        return top in self.tars or (Path(self.root) / top).is_dir()
+        return top in self.tars or (location(self.root) / top).is_dir()
 
     def folders(self, top: str, *, by_product: bool) -> Found | None:
         """Return a modality's patch folders; None where they are not known yet and no pass may be made."""
@@ -162,18 +164,22 @@ class TarInventory:
         return None if self.kept is None else self.kept / f"{top}-{self.identity(top)}.parquet"
 
     def identity(self, *tops: str) -> str:
-        """Return a hash over names, sizes and times of archives: another, wherever one was replaced.
+        """Return a hash over archives' names, sizes, and times or versions: another, wherever one was replaced.
 
         Raises:
             ArchiveError: One is missing.
         """
         found: list[Json] = []
         for top in tops:
+            path = location(self.tars[top])
             try:
-                state = os.stat(self.tars[top])  # noqa: PTH116 - a string
+                if isinstance(path, ObjectPath):
+                    found.append([path.name, object_store.size(path), str(sorted(object_store.version(path).items()))])
+                else:
+                    state = path.stat()
+                    found.append([path.name, state.st_size, state.st_mtime_ns])
             except OSError as error:
-                raise ArchiveError(f"the archive {self.tars[top]} cannot be read: {error.strerror}") from error
-            found.append([Path(self.tars[top]).name, state.st_size, state.st_mtime_ns])
+                raise ArchiveError(f"the archive {path} cannot be read: {error.strerror or error}") from error
         return fingerprint({"archives": found})
 
 

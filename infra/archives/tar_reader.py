@@ -10,6 +10,7 @@ Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Ta
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from infra.errors import ArchiveError
 from infra.prefetch import prefetch
+from infra.storage import open_once
 
 SUFFIXES = (".tar", ".tar.zst", ".tar.gz", ".tgz")
 """How names of tar archives end."""
@@ -78,7 +80,7 @@ def read_tar(path: str) -> Generator[TarMember]:
     What is held at a time is one member and a few chunks of what was decompressed ahead.
 
     Args:
-        path: A file whose name ends as SUFFIXES say.
+        path: A file or its URL, whose name ends as SUFFIXES say.
 
     Raises:
         ArchiveError: It is missing, truncated, broken, no tar archive, or expands beyond any sense.
@@ -96,25 +98,25 @@ def _chunks(path: str) -> Generator[bytes]:
     """Yield what the file holds, decompressed."""
     codec = _CODECS.get(Path(path).suffix)
     try:
-        raw = pa.OSFile(path, "rb")
+        raw, size = open_once(path)
     except OSError as error:
         raise ArchiveError(f"the archive {path} cannot be read: {error}") from error
     with raw:
-        room = MAX_EXPANSION * raw.size() + _SPARE_BYTES
+        room = MAX_EXPANSION * size + _SPARE_BYTES
         stream = pa.CompressedInputStream(raw, codec) if codec else raw
         while True:
             try:
                 chunk = stream.read(_CHUNK)
             except (OSError, pa.ArrowException) as error:
                 raise ArchiveError(
-                    f"{path} is broken or truncated near byte {raw.tell()} of {raw.size()}: {error}; download it again"
+                    f"{path} is broken or truncated near byte {raw.tell()} of {size}: {error}; download it again"
                 ) from error
             if not chunk:
                 return
             room -= len(chunk)
             if room < 0:
                 raise ArchiveError(
-                    f"{path} expands to more than {MAX_EXPANSION} times its {raw.size()} bytes: images never do"
+                    f"{path} expands to more than {MAX_EXPANSION} times its {size} bytes: images never do"
                 )
             yield chunk
 
@@ -133,7 +135,12 @@ class _Stream:
     def members(self) -> Iterator[TarMember]:
         """Yield the members up to the end mark, then go through what is left, for its checksum."""
         extension = _PLAIN
-        while (header := self._header()) is not None:
+        while True:
+            while extension is _PLAIN and (member := self._plain_member()) is not None:
+                yield member
+            header = self._header()
+            if header is None:
+                break
             kind = header[156:157]
             length = self._number(header[124:136])
             if kind in _EXTENSIONS:
@@ -145,6 +152,27 @@ class _Stream:
             raise self._broken("it ends after an extension header")
         while self._next_chunk():
             pass
+
+    def _plain_member(self) -> TarMember | None:
+        """Return the next member if it is a plain file and lies within this chunk, as nearly all do; else None."""
+        chunk, at, name = self._chunk, self._at, None
+        header = chunk[at : at + _BLOCK]
+        known = _known(header[100:136] + header[156:])
+        if known is not None and known.is_name and _is_sound(header):
+            name = chunk[at + _BLOCK : at + _BLOCK + known.size]
+            at += 2 * _BLOCK
+            header = chunk[at : at + _BLOCK]
+            known = _known(header[100:136] + header[156:])
+        if known is None or known.is_name or not _is_sound(header):
+            return None
+        start = at + _BLOCK
+        stop = start + known.size
+        after = stop + -known.size % _BLOCK
+        if after > len(chunk):
+            return None
+        self._at = after
+        name = header[:100] if name is None else name
+        return TarMember(_without_dots(_text(name.partition(b"\0")[0])), self._view[start:stop])
 
     def _extended(self, before: "_Extension", kind: bytes, length: int) -> "_Extension":
         """Return what the extension headers in front of a member say, with one more of them."""
@@ -169,9 +197,7 @@ class _Stream:
     def _member(self, header: bytes, kind: bytes, length: int, extension: "_Extension") -> TarMember:
         if extension.size is not None:
             length = extension.size
-        name = _own_name(header) if extension.name is None else extension.name
-        while name.startswith("./"):
-            name = name[2:]
+        name = _without_dots(_own_name(header) if extension.name is None else extension.name)
         if kind == b"S":
             self._skip_sparse_maps(header)
         if kind in _WITHOUT_DATA:
@@ -202,10 +228,10 @@ class _Stream:
             if following.strip(b"\0"):
                 raise self._broken("members follow a block of zeros, which ends an archive")
             return None
-        total = self._number(header[148:156]) + sum(header[148:156]) - 256  # summed with eight spaces in its own place
-        # The low half of Adler-32 is 1 + the sum of all bytes, modulo 65521: a sum at the speed of zlib.
-        if (total + 1) % 65521 != zlib.adler32(header) & 0xFFFF and total != _signed_sum(header):
-            raise self._broken("a header's checksum is wrong")
+        if not _is_sound(header):
+            total = self._number(header[148:156]) + sum(header[148:156]) - 256
+            if total != _signed_sum(header):
+                raise self._broken("a header's checksum is wrong")
         return header
 
     def _take(self, length: int) -> memoryview:
@@ -254,15 +280,11 @@ class _Stream:
             more = self._gather(_BLOCK)[504]
 
     def _number(self, field: bytes) -> int:
-        """Return a header's number: octal, or binary where its first bit is set."""
-        digits = field.strip(b" \0")
-        if not digits:
-            return 0
-        if field[0] == 0x80:
-            return int.from_bytes(field[1:], "big")
-        if digits.strip(_OCTAL):
+        """Return a header's number."""
+        number = _number(field)
+        if number is None:
             raise self._broken(f"a header has {field!r} where a number belongs")
-        return int(digits, 8)
+        return number
 
     def _decimal(self, text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20):
@@ -289,11 +311,64 @@ class _Stream:
         return ArchiveError(f"{self._path} cannot be read as a tar archive at byte {at} of its contents: {why}")
 
 
+class _Known(NamedTuple):
+    """What is known of a header."""
+
+    size: int
+    """Of a regular file; or, at most a block, of the name of the member behind it."""
+    is_name: bool
+
+
+@lru_cache(maxsize=256)
+def _known(rest: bytes) -> _Known | None:
+    """Return what is known of a header from all that it has beside name, time and checksum; None: look closer.
+
+    The files of an archive have few sizes, and one owner: what was found out for one header holds for thousands.
+    """
+    if len(rest) != _BLOCK - 120:  # cut off by the end of a chunk
+        return None
+    size, kind = _number(rest[24:36]), rest[36:37]
+    if size is None or (rest[137:143] == b"ustar\0" and rest[225]):  # a part of the name lies elsewhere
+        return None
+    if kind == b"L" and size <= _BLOCK:
+        return _Known(size, is_name=True)
+    return _Known(size, is_name=False) if kind == b"0" and size <= MEMBER_BYTES else None
+
+
+def _is_sound(header: bytes) -> bool:
+    """Return whether a header's checksum is that of its bytes, unsigned."""
+    # The low half of Adler-32 is 1 + the sum of all bytes, modulo 65521: a sum at the speed of zlib.
+    return _adler(header[148:156]) == zlib.adler32(header) & 0xFFFF
+
+
+@lru_cache(maxsize=4096)
+def _adler(checksum: bytes) -> int | None:
+    """Return the low half of the Adler-32 of a header with that checksum, a field of eight bytes; None: it is none."""
+    total = _number(checksum)
+    return None if total is None else (total + sum(checksum) - 256 + 1) % 65521  # summed with eight spaces in its place
+
+
+def _number(field: bytes) -> int | None:
+    """Return a header's number: octal, or binary where its first bit is set; None where it is none."""
+    digits = field.strip(b" \0")
+    if not digits:
+        return 0
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    return None if digits.strip(_OCTAL) else int(digits, 8)
+
+
 def _own_name(header: bytes) -> str:
     name = header[:100].partition(b"\0")[0]
     if header[257:263] == b"ustar\0" and header[345]:  # GNU's magic is another, and has times there
         name = header[345:500].partition(b"\0")[0] + b"/" + name
     return _text(name)
+
+
+def _without_dots(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 def _text(name: bytes) -> str:

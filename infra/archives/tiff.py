@@ -168,7 +168,7 @@ def read_tiff(path: str | Path, *, shape: tuple[int, int] | None = None) -> Tiff
     return TiffImage(pixels, epsg, bounds, _number(band.nodata))
 
 
-def decode(data: bytes, shown: str, shape: tuple[int, int] | None = None) -> Band:
+def decode(data: bytes | memoryview, shown: str, shape: tuple[int, int] | None = None) -> Band:
     """Return the first band of a whole TIFF file in memory.
 
     Args:
@@ -180,10 +180,10 @@ def decode(data: bytes, shown: str, shape: tuple[int, int] | None = None) -> Ban
         BadPatchError: truncated, not_a_tiff, corrupt or wrong_size.
     """
     band = read_strip_tiff(data, shown, shape)
-    return band if band is not None else _read_with_rasterio(data, shown, shape)[0]
+    return band if band is not None else _read_with_rasterio(bytes(data), shown, shape)[0]
 
 
-def read_strip_tiff(data: bytes, shown: str, shape: tuple[int, int] | None = None) -> Band | None:
+def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int] | None = None) -> Band | None:
     """Return the band of a plain strip TIFF, or None where rasterio has to read it.
 
     Args:
@@ -198,13 +198,13 @@ def read_strip_tiff(data: bytes, shown: str, shape: tuple[int, int] | None = Non
         (start,) = _UINT32.unpack_from(data, 4)
         (entries,) = _UINT16.unpack_from(data, start)
     except struct.error:
-        _directory(data, shown)  # says what is wrong, or that the file is of another flavour
+        _directory(bytes(data), shown)  # says what is wrong, or that the file is of another flavour
         return None
     stop = start + 6 + 12 * entries
-    key = data[:stop] if start == 8 else data[:8] + data[start:stop]
+    key = bytes(data[:stop]) if start == 8 else bytes(data[:8]) + bytes(data[start:stop])
     layout = _layouts.get(key)
     if layout is None or len(data) < layout.size or any(data[a:b] != table for a, b, table in layout.tables):
-        layout = _parse(data, shown)
+        layout = _parse(bytes(data), shown)
         if layout is None:
             return None
         if layout.contiguous:  # others have strip counts of their own in each file
@@ -220,13 +220,13 @@ def read_strip_tiff(data: bytes, shown: str, shape: tuple[int, int] | None = Non
         pixels = _join_strips(data, layout, shown)
     if len(layout.geo) == 1:
         ((a, b),) = layout.geo
-        geo = data[a:b]
+        geo = bytes(data[a:b])
     else:
         geo = b"".join(data[a:b] for a, b in layout.geo)
-    return Band(pixels, geo, None if layout.nodata is None else data[layout.nodata[0] : layout.nodata[1]])
+    return Band(pixels, geo, None if layout.nodata is None else bytes(data[layout.nodata[0] : layout.nodata[1]]))
 
 
-def grid_of(band: Band, data: bytes) -> Grid | None:
+def grid_of(band: Band, data: bytes | memoryview) -> Grid | None:
     """Return where a band lies, or None where the file does not say it as a north-up grid.
 
     Args:
@@ -244,7 +244,7 @@ def grid_of(band: Band, data: bytes) -> Grid | None:
     if grid is not None:
         return grid
     try:
-        with MemoryFile(data) as memory, _open(memory) as dataset:
+        with MemoryFile(bytes(data)) as memory, _open(memory) as dataset:
             return _grid_of_dataset(dataset)
     except RasterioError:
         return None
@@ -415,10 +415,10 @@ def _merged(places: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(merged)
 
 
-def _join_strips(data: bytes, layout: _Layout, shown: str) -> NDArray[Any]:
+def _join_strips(data: bytes | memoryview, layout: _Layout, shown: str) -> NDArray[Any]:
     """Return the pixels of scattered or deflated strips."""
     height, width = layout.shape
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     for i, (offset, count) in enumerate(zip(layout.offsets, layout.counts, strict=True)):
         strip = data[offset : offset + count]
         if layout.compression != _UNCOMPRESSED:
@@ -463,7 +463,7 @@ def _read_with_rasterio(data: bytes | None, path: str, shape: tuple[int, int] | 
             if data is None:
                 with _open(path) as dataset:
                     return _read_dataset(dataset, path, shape)
-            with MemoryFile(data) as memory, _open(memory) as dataset:
+            with MemoryFile(bytes(data)) as memory, _open(memory) as dataset:
                 return _read_dataset(dataset, path, shape)
     except (RasterioError, MemoryError, ValueError, TypeError) as error:
         if isinstance(error, BadPatchError):

@@ -37,6 +37,13 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(
     assert sentence.startswith("superscene: ")
 
 
+def test_a_cluster_that_does_not_answer_is_one_sentence(inputs: Inputs, tmp_path: Path) -> None:
+    result = superscene("ingest", inputs.config(tmp_path / "store"), "--address", "127.0.0.1:9")
+    assert result.returncode == 2, result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.strip()]
+    assert sentence.startswith("superscene: no Ray cluster answers at 127.0.0.1:9")
+
+
 def test_usage_errors_have_exit_code_2() -> None:
     assert superscene("run").returncode == 2
     assert superscene("fly").returncode == 2

@@ -27,11 +27,11 @@ from tests.flows.stores import (
 
 
 @contextmanager
-def started(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a run whose output goes to a file beside its configuration."""
+def started(config: Path, command: str = "run") -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a run, or one stage of it, whose output goes to a file beside its configuration."""
     with config.with_suffix(".log").open("ab") as log:
-        command = [str(Path(sys.executable).with_name("superscene")), "run", str(config)]
-        with subprocess.Popen(command, stdout=log, stderr=log, env=environment(), cwd=PROJECT) as run:
+        words = [str(Path(sys.executable).with_name("superscene")), command, str(config)]
+        with subprocess.Popen(words, stdout=log, stderr=log, env=environment(), cwd=PROJECT) as run:
             yield run
 
 

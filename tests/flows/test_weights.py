@@ -5,6 +5,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from classifiers.registry import CLASSIFIERS
 from flows.cli import main
 from flows.config import RunConfig, validated
 from infra.errors import ConfigError, WeightsError
+from infra.storage import StorePaths
 from infra.weights_store import OfficialFile, WeightsStore, sha256
+from tasks.run_record import RunRecord
 from tests.infra.file_server import FileServer, file_server
 from tests.sr_models.small_model import NAME, put_in_table, shipped_with, small_file, small_spec
 
@@ -328,6 +331,10 @@ class TestClassifiers:
         assert cli("list").rows["s1"]["licence"] == "MIT (BIFOLD), trained on BigEarthNet v2"
 
 
+def _record(folder: Path) -> RunRecord:
+    return RunRecord(StorePaths(folder / "run"), "{}", datetime.now(UTC))
+
+
 def configured(tmp_path: Path, **changes: object) -> RunConfig:
     settings = {
         "archive": {"layout": "bigearthnet-v2"},
@@ -361,24 +368,22 @@ class TestRuns:
         self, official: OfficialFile, cli: Cli, tmp_path: Path, store: WeightsStore
     ) -> None:
         from flows.archive import _start
-        from infra.storage import StorePaths
 
         cli("fetch", NAME)
-        run = _start(configured(tmp_path), StorePaths(tmp_path / "run"))
+        run = _start(configured(tmp_path), _record(tmp_path))
         assert run.weights == {"none": None, "bicubic": None, NAME: store.path(NAME, official)}
 
     def test_a_wrong_file_of_a_classifier_stops_the_run_before_it_reads_the_archive(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from flows.archive import _start
-        from infra.storage import StorePaths
 
         file = tmp_path / "w.pth"
 
         def refused(words: str, **changes: object) -> None:
             config = configured(tmp_path, sr=["none"], **changes)
             with pytest.raises(WeightsError, match=words):
-                _start(config, StorePaths(tmp_path / "run"))
+                _start(config, _record(tmp_path))
 
         of_backbone = {"weights": {"resnet18": str(file)}, "train": {}}
         as_it_is = {"trained": {"mine": str(file)}, "classifiers": ["mine"]}
@@ -386,7 +391,7 @@ class TestRuns:
         for chosen in (of_backbone, as_it_is):
             refused("cannot be read as weights", **chosen)
         backbone_file(file)
-        _start(configured(tmp_path, sr=["none"], **of_backbone), StorePaths(tmp_path / "run"))
+        _start(configured(tmp_path, sr=["none"], **of_backbone), _record(tmp_path))
         refused("cannot be read as a safetensors file", **as_it_is)
         network = {"classifiers": ["resnet50"], "weights": {"resnet50": str(file)}}
         refused("does not hold the backbone of resnet50", **(of_backbone | network))

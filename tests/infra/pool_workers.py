@@ -92,6 +92,16 @@ class Threads:
         return int(self.torch.get_num_threads())
 
 
+class Environment:
+    """Answers with the environment that its constructor saw."""
+
+    def __init__(self) -> None:
+        self._seen = dict(os.environ)
+
+    def run(self, item: int) -> dict[str, str]:
+        return self._seen
+
+
 class Unbuildable:
     """Its constructor fails as told; every call of it is noted."""
 

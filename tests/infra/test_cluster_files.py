@@ -56,6 +56,18 @@ def test_the_job_runs_a_run_that_can_be(rayjob: tuple[dict[str, Any], dict[str, 
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == ray.__version__
 
 
+def test_every_node_exports_its_metrics_where_prometheus_looks(
+    launcher: dict[str, Any], rayjob: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    nodes = rayjob[1]["spec"]["rayClusterSpec"]
+    for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
+        annotations = group["template"]["metadata"]["annotations"]
+        assert annotations["prometheus.io/scrape"] == "true"
+        assert annotations["prometheus.io/port"] == group["rayStartParams"]["metrics-export-port"] == "8080"
+    for commands in (launcher["head_start_ray_commands"], launcher["worker_start_ray_commands"]):
+        assert "--metrics-export-port=8080" in commands[1]
+
+
 def test_all_name_one_image_of_this_version(
     launcher: dict[str, Any], rayjob: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:

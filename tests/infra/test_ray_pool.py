@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ import ray
 
 from infra import ray_pool
 from infra.errors import ConfigError, StoreError
+from infra.logs import bound
 from infra.ray_pool import (
     Devices,
     Done,
@@ -24,7 +26,8 @@ from infra.ray_pool import (
     cluster,
     run_pool,
 )
-from tests.infra.pool_workers import Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
+from tests.infra.log_lines import objects, written
+from tests.infra.pool_workers import Environment, Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
 
 CORES = 2
 
@@ -62,6 +65,22 @@ def test_every_item_has_its_result_whatever_the_number_of_actors(tmp_path: Path,
     items = list(range(7))
     assert outcomes(partial(Scripted, tmp_path), items, actors) == squares(items)
     assert [attempts(tmp_path, item) for item in items] == [1] * 7
+
+
+def test_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    release_hosts()
+    given = {"SUPERSCENE_SCRATCH": "/scratch", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "there"}
+    for name, value in {**given, "AWS_SECRET_ACCESS_KEY": "secret", "SOMETHING": "else"}.items():
+        monkeypatch.setenv(name, value)  # after Ray's own processes were started
+    found = outcomes(Environment, [0])[0]
+    assert isinstance(found, Done)
+    assert {name: found.result.get(name) for name in given} == given
+    assert not {"AWS_SECRET_ACCESS_KEY", "SOMETHING"} & found.result.keys()
+    monkeypatch.setenv("AWS_REGION", "elsewhere")
+    again = outcomes(Environment, [0])[0]
+    assert isinstance(again, Done)
+    assert again.result["AWS_REGION"] == "there", "what a node has set counts for more"
+    release_hosts()
 
 
 def test_the_order_of_the_items_does_not_matter(tmp_path: Path) -> None:
@@ -303,3 +322,25 @@ def test_a_system_without_affinity_has_all_its_cores(tmp_path: Path, monkeypatch
     monkeypatch.setattr(psutil, "Process", Process)
     monkeypatch.setattr(ray_pool, "_CPU_QUOTA", tmp_path / "none")
     assert available_cores() == os.cpu_count()
+
+
+def test_logs_have_what_workers_say_and_on_which_shard(tmp_path: Path) -> None:
+    """A transient error, an error for good, and a death; on hosts of their own, which know that logs are asked for."""
+    release_hosts()
+    with written(level="debug") as stream, bound(run="r1", stage="predict"):
+        outcomes(partial(Scripted, tmp_path, {1: ["transient"], 2: ["error"], 3: ["kill"]}), range(5))
+        release_hosts()
+    lines = objects(stream)
+    assert all((line["run"], line["stage"]) == ("r1", "predict") for line in lines)
+    of_workers = [line for line in lines if line["pid"] != os.getpid()]
+    raised = {line["shard"]: line["exception"].splitlines()[-1] for line in of_workers if "exception" in line}
+    assert raised == {1: "infra.errors.TransientError: the request timed out", 2: "line two"}
+    assert all(line["level"] == "warning" and line["node"] == socket.gethostname() for line in of_workers)
+    told = [(line["shard"], line["message"]) for line in lines if line["logger"] == "infra.ray_pool"]
+    assert sorted(text.partition(":")[0] for _, text in told) == [
+        "shard 1, 1 of 3 attempts used",
+        "shard 3, 1 of 3 attempts used",
+    ]
+    assert {shard for shard, _ in told} == {1, 3}
+    (lost,) = [line["message"] for line in lines if "was lost" in line["message"]]
+    assert re.match("an actor was lost at work on shard 3: Worker (unexpectedly exits|exits unexpectedly)", lost)

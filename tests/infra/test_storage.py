@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from infra import object_store
 from infra.errors import ConfigError, PipelineError, StoreError, TransientError
 from infra.object_store import ObjectPath
 from infra.parts import write_parquet
@@ -20,10 +21,10 @@ from infra.storage import (
     StorePaths,
     file_sha256,
     file_size,
-    local_file,
+    is_locked,
     location,
     locked_store,
-    open_sequential,
+    open_once,
     remove_folder,
     scratch_folder,
     states_folder,
@@ -248,6 +249,28 @@ def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
         pass
 
 
+def test_whoever_asks_for_the_lock_keeps_no_run_out(tmp_path: Path) -> None:
+    """As `superscene status` does again and again while a run begins."""
+    paths = StorePaths(tmp_path)
+    with locked_store(paths):
+        pass
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_locked(paths)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(200):
+            with locked_store(paths):
+                assert is_locked(paths)
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_every_place_lies_in_the_store(tmp_path: Path) -> None:
     paths = StorePaths(tmp_path)
     assert {
@@ -287,10 +310,6 @@ def test_on_object_storage_a_file_appears_whole_by_one_request(s3: S3Server, s3_
     write_parquet(path, pa.table({"a": [1]}))
     assert s3.requests == [f"PUT /{BUCKET}/{path.key}?"]
     before = version(path)
-    with local_file(path) as copy:
-        assert pq.ParquetFile(copy).read().to_pylist() == [{"a": 1}]
-        assert copy.name == path.name
-    assert not copy.exists()
 
     def half(scratch: Path) -> None:
         scratch.write_text("half")
@@ -302,8 +321,9 @@ def test_on_object_storage_a_file_appears_whole_by_one_request(s3: S3Server, s3_
     assert version(path) == before
     write_text(path, "naïve")
     assert version(path) != before
-    with open_sequential(str(path)) as file:
-        assert file.read() == b"na\xc3\xafve"
+    file, size = open_once(str(path))
+    with file:
+        assert (file.read(size), size) == (b"na\xc3\xafve", 6)
     assert [found.name for found in path.parent.iterdir()] == ["b.parquet"]
     assert sweep_partials(s3_folder) == 0
 
@@ -326,8 +346,48 @@ def test_folders_are_removed_with_what_lies_in_them(s3_folder: ObjectPath, tmp_p
         remove_folder(root / "a")
         remove_folder(root / "none")
         assert [path.name for path in root.glob("*")] == ["ab"]
-    with open_sequential(f"file://{tmp_path}/ab") as file:
-        assert file.read() == b""
+    file, size = open_once(f"file://{tmp_path}/ab")
+    with file:
+        assert (file.read(), size) == (b"", 0)
+
+
+@pytest.mark.parametrize("length", [0, 99, 100, 101, 1000, 1234])
+def test_an_object_is_read_once_in_ranges_that_come_ahead(
+    s3: S3Server, s3_folder: ObjectPath, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(object_store, "_READ_AHEAD", 100)
+    content = os.urandom(length)
+    write_bytes(s3_folder / "a", content)
+    s3.requests.clear()
+    s3.faults += [Fault("status", 503, method="GET", times=2), Fault("half", method="GET")]
+    file, size = open_once(str(s3_folder / "a"))
+    with file:
+        assert size == length
+        found = b""
+        while part := file.read(37):
+            found += part
+            assert file.tell() == len(found)
+        assert found == content
+    ranges = -(-length // 100)
+    assert s3.count("GET", "/a") == (ranges + 3 if ranges else 0)
+
+
+def test_an_object_that_is_not_there_or_not_read_to_its_end(
+    s3: S3Server, s3_folder: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no s3://"):
+        open_once(str(s3_folder / "none"))
+    monkeypatch.setattr(object_store, "_READ_AHEAD", 100)
+    write_bytes(s3_folder / "a", bytes(10_000))
+    s3.requests.clear()
+    file, _ = open_once(str(s3_folder / "a"))
+    with file:
+        assert len(file.read(150)) == 100  # no more than has come
+    assert s3.count("GET", "/a") <= 1 + 4
+    s3.faults.append(Fault("status", 503, method="GET", times=1000))
+    file, _ = open_once(str(s3_folder / "a"))
+    with file, pytest.raises(TransientError, match="503"):
+        file.read(1)
 
 
 def test_states_of_training_lie_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec
 
-from infra.zarr_shard import chunk_codec, write_shard
+from infra.errors import MisalignedWriteError
+from infra.zarr_shard import ShardFile, chunk_codec
 
 SHAPE = (12, 3, 5)
 CHUNK = 4
@@ -22,6 +23,16 @@ def shard(dtype: str) -> np.ndarray[Any, Any]:
     if dtype == "float32":
         values[2 * CHUNK :] = -0.0
     return values
+
+
+def write(path: Path, array: Any, *lots: np.ndarray[Any, Any]) -> int:
+    """Write a shard and return the rows it is said to have."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        new = ShardFile(file, CHUNK, chunk_codec(array))
+        for values in lots:
+            new.append(values)
+        return new.finish()
 
 
 def make(path: Path, dtype: str, shuffle: Any = "bitshuffle") -> Any:
@@ -43,9 +54,7 @@ def test_the_file_has_the_chunks_that_zarr_writes(tmp_path: Path, dtype: str, sh
     values = shard(dtype)
     theirs[:] = values
     key = "c/0/0/0"
-    (tmp_path / "ours" / key).parent.mkdir(parents=True)
-    with (tmp_path / "ours" / key).open("wb") as file:
-        write_shard(file, values, CHUNK, chunk_codec(ours))
+    assert write(tmp_path / "ours" / key, ours, values) == len(values)
     assert (tmp_path / "ours" / key).read_bytes() == (tmp_path / "theirs" / key).read_bytes()
     np.testing.assert_array_equal(ours[:], values)
 
@@ -60,18 +69,14 @@ def test_memory_order_does_not_matter(
 ) -> None:
     array = make(tmp_path / "a", "uint16")
     values = view(shard("uint16"))
-    (tmp_path / "a/c/0/0").mkdir(parents=True)
-    with (tmp_path / "a/c/0/0/0").open("wb") as file:
-        write_shard(file, values, CHUNK, chunk_codec(array))
+    write(tmp_path / "a/c/0/0/0", array, values)
     np.testing.assert_array_equal(array[:], values)
 
 
 def test_a_shard_that_is_all_zero_is_written_and_damage_to_its_index_is_seen(tmp_path: Path) -> None:
     array = make(tmp_path / "a", "uint16")
     file = tmp_path / "a/c/0/0/0"
-    file.parent.mkdir(parents=True)
-    with file.open("wb") as opened:
-        write_shard(opened, np.zeros(SHAPE, np.uint16), CHUNK, chunk_codec(array))
+    write(file, array, np.zeros(SHAPE, np.uint16))
     assert file.stat().st_size > 0
     assert not array[:].any()
     data = bytearray(file.read_bytes())
@@ -79,6 +84,27 @@ def test_a_shard_that_is_all_zero_is_written_and_damage_to_its_index_is_seen(tmp
     file.write_bytes(data)
     with pytest.raises(ValueError, match="checksum"):
         array[:]
+
+
+@pytest.mark.parametrize("lot", [1, 3, 4, 5, 7, 8, 12])
+def test_it_does_not_matter_how_rows_come(tmp_path: Path, lot: int) -> None:
+    array, values = make(tmp_path / "a", "uint16"), shard("uint16")
+    mine = np.empty_like(values[:lot])  # used again for each lot, as the reader of an archive does
+    path = tmp_path / "a/c/0/0/0"
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        new = ShardFile(file, CHUNK, chunk_codec(array))
+        for first in range(0, len(values), lot):
+            rows = values[first : first + lot]
+            mine[: len(rows)] = rows
+            new.append(mine[: len(rows)])
+        new.finish()
+    np.testing.assert_array_equal(array[:], values)
+
+
+def test_a_chunk_that_is_not_full_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MisalignedWriteError, match="1 rows are left, a chunk has 4"):
+        write(tmp_path / "shard", make(tmp_path / "a", "uint16"), shard("uint16")[:5])
 
 
 def sharding(**changes: Any) -> ShardingCodec:

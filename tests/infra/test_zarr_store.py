@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,59 @@ def test_only_whole_zarr_shards_are_written(
     with pytest.raises(MisalignedWriteError, match=rf"{store.path}/{name}.*write whole Zarr shards"):
         store.write(1, name, values, first_row)
     assert keys(store, name) == []
+
+
+def files(store: ShardedStore) -> list[str]:
+    """Everything that is not metadata."""
+    return sorted(path.name for path in store.path.rglob("*") if path.is_file() and path.name != "zarr.json")
+
+
+@pytest.mark.parametrize("lot", [1, 2, 3, 5, 6])
+def test_rows_that_come_one_after_the_other_are_the_same_shard(store: ShardedStore, tmp_path: Path, lot: int) -> None:
+    create_store(tmp_path / "b.zarr", [PIXELS], 6, 3, {})
+    by_rows, before = ShardedStore(tmp_path / "b.zarr", writable=True), files(store)
+    valid = np.array([True] * 5 + [False])
+    with closing(by_rows.writer(2)) as rows:
+        for first in range(0, 6, lot):
+            rows.append("pixels", filled(6)[first : first + lot])
+            rows.append("valid", valid[first : first + lot])
+        assert keys(by_rows, "pixels") != []
+        assert all(name.endswith(".partial") for name in files(by_rows) if name not in before)
+        rows.commit()
+    store.write(2, "pixels", filled(6))
+    store.write(2, "valid", valid)
+    for name, key in (("pixels", "2/0/0/0"), ("valid", "2")):
+        assert keys(by_rows, name) == [key]
+        assert (by_rows.path / name / "c" / key).read_bytes() == (store.path / name / "c" / key).read_bytes()
+
+
+def test_rows_that_are_not_committed_leave_nothing(store: ShardedStore) -> None:
+    before = files(store)
+    with closing(store.writer(1)) as rows:
+        rows.append("pixels", filled(6))
+        rows.append("valid", np.ones(6, bool))
+    assert files(store) == before
+    with closing(store.writer(1)) as rows:
+        rows.append("pixels", filled(3))
+        rows.append("valid", np.ones(6, bool))
+        with pytest.raises(MisalignedWriteError, match=r"/pixels/c/1/0/0/0 was given 3 rows, a shard has 6"):
+            rows.commit()
+    assert files(store) == before
+
+
+def test_rows_of_another_kind_are_refused(store: ShardedStore) -> None:
+    before = files(store)
+    with closing(store.writer(1)) as rows:
+        for values in (np.zeros((3, 2, 4, 5), np.uint16), np.zeros((3, 2, 4, 4), np.int32)):
+            with pytest.raises(MisalignedWriteError, match=r"/pixels/c/1/0/0/0: .*the array holds uint16 \(2, 4, 4\)"):
+                rows.append("pixels", values)
+        with pytest.raises(StoreError, match=r"a\.zarr/blocks is not stored as this project stores it"):
+            rows.append("blocks", np.zeros((6, 5), np.float32))
+    assert files(store) == before
+    with pytest.raises(StoreError, match="3 shards, none numbered 3"):
+        store.writer(3)
+    with pytest.raises(StoreError, match="was opened for reading"):
+        ShardedStore(store.path).writer(0)
 
 
 def test_blocks_are_smaller_than_shards(store: ShardedStore) -> None:
@@ -340,6 +394,10 @@ def test_object_storage_holds_the_same_bytes_as_a_folder(store: ShardedStore, re
         kept.write(2, "pixels", filled(6))
         kept.write(1, "blocks", np.arange(20, dtype="float32").reshape(4, 5), first_row=2)
         kept.write(2, "valid", np.array([True] * 5 + [False]))
+        with closing(kept.writer(0)) as rows:
+            rows.append("pixels", filled(6, 1)[:2])
+            rows.append("pixels", filled(6, 1)[2:])
+            rows.commit()
         create_store(kept.path, [PIXELS, BLOCKS], 6, 4, {"title": "test"})
     ours, theirs = (
         {str(path.relative_to(kept.path)): path.read_bytes() for path in kept.path.rglob("*") if path.is_file()}

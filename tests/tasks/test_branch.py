@@ -11,6 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError, WeightsError
+from infra.node_files import share
+from infra.object_store import ObjectPath
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
@@ -19,6 +21,7 @@ from sr_models.stretch import to_dn
 from tasks import branch as branch_module
 from tasks.branch import Branch, BranchReader, make_branch
 from tasks.plan import Plan
+from tests.infra.s3_server import S3Server
 from tests.tasks.small_store import MAX_DN, band_file, branch_of, inputs_of
 
 CPU = torch.device("cpu")
@@ -156,3 +159,19 @@ def test_sizes_whose_pixels_cannot_be_judged_are_refused_before_any_work(
     judged = BranchReader(branch, CPU).stream([truth.numpy()])
     columns = np.concatenate([batch.columns for batch in judged], axis=1)
     assert np.isfinite(columns[list(QUALITY_COLUMNS).index("ssim")]).all()
+
+
+def test_weights_may_lie_on_object_storage(
+    store: Plan, s3: S3Server, s3_folder: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two workers on a node one fetches them, and what they see is as with the file that was shared."""
+    monkeypatch.setenv("SUPERSCENE_CACHE", str(tmp_path / "cache"))
+    branch = branch_of(store, "srresnet")
+    assert branch.weights is not None
+    remote = replace(branch, weights=share(branch.weights, StorePaths(s3_folder)))
+    lr = files_of(store, 0)[:1]
+    s3.requests.clear()
+    seen = [BranchReader(chosen, CPU).engine.super_resolve(torch.from_numpy(lr), MAX_DN) for chosen in (remote, remote)]
+    assert s3.count("GET", branch.weights.name) == 1
+    torch.testing.assert_close(seen[0], BranchReader(branch, CPU).engine.super_resolve(torch.from_numpy(lr), MAX_DN))
+    torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=0)

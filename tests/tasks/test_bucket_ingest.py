@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from infra import object_store
 from infra.archives import tar_reader
 from infra.archives.buckets import Buckets
 from infra.archives.inventory import Subset
@@ -28,7 +29,7 @@ from tasks.ingest import IngestCounts, publish_archive
 from tasks.plan import Plan, make_plan, shard_inputs
 from tests.infra.archives.small_archive import SmallArchive
 from tests.infra.archives.tar_files import Member, member, members_of, pack, write_members
-from tests.infra.s3_server import S3Server
+from tests.infra.s3_server import Fault, S3Server
 from tests.tasks.small_store import SHARD_SIZE, band_file, ingest, patch_ids, snapshot, v2
 
 V2, V1 = "bigearthnet-v2", "bigearthnet-v1"
@@ -139,6 +140,38 @@ def test_a_store_on_object_storage_has_its_buckets_on_a_disk(
     forbid_passes(monkeypatch)
     again, done = ingest_streamed(streamed(root, s3_folder, "present"), s3_folder)
     assert (again.shards, done) == (plan.shards, [])
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.zst"])
+def test_archives_on_object_storage(
+    archive_root: Path,
+    tmp_path: Path,
+    s3: S3Server,
+    s3_folder: ObjectPath,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    """As from this machine, through requests that fail; and what a pass found is known until an archive is replaced."""
+    monkeypatch.setattr(object_store, "_READ_AHEAD", 1 << 18)
+    root = pack(archive_root, tmp_path / "packed", suffix)
+    for path in root.parent.iterdir():
+        write_bytes(s3_folder / path.name, path.read_bytes())
+    for fault in ("status", "cut", "half"):
+        s3.faults.append(Fault(fault, method="GET", times=3, every=4))
+    truth, _ = ingest_streamed(streamed(root, tmp_path / "truth"), tmp_path / "truth")
+    publish_archive(truth)
+    url = s3_folder / root.name
+    plan, _ = ingest_streamed(streamed(url, tmp_path / "store"), tmp_path / "store")
+    publish_archive(plan)
+    assert content(plan) == content(truth)
+    assert all(fault.times == 0 for fault in s3.faults)
+    archive = streamed(url, tmp_path / "store")
+    assert archive.inventory().knows("BigEarthNet-S2")
+    write_bytes(url, b"another")
+    assert not archive.inventory().knows("BigEarthNet-S2")
+    url.unlink()
+    with pytest.raises(ArchiveError, match=r"the archive s3://.* cannot be read"):
+        archive.inventory().identity("BigEarthNet-S2")
 
 
 def test_a_modality_may_be_a_folder_or_missing(archive_copy: Path, tmp_path: Path) -> None:

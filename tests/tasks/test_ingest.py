@@ -213,6 +213,25 @@ def spoil(root: Path) -> dict[str, tuple[str, str]]:
     return faults
 
 
+def test_patches_that_lie_nowhere_on_earth(archive_copy: Path, tmp_path: Path) -> None:
+    """All their files agree on a place a million kilometres from their zone; the others of their shards are whole."""
+    lost = patch_ids(archive_copy)[5:9]
+    for name in lost:
+        for path in band_file(archive_copy, name).parent.iterdir():
+            overwrite(path, read(path), corner=(1e9, 5e6))
+        shutil.rmtree(s1_file(archive_copy, name, "VV").parent)
+        next((archive_copy / "Reference_Maps").rglob(f"{name}_reference_map.tif")).unlink()
+    plan = ingest(v2(archive_copy), tmp_path / "store", 12)
+    assert publish_archive(plan) == IngestCounts(patches=20, quarantined=4, absent=0, pending=0)
+    assert sorted(check_store(plan, archive_copy)) == sorted(set(patch_ids(archive_copy)) - set(lost))
+    found = pq.ParquetFile(plan.paths.table("quarantine") / "data-00000.parquet").read().to_pylist()
+    assert [(row["patch_id"], row["reason"]) for row in found] == [(name, "grid_mismatch") for name in sorted(lost)]
+    assert all(
+        row["detail"].endswith("(1000000000.0, 4998800.0, 1000001200.0, 5000000.0) lies nowhere on Earth")
+        for row in found
+    )
+
+
 @pytest.mark.parametrize("subset", ["all", "present"])
 def test_every_fault_is_one_row_and_stops_nothing(archive_copy: Path, tmp_path: Path, subset: Subset) -> None:
     names = patch_ids(archive_copy)

@@ -1,3 +1,4 @@
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from infra.parts import StageParts
 from infra.storage import StorePaths, locked_store
 from tasks.ingest import IngestCounts
 from tasks.run_record import RunRecord
+from tasks.stage import silent
 from tasks.status import StageStatus, StoreStatus, store_status
 
 ROWS = pa.table({"patch_id": ["a"]})
@@ -52,3 +54,77 @@ def test_done_missing_and_failed_are_told_apart(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no run"):
         store_status(StorePaths(tmp_path))
+
+
+def test_of_a_run_that_lives_it_tells_how_far_its_stage_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 of 120 shards in a minute: 256 patches a second, three minutes left."""
+    paths = StorePaths(tmp_path)
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    record = RunRecord(paths, "{}", datetime(2026, 11, 5, tzinfo=UTC))
+    record.save("running")
+    with locked_store(paths):
+        assert store_status(paths).live is None, "no stage has begun"
+        tell = record.watching(silent)
+        tell("ingest", 0, 120, 0)
+        begun = store_status(paths).live
+        assert begun is not None
+        assert (begun.stage, begun.done, begun.total, begun.patches_per_second, begun.seconds_left) == (
+            *("ingest", 0, 120, 0.0),
+            None,
+        )
+        clock += 60.0
+        tell("ingest", 30, 120, 30 * 512)
+        clock += 1.0
+        tell("ingest", 31, 120, 31 * 512)  # too soon to be written down
+        live = store_status(paths).live
+        assert live is not None
+        assert (live.done, live.patches_per_second, live.seconds_left) == (30, 256.0, 180.0)
+        assert abs(live.written - time.time()) < 60
+        tell("ingest", 120, 120, 120 * 512)
+        assert store_status(paths).live is None, "tables are being published"
+        tell("predict none", 0, 0, 0)
+        assert store_status(paths).live is None, "all was done before"
+        record.watching(silent)("predict none", 1, 4, 512)
+        clock += 10.0
+        RunRecord(paths, "{}", datetime(2026, 11, 6, tzinfo=UTC)).save("running")
+        assert store_status(paths).live is None, "that was another run"
+    record.save("running")
+    assert store_status(paths).live is None, "nobody holds the store"
+
+
+def test_progress_is_told_on_to_whoever_was_told_before(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int, int]] = []
+    record = RunRecord(StorePaths(tmp_path), "{}", datetime(2026, 11, 5, tzinfo=UTC))
+    tell = record.watching(lambda *now: told.append(now))
+    calls = [("ingest", done, 3, 512 * done) for done in range(4)]
+    for call in calls:
+        tell(*call)
+    assert told == calls
+
+
+def test_of_the_whole_archive_it_takes_a_moment_and_writes_nothing(tmp_path: Path) -> None:
+    """549,488 patches are 1,074 shards; twelve stages have parts of each, and side tables."""
+    paths = StorePaths(tmp_path)
+    record = RunRecord(paths, "{}", datetime(2026, 11, 5, tzinfo=UTC))
+    shards = list(range(1074))
+    for i in range(12):
+        parts = StageParts(paths, f"stage-{i}", "a1b2c3d4")
+        parts.side_path("quality", 0).parent.mkdir(parents=True)
+        for shard in shards[i:]:
+            parts.path(shard).touch()
+            parts.side_path("quality", shard).touch()
+        record.outputs.append({"title": f"s{i}", "stage": parts.stage, "config": parts.config, "shards": shards})
+    record.save("running")
+
+    def everything() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    with locked_store(paths):
+        before = everything()
+        begun = time.monotonic()
+        status = store_status(paths)
+        seconds = time.monotonic() - begun
+        assert everything() == before
+    assert [(stage.done, stage.missing) for stage in status.stages] == [(1074 - i, i) for i in range(12)]
+    assert seconds < 2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.archives.buckets import Bucket, Buckets, fault_record, file_record, folder_record
+from infra.archives.buckets import MAX_FILES, Bucket, Buckets, Fault, folder_record
 from infra.errors import BadPatchError, StoreError
 
 
@@ -12,10 +12,17 @@ def test_a_bucket_gives_back_what_was_appended(tmp_path: Path) -> None:
     buckets = Buckets(tmp_path / "buckets")
     buckets.make()
     files = {f"top/a{i % 3}_é/{i}": os.urandom(i * 1000) for i in range(9)}
-    for path, data in files.items():
-        assert buckets.append(7, file_record(path, memoryview(data))) == 7 + len(path.encode()) + len(data)
-    buckets.append(7, [*folder_record("top/empty"), *folder_record("top/a0_é")])
-    buckets.append(7, fault_record("top/empty/link", "unreadable", "it is\na link"))
+    for i in range(3):
+        folder = f"top/a{i}_é"
+        here = [(str(k), files[f"{folder}/{k}"]) for k in range(i, 9, 3)]
+        for part in (here[:2], here[2:]):
+            record = folder_record(folder, [(name, memoryview(data)) for name, data in part])
+            names = "\0".join([folder, *(name for name, _ in part)])
+            size = 4 + 2 + 4 * len(part) + len(names.encode()) + sum(len(data) for _, data in part)
+            assert buckets.append(7, record) == size
+    buckets.append(7, folder_record("top/empty", []))
+    buckets.append(7, folder_record("top/a0_é", []))
+    buckets.append(7, folder_record("top/empty", [("link", Fault("unreadable", "it is\na link"))]))
     assert [path.name for path in buckets.folder.iterdir()] == ["shard-00007.bucket"]
     assert not stat.S_IMODE(buckets.path(7).stat().st_mode) & 0o111
     with Bucket(buckets.path(7)) as bucket:
@@ -45,7 +52,7 @@ def test_a_bucket_gives_back_what_was_appended(tmp_path: Path) -> None:
 def test_of_two_files_of_one_name_the_first_counts(tmp_path: Path) -> None:
     buckets = Buckets(tmp_path)
     for data in (b"first", b"second"):
-        buckets.append(0, file_record("a/b", memoryview(data)))
+        buckets.append(0, folder_record("a", [("b", memoryview(data))]))
     with Bucket(buckets.path(0)) as bucket:
         opened = bucket.open("a")
         assert opened is not None
@@ -56,6 +63,27 @@ def test_an_empty_bucket_has_no_folder(tmp_path: Path) -> None:
     assert Buckets(tmp_path).append(0, ()) == 0
     with Bucket(Buckets(tmp_path).path(0)) as bucket:
         assert bucket.open("a") is None
+
+
+def test_a_record_of_the_most_files_is_one_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "write")  # which is asked for what is left
+    files = [(str(i), memoryview(bytes([i % 256]))) for i in range(MAX_FILES)]
+    Buckets(tmp_path).append(0, folder_record("a", files))
+    with Bucket(Buckets(tmp_path).path(0)) as bucket:
+        opened = bucket.open("a")
+        assert opened is not None
+        assert [bytes(opened.read(name)) for name, _ in files] == [bytes(data) for _, data in files]
+
+
+def test_what_is_held_outlives_the_bucket(tmp_path: Path) -> None:
+    Buckets(tmp_path).append(0, folder_record("a", [("b", memoryview(b"kept"))]))
+    with Bucket(Buckets(tmp_path).path(0)) as bucket:
+        opened = bucket.open("a")
+        assert opened is not None
+        data = opened.read("b")
+    Buckets(tmp_path).path(0).unlink()
+    assert bytes(data) == b"kept"
+    assert bucket.open("a") is None
 
 
 def test_what_cannot_be_written_or_found_says_so(tmp_path: Path) -> None:
