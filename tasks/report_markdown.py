@@ -228,6 +228,11 @@ def named(sr: str) -> str:
     return f"{sr} (ceiling)" if sr == CEILING else sr
 
 
+def verbatim(text: str) -> str:
+    """Return a text, such as an error's, as a code span of one line: nothing in it is Markdown."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+
+
 def bold(cell: Cell) -> str:
     """Return a cell's text, bold if it is the best."""
     return f"**{cell.text}**" if cell.best else cell.text
