@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lint types contracts unit slow bench lock clean
+.PHONY: help setup demo test lint types contracts unit slow fuzz bench lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ unit: setup
 
 slow: setup  ## The tests that take minutes
 	$(BIN)/pytest -m slow
+
+fuzz: setup  ## 11,000 damaged and hostile inputs, some minutes
+	$(BIN)/python -m tests.fuzz.campaign
 
 bench: setup  ## Every benchmark, results to benchmarks/results; sr_quality needs SUPERSCENE_DATA
 	failed=0; for file in benchmarks/*.py; do \

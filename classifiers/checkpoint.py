@@ -33,6 +33,8 @@ FORMAT = 2
 """Version of the metadata. 1, which did not name the activation (always sigmoid), is read too; others are refused."""
 
 _METADATA_KEY = "superscene"
+# What metadata of any kind lead to; JSON may be nested a thousand times, or say Infinity where a seed belongs.
+_CONTRADICTIONS = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ def load(path: str | Path) -> TrainedClassifier:
         )
     try:
         return _assemble(json.loads(metadata[_METADATA_KEY]), tensors)
-    except (PipelineError, KeyError, TypeError, ValueError) as error:
+    except (PipelineError, *_CONTRADICTIONS) as error:
         reason = f"no {error} in its metadata" if type(error) is KeyError else str(error)
         raise WeightsError(f"{source} cannot be used: {reason}") from error
 

@@ -15,6 +15,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows import weights
 from infra import logs
@@ -229,7 +230,7 @@ def evaluate(
             for column in chosen.columns:
                 table.add_column(column, overflow="fold")
             for row in chosen.rows:
-                table.add_row(*row)
+                table.add_row(*map(_plain, row))
             console.print(table)
     else:  # for other programs: rows of tables/metrics, tab-separated
         columns = found.metrics.column_names
@@ -338,7 +339,7 @@ def plan(
     config = load_config(run_yaml, overrides)
     table = Table("what", "how much", box=None)
     for what, amount in estimate(config, price_per_hour):
-        table.add_row(what, amount)
+        table.add_row(_plain(what), _plain(amount))
     Console().print(table)
 
 
@@ -355,7 +356,7 @@ def status(store: Store) -> None:
         console.print(_how_far(found.live), markup=False, highlight=False)
     table = Table("stage", "config", "done", "missing", "failed", box=None)
     for stage in found.stages:
-        table.add_row(stage.title, stage.config, str(stage.done), str(stage.missing), str(len(stage.failures)))
+        table.add_row(_plain(stage.title), stage.config, str(stage.done), str(stage.missing), str(len(stage.failures)))
     console.print(table)
     for stage in found.stages:
         for shard, error in stage.failures.items():
@@ -380,9 +381,9 @@ def sql(
     if console.is_terminal:
         table = Table(box=None)
         for column in relation.columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(_plain(column), overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(_plain, row))
         console.print(table)
         _say(f"{len(rows)} rows")
     else:  # for other programs: tab-separated, nothing cut
@@ -397,7 +398,7 @@ def doctor() -> None:
     table = Table("check", "", "found", "what to do", box=None)
     results = checks()
     for check in results:
-        table.add_row(check.name, "ok" if check.ok else "no", check.found, check.advice)
+        table.add_row(check.name, "ok" if check.ok else "no", _plain(check.found), _plain(check.advice))
     Console().print(table)
     if not all(check.ok for check in results):
         raise typer.Exit(1)
@@ -411,6 +412,11 @@ def _how_far(live: "LiveStage") -> str:
     if live.seconds_left is not None:
         text += f", {timedelta(seconds=round(max(0.0, live.seconds_left - ago)))} left"
     return f"{text} (told {ago:.0f} s ago)"
+
+
+def _plain(text: str) -> Text:
+    """Return a text that is no markup, and has no sign that a terminal obeys."""
+    return Text("".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text))
 
 
 def _cell(value: object) -> str:

@@ -531,6 +531,9 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+_MOST_VALUES = 100_000  # of a RUN.yaml; a few aliases of aliases stand for billions
+
+
 class _OnceLoader(yaml.SafeLoader):
     """YAML's plain values, of which a key given twice is an error: the earlier one would be dropped unseen."""
 
@@ -567,13 +570,25 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date without such a day, bad UTF-8
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; see the README for an example")
     for override in overrides or []:
         _override(values, override)
+    if _counted(values, _MOST_VALUES) > _MOST_VALUES:
+        raise ConfigError(f"{path} holds more than {_MOST_VALUES} values: do its aliases refer to each other?")
     return validated(_expanded(values, str(path)), str(path))
+
+
+def _counted(value: object, most: int) -> int:
+    """Return how many values settings hold, those of an alias each time that it stands there; counting ends at most."""
+    count, left = 0, [value]
+    while left and count <= most:
+        here = left.pop()
+        count += 1
+        left.extend(here.values() if isinstance(here, dict) else here if isinstance(here, list) else ())
+    return count
 
 
 def _expanded(value: Any, source: str) -> Any:  # noqa: ANN401  # whatever YAML holds
@@ -623,5 +638,5 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     try:
         section[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error

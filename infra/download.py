@@ -42,7 +42,7 @@ def download(
     fetched anew. What arrives stays in partial when the download fails; `<partial>.source` remembers where it is from.
 
     Args:
-        url: An http or https address; redirects are followed.
+        url: An http or https address; redirects are followed, from https to nothing but https.
         partial: Where the bytes go; its folder exists.
         any_source: Go on from what partial holds wherever it came from: the caller knows the hash of the whole.
         progress: Is told of every block.
@@ -101,6 +101,8 @@ class _Transfer:
         if have and etag:
             headers["if-range"] = etag
         with _transport_errors(), client.stream("GET", self._url, headers=headers) as response:
+            if self._url.startswith("https:") and response.url.scheme != "https":
+                raise WeightsError(f"{self._url} leads to {response.url}, which anybody on the way may change")
             if response.status_code == 416:
                 self._past_the_end(response, have)
                 return

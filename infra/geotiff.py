@@ -37,6 +37,7 @@ BLOCK = 512
 Array = NDArray[Any]  # of the raster's own dtype
 
 _GDAL_ERRORS = (RasterioError, CPLE_BaseError, SystemError)  # rasterio.shutil lets the last two through
+_DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 _RGB_NAMES = (("B04", "B4", "RED"), ("B03", "B3", "GREEN"), ("B02", "B2", "BLUE"))
 _RGB_COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
@@ -111,7 +112,8 @@ class RasterReader:
         """Open a raster.
 
         Args:
-            path: A file, or any other name that GDAL opens.
+            path: A file, or any other name that GDAL opens. What is called .tif, .tiff or .jp2 has to be that, as
+                GDAL goes by the content otherwise, and many formats are nothing but names of other files or servers.
             bands: Numbers (from 1) or descriptions; None for red, green and blue: the bands described or coloured so
                 (B04, B03, B02 too), else the first three.
 
@@ -122,7 +124,7 @@ class RasterReader:
         self._reads_mask = False
         try:
             with _quiet():
-                self._dataset = rasterio.open(path)
+                self._dataset = rasterio.open(path, driver=_DRIVERS.get(Path(path).suffix.lower()))
         except RasterioError as error:
             found = f"cannot be read as a raster: {error}" if Path(path).exists() else "is not there"
             raise ConfigError(f"the input {path} {found}: name a GeoTIFF, or another raster that GDAL reads") from error
@@ -328,7 +330,7 @@ class CogWriter:
 
     def _read_back(self) -> int:
         checksum, layout = 0, self._layout
-        with rasterio.open(self._cog) as dataset:
+        with rasterio.open(self._cog, driver="GTiff") as dataset:
             for start in range(0, layout.height, BLOCK):
                 window = Window(0, start, layout.width, min(BLOCK, layout.height - start))
                 mask = dataset.read_masks(1, window=window) if layout.has_mask else None

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from infra.errors import ConfigError, StoreError
+from infra.object_store import ObjectPath
 from infra.parquet_files import parquet_dataset, read_schemas
 
 _OF_EVERY_RUN = "configs"
@@ -37,7 +38,7 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
     for name, files in found.items():
         try:
             dataset = _dataset(tables / name, files)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # a column twice, a name not in UTF-8
             raise StoreError(f"the table {tables / name} cannot be read: {error}") from error
         if configs is not None and name != _OF_EVERY_RUN:
             wanted = pa.array(sorted(configs), pa.string())
@@ -47,6 +48,8 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
     for setting in (
         "python_enable_replacements = false",  # a variable of ours is no table
         "temp_directory = ''",  # else a folder .tmp of the working directory may be read and written
+        "autoinstall_known_extensions = false",
+        "autoload_known_extensions = false",
         "enable_external_access = false",
         "lock_configuration = true",
     ):
@@ -55,7 +58,16 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
 
 
 def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
-    """Return a table's files, columns united by name; folders `key=value` give further columns, of strings."""
+    """Return a table's files, columns united by name; folders `key=value` give further columns, of strings.
+
+    Raises:
+        StoreError: A file is a link to one outside of the table's folder, which may be anybody's.
+    """
+    if not isinstance(folder, ObjectPath):
+        inside = folder.resolve()
+        for file in files:
+            if not file.resolve().is_relative_to(inside):
+                raise StoreError(f"{file} is a link that leads out of {folder}: put the file there")
     keys = dict.fromkeys(
         part.partition("=")[0] for file in files for part in file.relative_to(folder).parent.parts if "=" in part
     )
@@ -73,12 +85,35 @@ def query(tables: Path, configs: Collection[str] | None, sql: str) -> duckdb.Duc
     """
     connection = connect(tables, configs)
     try:
-        statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        statements = _statements(connection, sql)
+        if len(statements) != 1 or not _is_select(statements[0]):
             raise ConfigError("sql takes one SELECT statement: the tables are read-only")
-        return connection.sql(sql).materialize()
+        rows = connection.sql(sql).materialize()
+        rows.to_arrow_table().validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"a table in {tables} is damaged: {error}") from error
     except duckdb.Error as error:
         raise ConfigError(f"sql: {error}") from error
+    return rows
+
+
+def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
+    """Return the statements of a text, parsed and nothing more.
+
+    Raises:
+        ConfigError: It is none of DuckDB's SQL.
+    """
+    try:
+        return connection.extract_statements(sql)
+    except (duckdb.Error, TypeError) as error:  # TypeError: half a character, as a terminal may pass it on
+        raise ConfigError(f"sql: {error}") from error
+
+
+def _is_select(statement: duckdb.Statement) -> bool:
+    try:
+        return bool(statement.type == duckdb.StatementType.SELECT)
+    except ValueError:  # a type without a name in Python, such as that of UPDATE EXTENSIONS
+        return False
 
 
 def check_expression(text: str) -> None:
@@ -87,7 +122,4 @@ def check_expression(text: str) -> None:
     Raises:
         ConfigError: DuckDB cannot read it as such; its message says where.
     """
-    try:
-        duckdb.connect(":memory:").extract_statements(f"SELECT\n{text}\n")
-    except duckdb.Error as error:
-        raise ConfigError(f"sql: {error}") from error
+    _statements(duckdb.connect(":memory:"), f"SELECT\n{text}\n")

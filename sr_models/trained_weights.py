@@ -45,7 +45,7 @@ def provenance(path: str | Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         found = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read as a safetensors file: {error}") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: its provenance is {type(found).__name__}, where a JSON object is needed")

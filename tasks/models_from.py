@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
+
 from classifiers import checkpoint
 from infra.errors import ConfigError
 from infra.node_files import local_file
@@ -15,12 +17,16 @@ def borrowed_checkpoints(source: StorePaths, branch: Branch, classifier: str) ->
     """Return the checkpoints, by seed, of the last run of another store that trained this classifier on this branch.
 
     Raises:
-        ConfigError: There are none; the message says what the store has instead.
+        ConfigError: There are none; the message says what the store has instead. Or the store is damaged.
     """
     folders = {
         path.name.rsplit("-", 1)[1]: path for path in (source.root / "checkpoints").glob(f"{branch.sr}-{classifier}-*")
     }
-    for configs in published_configs(source):
+    try:
+        published = published_configs(source)
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"models_from: the runs of {source.root} cannot be read: {error}") from error
+    for configs in published:
         for config in sorted(configs & folders.keys()):
             files = {_seed(path): path for path in folders[config].glob("seed-*.safetensors")}
             return dict(sorted(files.items()))

@@ -218,13 +218,19 @@ def _label(label: str | None) -> str:
     """Return a label as text of a cell, whatever signs an archive has in it; None is the macro mean."""
     if label is None:
         return "macro mean"
-    signs: dict[str, str | int | None] = {"\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "<": "&lt;", "\n": " "}
+    escaped: dict[str, str | int | None] = {sign: f"\\{sign}" for sign in "\\|*`[]"}
+    signs = {**escaped, "<": "&lt;", "\n": " "}
     return label.translate(str.maketrans(signs))
 
 
 def named(sr: str) -> str:
     """Return an SR model's name; the ceiling is told."""
     return f"{sr} (ceiling)" if sr == CEILING else sr
+
+
+def verbatim(text: str) -> str:
+    """Return a text, such as an error's, as a code span of one line: nothing in it is Markdown."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
 def bold(cell: Cell) -> str:

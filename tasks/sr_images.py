@@ -1,6 +1,8 @@
 """Images to train super-resolution on: a store's patches, whole scenes, folders of pictures."""
 
 import hashlib
+import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +11,14 @@ from typing import Literal, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import rasterio
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from torch import Tensor
 
-from infra.archives.scene import apply_offset, find_scene
+from infra.archives.scene import apply_offset, find_scene, open_band
 from infra.bigearthnet.bands import RGB, S2_10M, BandGroup
 from infra.errors import ArchiveError, BadPatchError, ConfigError, TrainingError
 from infra.parts import StageParts
@@ -35,6 +37,11 @@ VALIDATION_PATCHES = 64
 """A store's patches that choose the weights, at most."""
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # of Pillow's many; some of the others start programs
+_DAMAGED = (
+    *(OSError, ValueError, LookupError, SyntaxError, EOFError, struct.error),  # what Pillow raises
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),  # a header that promises too many pixels
+)
 
 
 class ImageSource(Protocol):
@@ -271,24 +278,27 @@ def validation_sets(sources: Sequence[Scene | ImageFolder], patches: StorePatche
 def _areas_of_band(path: Path, offset: int, part: Part) -> list[NDArray[np.uint16]]:
     """Return a band's pixels in each area of a part; pixels of other parts are not read."""
     try:
-        with rasterio.open(path) as dataset:
+        with open_band(str(path)) as dataset:
             if dataset.dtypes[0] != "uint16":
                 raise ArchiveError(f"train_sr: {path} holds {dataset.dtypes[0]}, DN are uint16")
             areas = scene_areas(dataset.height, dataset.width, part)
             return [apply_offset(dataset.read(1, window=((a.top, a.bottom), (a.left, a.right))), offset) for a in areas]
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise ArchiveError(f"train_sr: {path} cannot be read: {error}") from error
 
 
 def _picture(path: Path) -> Tensor:
     """Return a picture as (3, H, W), uint8."""
     try:
-        with Image.open(path) as image:
-            if image.mode not in {"RGB", "RGBA", "L", "P"}:
-                raise ArchiveError(f"train_sr: {path} is of mode {image.mode}, pictures of 8 bits are needed")
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(path, formats=_FORMATS) as image,
+        ):
+            mode, pixels = image.mode, np.array(image.convert("RGB"))
+    except _DAMAGED as error:
         raise ArchiveError(f"train_sr: {path} cannot be read as a picture: {error}") from error
+    if mode not in {"RGB", "RGBA", "L", "P"}:
+        raise ArchiveError(f"train_sr: {path} is of mode {mode}, pictures of 8 bits are needed")
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

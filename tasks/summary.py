@@ -11,7 +11,7 @@ from infra.storage import StorePaths
 from infra.tables import COMPARISONS, METRICS, read_table
 from tasks.quality_summary import CONTROL
 from tasks.report_cells import Cell, Column, Row, number, with_best
-from tasks.report_markdown import aligned, bold, difference_text, marks_note, named
+from tasks.report_markdown import aligned, bold, difference_text, marks_note, named, verbatim
 from tasks.report_means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
 from tasks.report_order import branch_order, shown_split
 from tasks.run_record import RunRecord
@@ -58,7 +58,7 @@ def markdown_summary(paths: StorePaths, record: RunRecord) -> str:
         lines += ["", *(f"Note: {note}." for note in record.notes)]
     if record.failures:
         lines += ["", "**Failed shards**, tried again by the next run:", ""]
-        lines += [f"- {f.stage}, shard {f.shard}: {f.error}" for f in record.failures]
+        lines += [f"- {f.stage}, shard {f.shard}: {verbatim(f.error)}" for f in record.failures]
     if paths.report.exists():
         lines += ["", f"report: {paths.report}"]
     return "\n".join(lines)

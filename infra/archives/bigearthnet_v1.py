@@ -27,7 +27,7 @@ from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
 from infra.archives.patch_folder import read_s2
-from infra.archives.places import inventory_of, read_below
+from infra.archives.places import file_below, inventory_of, read_below
 from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError
@@ -43,6 +43,8 @@ NO_LABEL_LIST = "patches_with_no_19_class_targets"
 METADATA_SUFFIX = "_labels_metadata.json"
 
 _JSON_BYTES = 1 << 20
+_NAME_CHARACTERS = 255
+_LIST_BYTES = 1 << 28  # the archive's longest has 28 MB
 _HEADERS = frozenset({"patch", "patch_id", "patch_name", "name", "id"})
 _LINE = re.compile(r"[\r\n]+")
 
@@ -168,14 +170,17 @@ class BigEarthNetV1:
     def _list(self, name: str) -> list[str] | None:
         """Return the patch names in a list, or None where the archive has no such list."""
         for suffix in (".csv", ".csv.bz2"):
-            path = location(self.root) / f"{name}{suffix}"
+            path = file_below(self.root, f"{name}{suffix}")
             if not path.is_file():
                 continue
             try:
-                data = path.read_bytes()
-                text = (bz2.decompress(data) if suffix.endswith(".bz2") else data).decode("utf-8-sig")
+                with path.open("rb") as raw, bz2.open(raw) if suffix.endswith(".bz2") else raw as file:
+                    text = file.read(_LIST_BYTES).decode("utf-8-sig")
+                    more = file.read(1)
             except (OSError, ValueError, EOFError) as error:
                 raise ArchiveError(f"the list {path} cannot be read: {error}") from error
+            if more:
+                raise ArchiveError(f"the list {path} has more than {_LIST_BYTES} bytes: no list of patches has")
             lines = [line.partition(",")[0].strip(' "') for line in _LINE.split(text)]
             if lines and lines[0].lower() in _HEADERS:
                 del lines[0]
@@ -216,7 +221,7 @@ def _join_s1(inventory: Inventory) -> tuple[dict[str, str], list[dict[str, str |
 def partner_of(data: bytes, shown: str) -> str:
     """Return the Sentinel-2 patch that a Sentinel-1 patch's JSON names; raises BadPatchError: malformed_metadata."""
     partner = strict_json(data, shown).get("corresponding_s2_patch")
-    if isinstance(partner, str) and partner:
+    if isinstance(partner, str) and 0 < len(partner) <= _NAME_CHARACTERS:
         return partner
     raise BadPatchError(shown, "malformed_metadata", "corresponding_s2_patch is not the name of a patch")
 
@@ -235,6 +240,7 @@ def strict_json(data: bytes, shown: str) -> dict[str, Any]:
         if len(data) > _JSON_BYTES:
             _reject(f"{len(data)} bytes are more than a patch's metadata can have")
         parsed = json.loads(data.decode("utf-8"), parse_constant=_reject)
+        _refuse_surrogates(data, parsed)
     except (ValueError, RecursionError) as error:
         raise BadPatchError(shown, "malformed_metadata", f"it is not one JSON object: {error}") from error
     if not isinstance(parsed, dict):
@@ -244,6 +250,16 @@ def strict_json(data: bytes, shown: str) -> dict[str, Any]:
 
 def _reject(text: str) -> NoReturn:
     raise ValueError(text)
+
+
+def _refuse_surrogates(data: bytes, parsed: object) -> None:
+    """Refuse halves of characters (U+D800 and the like), which JSON may spell and neither UTF-8 nor Parquet holds.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if b"\\u" in data:
+        json.dumps(parsed, ensure_ascii=False).encode()
 
 
 def classes_of(labels: object, shown: str) -> tuple[str, ...]:

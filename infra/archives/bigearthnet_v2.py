@@ -23,7 +23,7 @@ from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
 from infra.archives.patch_folder import Ground, read_reference_map, read_s1, read_s2
-from infra.archives.places import inventory_of, read_below
+from infra.archives.places import file_below, inventory_of, read_below
 from infra.bigearthnet.bands import PATCH_SIZE, S1
 from infra.errors import ArchiveError, BadPatchError
 from infra.storage import location
@@ -34,6 +34,9 @@ MAP_FOLDER = "Reference_Maps"
 METADATA = "metadata.parquet"
 PROVENANCE = "synthetic.json"  # what `superscene synth` leaves in the archives it writes
 FLAGGED_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+
+MAX_ROWS = 10_000_000
+"""Rows of metadata that are read: twenty times what the archive has. Equal rows cost a file next to nothing."""
 
 # Column of the metadata: column of the inputs and its type; any but patch_id may be missing.
 _COLUMNS = {
@@ -129,7 +132,7 @@ class BigEarthNetV2:
         )
 
     def _path(self, name: str) -> Path:
-        return location(self.root) / name
+        return file_below(self.root, name)
 
     def _metadata(self, name: str) -> pa.Table:
         """Return a metadata table with the inputs' column names, `source` and `listed_in`."""
@@ -140,16 +143,23 @@ class BigEarthNetV2:
             raise ArchiveError(f"the archive {self.root} has no {name}: is this its root?")
         try:
             with path.open("rb") as opened, pq.ParquetFile(opened, pre_buffer=True) as file:
-                there = set(file.schema_arrow.names)
+                names = file.schema_arrow.names
+                there = set(names)
                 if "patch_id" not in there:
                     raise ArchiveError(f"{path} has no column patch_id; it has {', '.join(sorted(there))}")
+                twice = sorted(column for column in there & _COLUMNS.keys() if names.count(column) > 1)
+                if twice:
+                    raise ArchiveError(f"{path} has more than one column {', '.join(twice)}")
+                if file.metadata.num_rows > MAX_ROWS:
+                    raise ArchiveError(f"{path} claims {file.metadata.num_rows} rows, more than any archive has")
                 table = file.read([column for column in _COLUMNS if column in there])
+            table.validate(full=True)  # that texts are UTF-8, above all
             rows = table.num_rows
             columns: dict[str, pa.Array | pa.ChunkedArray] = {
                 to: table[column].cast(kind) if column in there else pa.nulls(rows, kind)
                 for column, (to, kind) in _COLUMNS.items()
             }
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not in UTF-8
             if isinstance(error, ArchiveError):
                 raise
             raise ArchiveError(f"{path} cannot be read as BigEarthNet v2 metadata: {error}") from error

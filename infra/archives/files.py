@@ -125,6 +125,21 @@ def leaves(shown: str) -> BadPatchError:
     return BadPatchError(shown, "outside_archive", "a symbolic link or its name leads out of the archive's folder")
 
 
+def refuse_link_out(root: str, relative: str) -> None:
+    """Refuse a file that describes the whole archive and is a link out of it: it may be anybody's.
+
+    Args:
+        root: The archive's root.
+        relative: The file, below it or not.
+
+    Raises:
+        ArchiveError: It lies in the archive by its name, and elsewhere in truth.
+    """
+    below = not os.path.isabs(relative) and os.path.normpath(relative).split("/")[0] != ".."  # noqa: PTH117 - a string
+    if below and not is_inside(root, relative):
+        raise ArchiveError(f"{root}/{relative} is a symbolic link that leads out of the archive: put the file there")
+
+
 class Folder:
     """An open folder of an archive: its files are opened relative to it, and without following links blindly.
 

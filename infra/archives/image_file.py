@@ -27,7 +27,8 @@ _ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe must not stall a worker
-_DAMAGED = (ValueError, SyntaxError, EOFError, struct.error)  # what Pillow raises beside OSError
+_DAMAGED = (ValueError, LookupError, SyntaxError, EOFError, struct.error)  # what Pillow raises beside OSError
+_MOST_BYTES = 1 << 29  # more than Pillow's most pixels have; a file of holes takes no disk, but memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,9 @@ def _file(root: str, relative: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _pillow(file: BinaryIO, shown: str) -> Iterator[Image.Image]:
     """Open a picture with Pillow, whose pixels are read later; whatever fails within is the picture's fault."""
+    size = os.fstat(file.fileno()).st_size
+    if size > _MOST_BYTES:
+        raise BadPatchError(shown, "wrong_size", f"{size} bytes are more than a picture has")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that says nothing about pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)

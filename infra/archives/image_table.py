@@ -9,19 +9,19 @@ import csv
 import io
 import os
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.archives.files import read_file
+from infra.archives.files import read_file, refuse_link_out
 from infra.archives.image_file import SUFFIXES
 from infra.archives.images import Labelled, Problems, find_pictures, read_patch, take_stock_of_pictures, without_ending
 from infra.archives.inventory import SPLITS, Subset
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.errors import ArchiveError, BadPatchError
 
+_TABLE_BYTES = 1 << 28
 _IMAGE, _SPLIT, _LABELS = "image", "split", "labels"
 _FLAGS: Mapping[str, bool] = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _SEPARATOR = re.compile(r"[;|]")
@@ -57,6 +57,7 @@ class ImageTable:
             ArchiveError: The table cannot be used as a whole, or there is no picture that can.
         """
         problems, found = Problems(), Problems()
+        refuse_link_out(self.root, self.label_table)
         table = _Table.read(Path(self.root, self.label_table))
         pictures = find_pictures(self.root, found)
         by_name = _by_name(pictures)
@@ -196,7 +197,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         ArchiveError: It is missing, is no CSV file in UTF-8, or has no rows.
     """
     try:
-        data = read_file(str(path), path.name, follow=True, whole=True, limit=sys.maxsize)
+        data = read_file(str(path), path.name, follow=True, whole=True, limit=_TABLE_BYTES)
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         lines = [(reader.line_num, row) for row in reader if row]
     except FileNotFoundError as error:
@@ -207,6 +208,8 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         raise ArchiveError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from error
     except csv.Error as error:
         raise ArchiveError(f"{path}, line {reader.line_num}, cannot be read as CSV: {error}") from error
+    if len(data) == _TABLE_BYTES:
+        raise ArchiveError(f"the table of labels {path} has {_TABLE_BYTES} bytes or more: no table of labels has")
     if len(lines) < 2:
         raise ArchiveError(f"{path} has no rows: a header and a row a picture are needed")
     return lines

@@ -101,7 +101,9 @@ def _fault(root: str, path: str, entry: "os.DirEntry[str]") -> tuple[Reason, str
         return "not_an_image", f"it is none of {', '.join(sorted(SUFFIXES))}"
     if not entry.is_file():
         return "unreadable", "it is not a regular file"
-    return None if printable(path) == path else ("unreadable", "its name is not UTF-8")
+    if printable(path) != path:
+        return "unreadable", "its name is not UTF-8"
+    return None if path.isprintable() else ("unreadable", "its name has characters that cannot be seen")
 
 
 def take_stock_of_pictures(

@@ -29,6 +29,7 @@ MISSING_FOLDER = "the metadata names it, the folder does not exist"
 
 # One folder name: no separator, no control character, no leading dot (so neither . nor ..), at most 255 characters.
 _SAFE_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,254}$"
+_UNSEEN = r"[\pC\p{Zl}\p{Zp}]"  # beyond ASCII: what steers a terminal, turns the direction of a line or cannot be seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,10 @@ def printable(name: str) -> str:
 
 def safe_names(names: pa.Array) -> pa.Array:
     """Return, for each name, whether it is one folder's name and nothing else; null for null."""
-    return pc.match_substring_regex(names, _SAFE_NAME)
+    safe = pc.match_substring_regex(names, _SAFE_NAME)
+    if pc.all(pc.string_is_ascii(names)).as_py() is not False:  # as half a million names of BigEarthNet are
+        return safe
+    return pc.and_(safe, pc.invert(pc.match_substring_regex(names, _UNSEEN)))
 
 
 def order_labels(labels: pa.Array) -> tuple[pa.Array, NDArray[np.bool_], NDArray[np.bool_]]:

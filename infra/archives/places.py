@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from infra.archives.files import Folder
+from infra.archives.files import Folder, refuse_link_out
 from infra.archives.inventory import Inventory, OnDisk
 from infra.archives.modality import OpenFolder
 from infra.archives.remote import RemoteFolder, RemoteInventory
@@ -16,6 +17,18 @@ def inventory_of(root: str) -> Inventory:
     """Return what tells the folders below a root, a path or a URL."""
     place = location(root)
     return RemoteInventory(place) if isinstance(place, ObjectPath) else OnDisk(root)
+
+
+def file_below(root: str, name: str) -> Path:
+    """Return where a file lies that describes the whole archive.
+
+    Raises:
+        ArchiveError: It is a link out of the archive.
+    """
+    place = location(root)
+    if not isinstance(place, ObjectPath):
+        refuse_link_out(root, name)
+    return place / name
 
 
 def opener(root: str) -> OpenFolder:

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which rasterio passes on as they are
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -34,6 +35,7 @@ from infra.archives.inventory import printable
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Patch, PatchInput, Scan
 from infra.archives.names import baseline_of, day_of, tile_of
 from infra.archives.patch_folder import is_projected, nodata_share
+from infra.archives.tiff import MAX_BLOCK_BYTES
 from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S2_10M, S2_BANDS, S2_GROUPS
 from infra.errors import ArchiveError, BadPatchError
 
@@ -47,7 +49,10 @@ _OFFSET_BASELINES = range(400, 9999)  # N9999 are reprocessed products without t
 # band_id of the XML is the position in this list, which has B10.
 _XML_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 _XML_BYTES = 1 << 26
+_MOST_PATCHES = 1_000_000  # of a scene: a Sentinel-2 tile has 8,281
+_GDAL_ERRORS = (RasterioError, CPLE_BaseError, ValueError)
 _TOLERANCE = 1e-3  # m
+_MOST_DN = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +210,8 @@ def find_scene(root: str, source: str, boa_add_offset: int | None) -> SceneFiles
         relative = os.path.relpath(path_text, root)
         if not is_inside(root, relative):
             raise leaves(relative)
+    if not is_inside(root, f"{source}/{METADATA}"):
+        raise leaves(f"{source}/{METADATA}")
     return SceneFiles(scene_name(root, source), files, _offsets(folder, source, boa_add_offset))
 
 
@@ -222,9 +229,8 @@ def open_bands(scene: SceneFiles, root: str) -> dict[str, DatasetReader]:
     for band in S2_BANDS:
         path = scene.files[band]
         try:
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"):
-                datasets[band] = rasterio.open(path, driver="JP2OpenJPEG" if path.lower().endswith(".jp2") else "GTiff")
-        except (RasterioError, ValueError) as error:
+            datasets[band] = open_band(path)
+        except _GDAL_ERRORS as error:
             for dataset in datasets.values():
                 dataset.close()
             empty = Path(path).is_file() and Path(path).stat().st_size == 0
@@ -232,6 +238,21 @@ def open_bands(scene: SceneFiles, root: str) -> dict[str, DatasetReader]:
                 os.path.relpath(path, root), "truncated" if empty else "not_a_tiff", f"GDAL cannot open it: {error}"
             ) from error
     return datasets
+
+
+def open_band(path: str) -> DatasetReader:
+    """Return the open dataset of a band, without what may lie beside it, and only as what its name says that it is.
+
+    GDAL goes by a file's content otherwise, and many formats are nothing but names of other files, or of servers.
+
+    Args:
+        path: Its file, a TIFF or JPEG 2000.
+
+    Raises:
+        RasterioError, CPLE_BaseError, ValueError: GDAL cannot open it as that.
+    """
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"):
+        return rasterio.open(path, driver="JP2OpenJPEG" if path.lower().endswith(".jp2") else "GTiff")
 
 
 def common_grid(datasets: Mapping[str, DatasetReader], source: str) -> SceneGrid:
@@ -251,6 +272,9 @@ def common_grid(datasets: Mapping[str, DatasetReader], source: str) -> SceneGrid
             dataset = datasets[band]
             if dataset.dtypes[0] != "uint16":
                 raise BadPatchError(source, "wrong_type", f"band {band} holds {dataset.dtypes[0]}, DN are uint16")
+            block = dataset.dtypes.count("uint16") * 2 * max(height * width for height, width in dataset.block_shapes)
+            if block > MAX_BLOCK_BYTES:
+                raise BadPatchError(source, "wrong_size", f"band {band} promises blocks of {block} bytes")
             here, there = dataset.transform, first.transform
             agrees = (
                 dataset.crs is not None
@@ -273,6 +297,9 @@ def common_grid(datasets: Mapping[str, DatasetReader], source: str) -> SceneGrid
                 )
     if not rows or not columns:
         raise BadPatchError(source, "wrong_size", f"{first.height} x {first.width} pixels are less than one patch")
+    if rows * columns > _MOST_PATCHES:
+        promised = f"its header promises {first.height} x {first.width} pixels"
+        raise BadPatchError(source, "wrong_size", f"{promised}, which are more than {_MOST_PATCHES} patches")
     epsg = first.crs.to_epsg()
     if epsg is None or not is_projected(epsg):
         raise BadPatchError(source, "grid_mismatch", f"its CRS is not a projected one with an EPSG code: {first.crs}")
@@ -330,14 +357,15 @@ def _offsets_of_xml(path: Path, shown: str) -> dict[str, int]:
     try:
         if path.stat().st_size > _XML_BYTES:
             raise BadPatchError(shown, "malformed_metadata", f"{path.stat().st_size} bytes are no product's metadata")
-        data = path.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        # As text, since it could declare an encoding in which the entities below are spelt otherwise.
+        text = path.read_bytes().decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise BadPatchError(shown, "malformed_metadata", "it defines entities, which no product's metadata does")
-        root = ET.fromstring(data)  # noqa: S314 - entities, the known attack, are refused above
-        return {
-            _XML_BANDS[int(element.attrib["band_id"])]: int(element.text or "")
-            for element in root.iter("BOA_ADD_OFFSET")
-        }
+        root = ET.fromstring(text)  # noqa: S314 - entities, the known attack, are refused above
+        found = [(int(element.attrib["band_id"]), int(element.text or "")) for element in root.iter("BOA_ADD_OFFSET")]
+        if not all(0 <= band < len(_XML_BANDS) and abs(offset) <= _MOST_DN for band, offset in found):
+            raise BadPatchError(shown, "malformed_metadata", "a BOA_ADD_OFFSET is of no band, or no offset of DN")
+        return {_XML_BANDS[band]: offset for band, offset in found}
     except (ET.ParseError, ValueError, KeyError, IndexError) as error:
         if isinstance(error, BadPatchError):
             raise
@@ -366,7 +394,7 @@ class _OpenScene:
             raise BadPatchError(source, "wrong_size", f"the scene has no patch {row}, {column}")
         try:
             pixels = self._datasets[band].read(1, window=Window(column * size, row * size, size, size))
-        except RasterioError as error:
+        except _GDAL_ERRORS as error:
             shown = os.path.relpath(self._scene.files[band], self._root)
             reason = error.__cause__ if error.__cause__ is not None else error
             raise BadPatchError(shown, "corrupt", f"GDAL cannot decode patch {row}, {column}: {reason}") from error

@@ -18,6 +18,9 @@ from infra.parquet_files import read_parquet
 from infra.parts import write_parquet
 from infra.storage import location
 
+MAX_NAME = 255
+"""Characters of a folder's name, as on a disk; a tar archive could give it 65,000, and millions of such names."""
+
 MAX_FOLDERS = 2_000_000
 """Patch folders in one archive: three times what any BigEarthNet has."""
 
@@ -64,8 +67,8 @@ class FolderList:
 
 
 def _is_odd(name: str) -> bool:
-    """Return whether a name is no folder's: empty, hidden, "." or "..", or of characters that no name has."""
-    return not name or name[0] == "." or "\\" in name or not name.isprintable()
+    """Return whether a name is no folder's: empty, endless, hidden, "." or "..", or of characters that no name has."""
+    return not 0 < len(name) <= MAX_NAME or name[0] == "." or "\\" in name or not name.isprintable()
 
 
 def folder_of(member: TarMember) -> str:

@@ -167,3 +167,36 @@ def test_refuses_broken_files(trained: TrainedClassifier, tmp_path: Path) -> Non
         load(rewrite(good, bad, {"std": [0.0, 1.0]}))
     with pytest.raises(WeightsError, match="cannot be used"):
         load(rewrite(good, bad, {"mean": None}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": float("inf")},
+        {"seed": None},
+        {"sr": 3},
+        {"sr": ["a"]},
+        {"labels": 3},
+        {"bands": None},
+        {"name": "../../x"},
+        {"name": "os.system"},
+        {"format": []},
+        {"thresholds": {"a": 1}},
+        {"mean": ["x", "y"]},
+    ],
+)
+def test_refuses_metadata_of_any_kind(trained: TrainedClassifier, tmp_path: Path, changes: dict[str, object]) -> None:
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    trained.save(good)
+    with pytest.raises(WeightsError):
+        load(rewrite(good, bad, changes))
+
+
+def test_refuses_metadata_nested_without_end(trained: TrainedClassifier, tmp_path: Path) -> None:
+    trained.save(tmp_path / "good.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "good.safetensors")
+    bad = tmp_path / "bad.safetensors"
+    for text in ("[" * 100_000, '{"seed":' * 100_000, "[" * 100_000 + "]" * 100_000):
+        safetensors.torch.save_file(tensors, bad, {"superscene": text})
+        with pytest.raises(WeightsError):
+            load(bad)

@@ -76,6 +76,17 @@ def test_sql_answers_and_refuses(inputs: Inputs) -> None:
     assert "SELECT" in refused.stderr
 
 
+def test_a_terminal_shows_what_tables_hold_and_does_nothing_of_it(inputs: Inputs) -> None:
+    """A value that looks like markup of rich or a command to the terminal; the table itself has colours."""
+    statement = "SELECT '[/x]' AS \"[red]name\", '[link=http://there]a[/link]' AS link, chr(27) || ']0;title' AS title"
+    terminal = CliRunner(env={"FORCE_COLOR": "1", "COLUMNS": "200"})
+    answer = terminal.invoke(app, ["sql", str(inputs.reference), statement])
+    assert answer.exit_code == 0, answer.output
+    for text in ("[/x]", "[red]name", "[link=http://there]a[/link]", "\ufffd]0;title"):
+        assert text in answer.stdout
+    assert "\x1b]" not in answer.stdout
+
+
 def test_plan_counts_before_anything_runs(inputs: Inputs, tmp_path: Path) -> None:
     result = superscene("plan", inputs.config(tmp_path / "store"))
     assert result.returncode == 0, result.stderr

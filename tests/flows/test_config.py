@@ -200,3 +200,22 @@ def test_wrong_overrides_are_refused(tmp_path: Path, override: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_aliases_of_aliases_are_not_written_out(tmp_path: Path) -> None:
+    """Nine lines stand for 10^9 texts; PyYAML keeps them as one, whoever goes through them does not."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        load_config(written(tmp_path, GOOD + "\n".join(lines)))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000 + "]" * 5000, "2024-13-45", "9" * 5000, "!!python/object/apply:os.getcwd []", "? {a: 1}\n: 2"]
+)
+def test_yaml_that_python_chokes_on_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="is not YAML") as caught:
+        load_config(written(tmp_path, f"{GOOD}further: {text}\n"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(written(tmp_path, GOOD), [f"store={text}"])

@@ -42,6 +42,8 @@ class FileServer:
     extra_headers: dict[str, str] = field(default_factory=dict)
     wrong_start: int = 0
     """Bytes by which a range's answer starts too late."""
+    moved_to: str = "/w.pth"
+    """Where `/moved` redirects to."""
     requests: list[Request] = field(default_factory=list)
 
     @property
@@ -91,7 +93,7 @@ def _answer(handler: BaseHTTPRequestHandler, served: FileServer) -> None:
     if served.stall:
         time.sleep(served.stall.pop(0))
     if handler.path == "/moved":
-        _head(handler, request, 302, {"location": "/w.pth"}, 0)
+        _head(handler, request, 302, {"location": served.moved_to}, 0)
         return
     if handler.path in served.missing:
         _head(handler, request, 404, {}, 0)

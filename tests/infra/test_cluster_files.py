@@ -90,3 +90,25 @@ def test_the_image_has_every_package() -> None:
     for name in re.findall(r'"(\w+)"', packages[1]):
         assert f"COPY {name} {name}\n" in dockerfile
         assert f"!{name}" in ignored
+
+
+def test_no_container_runs_as_root_or_gains_rights(
+    launcher: dict[str, Any], rayjob: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    _, job = rayjob
+    spec = job["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsUser"] == 1000
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+        assert all(not volume.keys() & {"hostPath"} for volume in pod["volumes"])
+    assert spec["workerGroupSpecs"][0]["template"]["spec"]["automountServiceAccountToken"] is False
+    assert not any(word in " ".join(launcher["docker"]["run_options"]) for word in ("privileged", "cap-add", "root"))
+    dockerfile = (PROJECT / "infra" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^USER (\w+)$", dockerfile, re.MULTILINE)[-1:] == ["superscene"]

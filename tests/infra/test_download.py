@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from infra.download import discard, download
@@ -201,3 +202,28 @@ class TestFailures:
             fetch(server, partial)
         assert caught.value.errno == errno.ENOSPC
         assert partial.stat().st_size == 0
+
+
+def test_a_redirect_leads_nowhere_but_to_a_server(server: FileServer, partial: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    for target in (f"file://{secret}", "ftp://127.0.0.1/w.pth"):
+        server.moved_to = target
+        with pytest.raises(WeightsError, match="cannot be used"):
+            fetch(server, partial, f"{server.root}/moved")
+        assert not partial.exists() or b"secret" not in partial.read_bytes()
+
+
+def test_https_is_never_left_for_http(monkeypatch: pytest.MonkeyPatch, partial: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "https":
+            return httpx.Response(302, headers={"location": "http://example.org/w.pth"})
+        return httpx.Response(200, content=iter([CONTENT]))
+
+    client = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=httpx.MockTransport(answer), **options))
+    with pytest.raises(WeightsError, match=r"leads to http://example\.org/w\.pth"):
+        download("https://example.org/w.pth", partial)
+    assert not partial.exists()
+    assert not download("http://example.org/w.pth", partial)
+    assert partial.read_bytes() == CONTENT

@@ -320,3 +320,85 @@ def test_an_expression_by_itself_is_let_through(text: str) -> None:
 def test_a_text_that_could_close_its_brackets_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"[Pp]arser"):
         check_expression(text)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE EXTENSIONS", "SELECT '\udcff'", "\ud800"])
+def test_what_python_has_no_word_for_is_one_sentence_too(tables: Path, statement: str) -> None:
+    with pytest.raises(ConfigError):
+        query(tables, None, statement)
+
+
+def test_half_a_character_is_no_expression() -> None:
+    with pytest.raises(ConfigError):
+        check_expression("country = '\udcff'")
+
+
+def test_a_file_that_is_a_link_out_of_its_table_is_not_read(tables: Path) -> None:
+    (tables / "metrics" / "data-00001.parquet").symlink_to(tables.parent.parent / "outside.parquet")
+    with pytest.raises(StoreError, match="leads out of"):
+        query(tables, None, "SELECT * FROM metrics")
+
+
+def test_damaged_texts_and_columns_are_told(tables: Path) -> None:
+    odd = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
+    pq.write_table(
+        pa.table({"config": pa.array(["12345678"]), "n": pa.array([1]), "label": odd}), tables / "metrics" / "b.parquet"
+    )
+    with pytest.raises(StoreError, match="damaged"):
+        query(tables, None, "SELECT * FROM metrics")
+    assert query(tables, None, "SELECT count(*) FROM metrics").fetchall() == [(3,)]
+    odd_name = tables / "metrics" / "b.parquet"
+    pq.write_table(pa.table({"n": [1], "xyzzy": [1]}), odd_name, store_schema=False)
+    odd_name.write_bytes(odd_name.read_bytes().replace(b"xyzzy", b"\xff\xfezzy"))
+    with pytest.raises(StoreError, match="cannot be read"):
+        query(tables, None, "SELECT * FROM metrics")
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["n", "n"])
+    pq.write_table(twice, tables / "metrics" / "b.parquet")
+    with pytest.raises(StoreError, match="cannot be read"):
+        query(tables, None, "SELECT * FROM metrics")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT getenv('HOME')",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM read_blob('/proc/self/environ')",
+        "SELECT * FROM read_csv('/dev/stdin')",
+        "SELECT * FROM glob('/*')",
+        "SELECT * FROM sniff_csv('/etc/hostname')",
+        "SELECT * FROM read_parquet('http://127.0.0.1:1/x.parquet')",
+        "SELECT * FROM 's3://bucket/x.parquet'",
+        "SELECT * FROM duckdb_secrets()",
+        "SELECT * FROM duckdb_extensions()",
+        "SELECT * FROM query('SELECT * FROM read_text(''/etc/hostname'')')",
+        "SELECT * FROM query('COPY patches TO ''x.csv''')",
+        "SELECT * FROM query_table('/etc/hostname')",
+        "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT * FROM read_text(''/etc/hostname'')'))",
+        "SELECT * FROM sqlite_scan('/x', 'y')",
+        "SELECT * FROM iceberg_scan('/x')",
+        "SELECT * FROM enable_logging()",
+        "SELECT * FROM enable_profiling()",
+        "SELECT * FROM pandas_scan(1::POINTER)",
+        "SELECT * FROM python_arrow_scan(1::POINTER, 1::POINTER, 1::POINTER)",
+        "WITH x AS (COPY patches TO 'x.csv') SELECT 1",
+        "WITH x AS (COPY patches TO '/dev/stdout') SELECT 1",
+        "WITH x AS (INSERT INTO patches VALUES ('z') RETURNING *) SELECT * FROM x",
+        "SELECT 1 -- a comment\n; SET threads = 1",
+        "PREPARE x AS SELECT 1",
+        "EXECUTE x",
+        "CREATE SECRET x (TYPE s3)",
+        "UPDATE EXTENSIONS",
+        "LOAD httpfs",
+        "INSTALL httpfs",
+        "CALL pragma_version()",
+        "USE temp",
+        "DETACH memory",
+    ],
+)
+def test_no_way_leads_out_of_the_tables(tables: Path, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tables.parent)
+    before = files(tables.parent.parent)
+    with pytest.raises(ConfigError):
+        query(tables, None, statement)
+    assert files(tables.parent.parent) == before

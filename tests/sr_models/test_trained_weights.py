@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from infra.errors import WeightsError
 from sr_models import load
-from sr_models.trained_weights import provenance, to_bytes
+from sr_models.trained_weights import METADATA_KEY, provenance, to_bytes
 from sr_models.training import initial_network
 
 
@@ -37,3 +38,10 @@ def test_a_file_that_does_not_say_and_one_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="cannot be read"):
         provenance(tmp_path / "cut.safetensors")
+
+
+def test_provenance_nested_without_end_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {METADATA_KEY: "[" * 100_000 + "]" * 100_000})
+    with pytest.raises(WeightsError, match="cannot be read"):
+        provenance(path)

@@ -1,6 +1,8 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import ConfigError
@@ -56,4 +58,27 @@ def test_what_is_not_there_is_named(source: StorePaths, branch: Branch) -> None:
     with pytest.raises(ConfigError, match="no resnet50 for the none branch; it has bicubic-resnet18, none-resnet18"):
         borrowed_checkpoints(source, branch, "resnet50")
     with pytest.raises(ConfigError, match="no resnet18 for the none branch"):  # never published
+        borrowed_checkpoints(source, branch, "resnet18")
+
+
+def test_a_damaged_store_of_others_is_one_sentence(source: StorePaths, branch: Branch) -> None:
+    write(source, branch, "none", "a0000001", 0)
+    publish_run(source, 1, "a0000001")
+    (run,) = source.table("runs").glob("run-*.parquet")
+    whole = run.read_bytes()
+    for content in (b"", whole[:100], whole[:-30] + bytes(30)):
+        run.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"runs of .*source cannot be read"):
+            borrowed_checkpoints(source, branch, "resnet18")
+    for columns in ({"configs": [None]}, {"other": [1]}, {"configs": pa.array([], pa.list_(pa.string()))}):
+        pq.write_table(pa.table(columns), run)
+        with pytest.raises(ConfigError, match=r"models_from: "):
+            borrowed_checkpoints(source, branch, "resnet18")
+
+
+def test_what_another_store_says_becomes_no_path(source: StorePaths, branch: Branch, tmp_path: Path) -> None:
+    untrained(branch, tmp_path / "outside" / "seed-0.safetensors", 0)
+    (source.root / "checkpoints").mkdir(parents=True)
+    publish_run(source, 1, "../outside", str(tmp_path / "outside"), "..", "*")
+    with pytest.raises(ConfigError, match="it has no trained classifier"):
         borrowed_checkpoints(source, branch, "resnet18")

@@ -10,6 +10,7 @@ import pytest
 
 from infra.storage import StorePaths
 from infra.tables import CLASSES, COMPARISONS, METRICS, PAPER_METRICS, PAPER_TABLE_1, PAPER_TABLE_2, publish
+from tasks import report_markdown
 from tasks.paper_tables import paper_table_1, paper_table_2, publish_paper_tables
 
 LABELS = ("sea", "land | *dry*", "ice")
@@ -293,3 +294,10 @@ def test_a_run_without_metrics_leaves_empty_tables(tmp_path: Path) -> None:
         assert table.num_rows == 0
         assert table.schema.names == schema.names
     assert "Nothing was scored" in markdown(tmp_path)
+
+
+def test_a_label_is_text_and_no_markup() -> None:
+    """CommonMark 0.31, 2.4: a backslash in front of a sign makes it that sign and nothing more."""
+    assert (
+        report_markdown._label("[x](javascript:y) | *a* `b` <i>") == "\\[x\\](javascript:y) \\| \\*a\\* \\`b\\` &lt;i>"
+    )

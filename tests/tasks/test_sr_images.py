@@ -1,3 +1,6 @@
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +154,29 @@ def test_a_store_without_a_usable_patch_is_refused(store: Plan) -> None:
     empty = StorePatches(store.parts, (), tuple(store.ingested("validation")), 3000)
     with pytest.raises(TrainingError, match=r"train_sr\.patches"):
         pools([], empty, 0)
+
+
+def test_a_band_that_only_names_another_file_is_refused(scene: Path, tmp_path: Path) -> None:
+    copied = tmp_path / OLD
+    shutil.copytree(scene, copied)
+    (copied / "B04.tif").write_text(
+        '<VRTDataset rasterXSize="320" rasterYSize="240"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        f"<SourceFilename>{scene}/B04.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with pytest.raises(ArchiveError, match=r"B04\.tif cannot be read"):
+        Scene(copied).read("train")
+
+
+def test_a_picture_that_promises_too_many_pixels_or_is_another_format_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    head = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
+    bomb = data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.ppm")
+    for content, words in ((bomb, "exceeds limit"), ((tmp_path / "other.ppm").read_bytes(), "cannot identify")):
+        folder = tmp_path / words
+        folder.mkdir()
+        for name in range(16):  # some of any part
+            (folder / f"{name}.png").write_bytes(content)
+        with pytest.raises(ArchiveError, match=words):
+            ImageFolder(folder).read("train")

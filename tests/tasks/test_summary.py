@@ -171,4 +171,4 @@ def test_failures_and_what_is_pending(record: RunRecord) -> None:
     text = markdown_summary(record.paths, record)
     assert text.startswith("**29 inputs** = 20 patches + 3 quarantined + 2 absent + 4 pending\n")
     assert "| train | 0 | 0 | 1 | 0.0 |\n" in text
-    assert text.endswith("\n**Failed shards**, tried again by the next run:\n\n- train, shard 1: ValueError: why")
+    assert text.endswith("\n**Failed shards**, tried again by the next run:\n\n- train, shard 1: `ValueError: why`")

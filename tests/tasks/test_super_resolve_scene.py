@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import sr_models
 from infra.errors import BadPatchError, ConfigError, StoreError
-from infra.geotiff import RasterLayout, cog_writer
+from infra.geotiff import RasterLayout, RasterReader, cog_writer
 from sr_models import SuperResolver
 from tasks.super_resolve_scene import SceneOptions, parse_bands, super_resolve_scene
 
@@ -123,6 +123,27 @@ def test_it_is_a_cloud_optimised_geotiff(tmp_path: Path) -> None:
         first_bytes = [min(page.dataoffsets) for page in tiff.pages]
     assert max(directories) < min(first_bytes)
     assert first_bytes == sorted(first_bytes, reverse=True)
+
+
+def test_a_tiff_that_only_names_another_file_is_refused(tmp_path: Path) -> None:
+    """GDAL goes by the content; a scene from elsewhere must not choose what else is read, or which server is called."""
+    write(tmp_path / "theirs.tif", np.ones((3, 8, 8), np.uint16))
+    vrt = (
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><GeoTransform>0, 10, 0, 0, 0, -10</GeoTransform>'
+        + "".join(
+            f'<VRTRasterBand dataType="UInt16" band="{i}"><SimpleSource><SourceFilename>{tmp_path}/theirs.tif'
+            f"</SourceFilename><SourceBand>{i}</SourceBand></SimpleSource></VRTRasterBand>"
+            for i in (1, 2, 3)
+        )
+        + "</VRTDataset>"
+    )
+    for name in ("a.tif", "a.TIFF", "a.jp2"):
+        (tmp_path / name).write_text(vrt)
+        with pytest.raises(ConfigError, match="cannot be read as a raster"):
+            RasterReader(str(tmp_path / name))
+    (tmp_path / "a.vrt").write_text(vrt)  # asked for by name
+    with RasterReader(str(tmp_path / "a.vrt")) as reader:
+        assert reader.layout.width == 8
 
 
 def test_names_tags_and_radiometry_stay(tmp_path: Path) -> None:

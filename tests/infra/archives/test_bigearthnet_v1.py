@@ -1,5 +1,6 @@
 import bz2
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
+from infra.archives import bigearthnet_v1
 from infra.archives.bigearthnet_v1 import BigEarthNetV1, classes_of, strict_json
 from infra.bigearthnet.bands import S2_GROUPS
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
@@ -124,6 +126,7 @@ def test_a_sentinel_1_folder_is_joined_by_its_json_not_by_its_name(archive: Smal
         ("{", "malformed_metadata"),
         ("{}", "malformed_metadata"),
         ('{"corresponding_s2_patch": 3}', "malformed_metadata"),
+        (json.dumps({"corresponding_s2_patch": "x" * 256}), "malformed_metadata"),
         (json.dumps({"corresponding_s2_patch": v1_name(1)}), "duplicate_id"),
     ],
 )
@@ -267,3 +270,42 @@ def test_the_real_lists_give_the_published_counts(shared_data: Path) -> None:
     assert clean.total + clean.excluded == flagged.total == 590_326
     assert clean.excluded == 61_707 + 9_280  # snow, cloud: no patch is on both lists
     reasons_of(clean)
+
+
+def test_half_a_character_in_a_json_is_one_problem_of_one_patch(archive: SmallArchive) -> None:
+    """JSON may spell "\\ud800", which no table can hold: one such file must not end the scan of all."""
+    archive.v1(v1_name(1), s1=s1_name(1))
+    archive.v1(v1_name(2), s1=s1_name(2))
+    pair = archive.root / "BigEarthNet-S1-v1.0" / s1_name(2)
+    (pair / f"{s1_name(2)}_labels_metadata.json").write_text('{"corresponding_s2_patch": "\\ud800"}')
+    scan = BigEarthNetV1(str(archive.root)).scan()
+    assert {row.patch_id: row.s1_name for row in rows_of(scan)} == {v1_name(1): s1_name(1), v1_name(2): None}
+    shown = f"BigEarthNet-S1-v1.0/{s1_name(2)}/{s1_name(2)}_labels_metadata.json"
+    assert reasons_of(scan) == {shown: "malformed_metadata"}
+    assert strict_json(b'{"a": "\\ud83d\\ude00"}', "x") == {"a": "\N{GRINNING FACE}"}, "two halves are a whole"
+
+
+def test_a_list_that_unpacks_to_gigabytes_is_not_unpacked(
+    archive: SmallArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.v1(v1_name(1))
+    write_list(archive, "train", [v1_name(1)] * 100_000, packed=True)
+    assert (archive.root / "train.csv.bz2").stat().st_size < 3000
+    assert BigEarthNetV1(str(archive.root)).scan().inputs.num_rows == 1
+    monkeypatch.setattr(bigearthnet_v1, "_LIST_BYTES", 100_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match="more than 100000 bytes"):
+            BigEarthNetV1(str(archive.root)).scan()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_list_that_is_a_link_out_of_the_archive_is_not_read(archive: SmallArchive) -> None:
+    archive.v1(v1_name(1))
+    theirs = archive.root.parent / "theirs.csv"
+    theirs.write_text(v1_name(1))
+    (archive.root / "train.csv").symlink_to(theirs)
+    with pytest.raises(ArchiveError, match="leads out of the archive"):
+        BigEarthNetV1(str(archive.root)).scan()

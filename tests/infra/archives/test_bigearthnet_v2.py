@@ -2,6 +2,7 @@ import os
 import pickle
 import random
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -547,3 +548,102 @@ def test_the_real_metadata_counts_clean_and_flagged(shared_data: Path) -> None:
     assert reasons_of(scan)
     assert (scan.total, scan.excluded, scan.inputs.num_rows) == (480_038, 69_450, 1)
     assert set(scan.problems["reason"].to_pylist()) == {"missing_folder"}
+
+
+def _write_metadata(archive: SmallArchive, **columns: pa.Array) -> None:
+    pq.write_table(pa.table(columns), archive.root / "metadata.parquet")
+
+
+def test_metadata_that_is_a_link_out_of_the_archive_is_not_read(archive: SmallArchive) -> None:
+    archive.v2(patch_id(0, 0))
+    archive.metadata([{"patch_id": patch_id(0, 0)}])
+    inside = archive.root / "metadata.parquet"
+    inside.rename(archive.root / "real.parquet")
+    inside.symlink_to("real.parquet")
+    assert BigEarthNetV2(str(archive.root)).scan().inputs.num_rows == 1
+    shutil.move(archive.root / "real.parquet", archive.root.parent / "theirs.parquet")
+    inside.unlink()
+    inside.symlink_to(archive.root.parent / "theirs.parquet")
+    with pytest.raises(ArchiveError, match="leads out of the archive"):
+        BigEarthNetV2(str(archive.root)).scan()
+
+
+def test_a_column_twice_is_an_error_and_not_a_guess(archive: SmallArchive) -> None:
+    archive.v2(patch_id(0, 0))
+    ids = pa.array([patch_id(0, 0)])
+    for name in ("patch_id", "split"):
+        table = pa.Table.from_arrays([ids, ids, ids], ["patch_id", "split", name])
+        pq.write_table(table, archive.root / "metadata.parquet")
+        with pytest.raises(ArchiveError, match=f"more than one column {name}"):
+            BigEarthNetV2(str(archive.root)).scan()
+
+
+@pytest.mark.parametrize("column", ["patch_id", "s1_name", "country", "split"])
+def test_texts_that_are_not_utf_8_are_an_error(archive: SmallArchive, column: str) -> None:
+    """Parquet files say that a column is UTF-8, and nobody checks it until someone asks for the text."""
+    archive.v2(patch_id(0, 0))
+    odd = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
+    _write_metadata(archive, **{"patch_id": pa.array([patch_id(0, 0)]), column: odd})
+    with pytest.raises(ArchiveError, match="UTF"):
+        BigEarthNetV2(str(archive.root)).scan()
+
+
+def test_names_of_columns_that_are_not_utf_8_are_an_error(archive: SmallArchive) -> None:
+    archive.v2(patch_id(0, 0))
+    path = archive.root / "metadata.parquet"
+    pq.write_table(pa.table({"patch_id": [patch_id(0, 0)], "xyzzy": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"xyzzy", b"\xff\xfezzy"))
+    with pytest.raises(ArchiveError, match="cannot be read as BigEarthNet v2 metadata"):
+        BigEarthNetV2(str(archive.root)).scan()
+
+
+def test_a_claim_of_more_rows_than_any_archive_has_is_not_followed(archive: SmallArchive) -> None:
+    """Equal rows take next to no bytes: ten million ids make a file of a few kilobytes."""
+    archive.v2(patch_id(0, 0))
+    one = pa.array([patch_id(0, 0)]).dictionary_encode()
+    indices = pa.array(np.zeros(10_000_001, np.int32))
+    ids = pa.DictionaryArray.from_arrays(indices, one.dictionary)
+    _write_metadata(archive, patch_id=ids)
+    assert (archive.root / "metadata.parquet").stat().st_size < 100_000
+    with pytest.raises(ArchiveError, match="claims 10000001 rows"):
+        BigEarthNetV2(str(archive.root)).scan()
+
+
+@pytest.mark.parametrize("odd", ["\x9b2J", "\u202e", "\u2028", "\u200b", "\ufeff"])
+def test_names_that_steer_a_terminal_or_hide_are_no_names(archive: SmallArchive, odd: str) -> None:
+    names = [patch_id(0, 0), f"{patch_id(0, 1)}{odd}"]
+    for name in names:
+        archive.v2(patch_id(0, 0) if name == names[0] else patch_id(0, 1))
+    product = archive.root / "BigEarthNet-S2" / PRODUCT
+    (product / patch_id(0, 1)).rename(product / names[1])
+    archive.metadata([{"patch_id": name} for name in names])
+    scan = BigEarthNetV2(str(archive.root)).scan()
+    assert [row.patch_id for row in rows_of(scan)] == names[:1]
+    assert reasons_of(scan) == {"metadata.parquet": "outside_archive"}
+
+
+def test_a_parquet_file_brings_no_types_of_its_own(archive: SmallArchive) -> None:
+    """Versions of pyarrow before 14.0.1 unpickled what a schema called arrow.py_extension_type."""
+    archive.v2(patch_id(0, 0))
+    trap = archive.root / "trap"
+    pickled = pickle.dumps(_Trap(str(trap)))
+    field = pa.field(
+        "patch_id",
+        pa.string(),
+        metadata={"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickled},
+    )
+    pq.write_table(pa.table([pa.array([patch_id(0, 0)])], pa.schema([field])), archive.root / "metadata.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert BigEarthNetV2(str(archive.root)).scan().inputs.num_rows == 1
+    assert not trap.exists()
+    pickle.loads(pickled)
+    assert trap.exists(), "the trap would have told"
+
+
+class _Trap:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self._path,)

@@ -340,3 +340,19 @@ def test_real_pictures_equal_pillow_s(shared_data: Path) -> None:
         np.testing.assert_array_equal(pixels, with_pillow(root / name))
         _, height, width = pixels.shape
         assert kind_of(str(root), name) == Kind(height, width, 8)
+
+
+def test_a_png_without_pixels_is_damaged(tmp_path: Path) -> None:
+    """Pillow ends with an IndexError at a PNG that has no pixels."""
+    write_picture(tmp_path / "a.png", noise((4, 4, 3)))
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:start] + data[data.index(b"IEND") - 4 :])
+    assert refusal(tmp_path / "a.png", at_header=False) in {"corrupt", "truncated"}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_file_of_holes_is_not_read_into_memory(tmp_path: Path, suffix: str) -> None:
+    path = write_picture(tmp_path / f"a{suffix}", noise((8, 8, 3)))
+    os.truncate(path, 1 << 36)
+    assert refusal(path) == "wrong_size"

@@ -282,3 +282,14 @@ def test_all_of_uc_merced_ends_somewhere(shared_data: Path) -> None:
     for row in rows[::50]:
         assert row.labels == tuple(name for name in labels if by_id[row.patch_id][name] == "1")
         np.testing.assert_array_equal(archive.read(row).arrays["rgb"], with_pillow(root / row.source))
+
+
+def test_a_table_that_is_a_link_out_of_the_archive_is_not_read(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    write_pictures(root, "a.png", "b.png")
+    write_table(tmp_path, "image,water", "a,1", "b,0")
+    (root / "labels.csv").symlink_to(tmp_path / "labels.csv")
+    with pytest.raises(ArchiveError, match="leads out of the archive"):
+        ImageTable(str(root)).scan()
+    for named in (str(tmp_path / "labels.csv"), "../labels.csv"):  # who writes RUN.yaml may name any table
+        assert ImageTable(str(root), label_table=named).scan().inputs.num_rows == 2

@@ -221,3 +221,13 @@ def test_a_split_is_drawn_by_name_and_seed_alone() -> None:
 def test_a_larger_share_keeps_those_that_validated(name: str, share: float, more: float) -> None:
     if drawn_split(name, share, 3) == "validation":
         assert drawn_split(name, share + more, 3) == "validation"
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "\n", "\x9b2J", "\u202e"])
+def test_names_that_steer_a_terminal_or_hide_are_a_problem(tmp_path: Path, odd: str) -> None:
+    write_picture(tmp_path / "a" / "own.png", noise((4, 4, 3)))
+    write_picture(tmp_path / "a" / f"x{odd}.png", noise((4, 4, 3)))
+    write_picture(tmp_path / f"b{odd}" / "x.png", noise((4, 4, 3)))
+    found, problems = find(tmp_path)
+    assert found == ["a/own.png"]
+    assert problems == {f"a/x{odd}.png": "unreadable", f"b{odd}/x.png": "unreadable"}

@@ -1,4 +1,6 @@
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,11 +182,20 @@ def test_other_scenes_have_no_offset(tmp_path: Path, name: str) -> None:
         '<a><BOA_ADD_OFFSET band_id="x">1</BOA_ADD_OFFSET></a>',
         '<a><BOA_ADD_OFFSET band_id="77">1</BOA_ADD_OFFSET></a>',
         '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        '<?xml version="1.0" encoding="UTF-16"?>\ufeff<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        '<?xml version="1.0" encoding="cp037"?>|<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        '<a><BOA_ADD_OFFSET band_id="-1">1</BOA_ADD_OFFSET></a>',
+        f'<a><BOA_ADD_OFFSET band_id="1">{10**30}</BOA_ADD_OFFSET></a>',
     ],
 )
 def test_a_bad_xml_is_one_problem(tmp_path: Path, text: str) -> None:
     write_scene(tmp_path / OLD, pixels_of(120, 120))
-    (tmp_path / OLD / "MTD_MSIL2A.xml").write_text(text)
+    path = tmp_path / OLD / "MTD_MSIL2A.xml"
+    declaration, bar, rest = text.partition("|")
+    if "\ufeff" in text:
+        path.write_bytes(text.replace("\ufeff", "").encode("utf-16"))
+    else:  # behind the bar in the encoding that the declaration names
+        path.write_bytes(declaration.encode() + (rest.encode("cp037") if bar else b""))
     assert reasons_of(SceneArchive(str(tmp_path)).scan()) == {f"{OLD}/MTD_MSIL2A.xml": "malformed_metadata"}
 
 
@@ -311,3 +322,64 @@ def test_the_real_cell_gives_64_patches_that_equal_rasterio(shared_data: Path) -
                     np.testing.assert_array_equal(patch.arrays[group.array][i], dataset.read(1, window=window))
                     assert patch.bounds == pytest.approx(dataset.window_bounds(window))
     assert len(S2_BANDS) == 12
+
+
+def test_a_file_that_only_names_other_files_is_no_band(tmp_path: Path) -> None:
+    write_scene(tmp_path / OLD, pixels_of(120, 120))
+    inside = tmp_path / OLD / "B02.tif"
+    inside.rename(tmp_path / "theirs.tif")
+    inside.write_text(
+        '<VRTDataset rasterXSize="120" rasterYSize="120"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        f"<SourceFilename>{tmp_path}/theirs.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with warnings.catch_warnings(action="ignore"), rasterio.open(inside) as dataset:
+        assert dataset.driver == "VRT", "GDAL by itself goes by the content"
+    assert reasons_of(SceneArchive(str(tmp_path)).scan()) == {f"{OLD}/B02.tif": "not_a_tiff"}
+
+
+def test_a_header_that_promises_a_continent_is_no_scene(tmp_path: Path) -> None:
+    """A TIFF of holes has a few kilobytes, whatever its size; the plan would have a row a patch."""
+    for band in S2_BANDS:
+        (tmp_path / OLD).mkdir(exist_ok=True)
+        edge = 1_200_000 * 10 // gsd_of(band)
+        with rasterio.open(
+            *(tmp_path / OLD / f"{band}.tif", "w"),
+            driver="GTiff",
+            height=edge,
+            width=edge,
+            count=1,
+            dtype="uint16",
+            crs="EPSG:32633",
+            transform=rasterio.transform.from_origin(*CORNER, gsd_of(band), gsd_of(band)),
+            tiled=True,
+            blockxsize=16384,
+            blockysize=8192,
+            SPARSE_OK="TRUE",
+            BIGTIFF="YES",
+        ):
+            pass
+    scan = SceneArchive(str(tmp_path)).scan()
+    assert scan.inputs.num_rows == 0
+    assert reasons_of(scan) == {OLD: "wrong_size"}
+
+
+def test_blocks_that_no_memory_holds_are_refused_before_one_is_read(tmp_path: Path) -> None:
+    write_scene(tmp_path / OLD, pixels_of(120, 120))
+    write_tiff(
+        tmp_path / OLD / "B02.tif", pixels_of(120, 120)["B02"], 10, CORNER, tiled=True, blockxsize=16, blockysize=16
+    )
+    data = bytearray((tmp_path / OLD / "B02.tif").read_bytes())
+    (number,) = struct.unpack_from("<H", data, 8)
+    for at in range(10, 10 + 12 * number, 12):
+        if struct.unpack_from("<H", data, at)[0] in {322, 323}:  # width and length of a tile
+            struct.pack_into("<HII", data, at + 2, 4, 1, 65520)
+    (tmp_path / OLD / "B02.tif").write_bytes(data)
+    assert reasons_of(SceneArchive(str(tmp_path)).scan()) == {OLD: "wrong_size"}
+
+
+def test_metadata_that_is_a_link_out_of_the_archive_is_not_read(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    write_scene(archive / OLD, pixels_of(120, 120))
+    (tmp_path / "theirs.xml").write_text(xml({1: -1000}))
+    (archive / OLD / "MTD_MSIL2A.xml").symlink_to(tmp_path / "theirs.xml")
+    assert reasons_of(SceneArchive(str(archive)).scan()) == {f"{OLD}/MTD_MSIL2A.xml": "outside_archive"}

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from infra.archives import tar_inventory
+from infra.archives.inventory import Found
 from infra.archives.tar_inventory import TarInventory
 from infra.archives.tar_reader import TarMember, read_tar
 from infra.errors import ArchiveError, BadPatchError
@@ -96,6 +97,13 @@ def test_folders_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     inventory = TarInventory(str(tmp_path), {"top": str(path)}, None, may_pass=True)
     with pytest.raises(ArchiveError, match="more than 3 folders of patches in top"):
         inventory.folders("top", by_product=False)
+
+
+def test_endless_names_are_not_kept(tmp_path: Path) -> None:
+    names = [f"top/{'x' * length}/a" for length in (255, 256, 60_000)]
+    path = write_members(tmp_path / "a.tar", [member(name) for name in names])
+    inventory = TarInventory(str(tmp_path), {"top": str(path)}, None, may_pass=True)
+    assert inventory.folders("top", by_product=False) == Found([f"top/{'x' * 255}"])
 
 
 def test_a_missing_archive_says_so(tmp_path: Path) -> None:
