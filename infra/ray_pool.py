@@ -9,8 +9,10 @@ cluster of somebody else's, nodes come and go: the pool grows with those that jo
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,6 +104,8 @@ class Done[R]:
     """From when the actor was given the item to its end, by the driver's clock."""
     devices: Devices | None = field(default=None, compare=False)
     """What the pool holds."""
+    attempts: int = field(default=1, compare=False)
+    """Times it was begun, this one among them; those that a lost node ended are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,9 @@ _idle: list[tuple[float, Any]] = []
 _elastic = False
 """Whether nodes may join: the cluster was reached by its address."""
 
+_connect: Callable[[], None] | None = None
+"""Makes the connection that this process has, once more."""
+
 
 @contextmanager
 def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator[None]:
@@ -188,25 +195,69 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
     }
     if address:
         _refuse_silent_address(address)
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,  # a worker's error comes back as its shard's outcome
-            logging_level=logging.ERROR,
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address:
-            raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
-        raise
-    global _elastic  # noqa: PLW0603  # one connection a process, as Ray has
-    _elastic = bool(address)
+
+    def connect() -> None:
+        try:
+            with _own_sigterm():
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,  # a worker's error comes back as its shard's outcome
+                    logging_level=logging.ERROR,
+                    **({} if address else local),
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if address:
+                raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
+            raise
+
+    connect()
+    global _elastic, _connect  # noqa: PLW0603  # one connection a process, as Ray has
+    _elastic, _connect = bool(address), connect
     try:
         yield
     finally:
-        _elastic = False
+        _elastic, _connect = False, None
         _idle.clear()
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM: Ray's ends it by SystemExit, and whoever started the run has another."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def reconnect() -> None:
+    """Connect anew where this process's own node has died; a local cluster is started anew.
+
+    Raises:
+        ConfigError: The cluster does not answer.
+    """
+    if _connect is not None and not _own_node_lives():
+        _idle.clear()
+        ray.shutdown()
+        _connect()
+
+
+def _own_node_lives() -> bool:
+    """Return whether the Ray node that this process is attached to is alive: without it no actor can be had."""
+    own = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(node["NodeID"] == own and node["Alive"] for node in nodes)
+
+
+def _refuse_lost_node() -> None:
+    """Raise TransientError where this process's own node has died: Ray itself would wait for ever."""
+    if not _own_node_lives():
+        raise TransientError(
+            "the Ray node that this run's driver is attached to has died, perhaps for lack of memory; what is done "
+            "stays: the same command goes on from here"
+        )
 
 
 def is_elastic() -> bool:
@@ -325,9 +376,11 @@ def run_pool[R](
         StoreError: A worker met a full or read-only store: nothing more can be done, what is finished stays.
         ArchiveError: The archive as a whole went away under the workers: likewise.
         ConfigError: The cluster has nothing to run an actor on.
+        TransientError: The node that this process is attached to died.
     """
     if not items:
         return
+    _refuse_lost_node()
     n_actors, gpus, threads = _plan(len(items), resources)
     held = devices_of(n_actors, gpus, threads)
     for its_gpus, actor in _idle:
@@ -340,7 +393,7 @@ def run_pool[R](
         for _ in range(n_actors):
             state.start()
         while state.unfinished():
-            ready, _ = ray.wait(list(state.running), num_returns=1, timeout=_LOOK_SECONDS)
+            ready = _first_ready(list(state.running))
             now = time.monotonic()
             if _elastic and now - looked >= _LOOK_SECONDS:
                 looked = now
@@ -353,6 +406,7 @@ def run_pool[R](
                     f"{_PATIENCE_SECONDS / 60:.0f} minutes; what is done stays: start again once there are nodes"
                 )
             if not ready:
+                _refuse_lost_node()
                 continue
             (ref,) = ready
             slot = state.running.pop(ref)
@@ -366,6 +420,16 @@ def run_pool[R](
     finally:
         for slot in state.running.values():
             ray.kill(slot.actor)
+
+
+def _first_ready(refs: "list[ray.ObjectRef[Any]]") -> "list[ray.ObjectRef[Any]]":
+    """Return the first answer, or none after a while."""
+    try:
+        return ray.wait(refs, num_returns=1, timeout=_LOOK_SECONDS)[0]
+    except SystemError as error:  # what Ray makes of an interruption that a handler of signals raised
+        if isinstance(error.__cause__, Exception | None):
+            raise
+        raise error.__cause__ from None
 
 
 def _living_nodes() -> list[dict[str, float]]:
@@ -469,7 +533,7 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[R]"
         return failed
     seconds = time.monotonic() - slot.since
     state.feed(slot)
-    return Done(item, result, seconds, state.devices)
+    return Done(item, result, seconds, state.devices, state.attempts[item])
 
 
 def _again[R](state: _State[R], item: int, error: str) -> Failed | None:
