@@ -211,7 +211,7 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
             raise
 
     connect()
-    global _elastic, _connect  # noqa: PLW0603  # one connection a process, as Ray has
+    global _elastic, _connect  # one connection a process, as Ray has
     _elastic, _connect = bool(address), connect
     try:
         yield
