@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.events.schemas.automations import AutomationCore
 from prefect.utilities.callables import parameter_schema
@@ -35,7 +36,7 @@ from infra.storage import StorePaths, is_locked
 from tests.flows.stores import PROJECT, Inputs, assert_same_tables, environment, part_states
 from tests.infra.test_cluster_files import IMAGE
 
-FLOWS = {"flows.archive.archive": archive, "flows.train_sr.train_sr": train_sr}
+FLOWS: dict[str, Flow[..., str]] = {"flows.archive.archive": archive, "flows.train_sr.train_sr": train_sr}
 POOLS = PROJECT / "infra" / "prefect"
 
 
@@ -209,7 +210,7 @@ def test_the_kubernetes_pool_joins_the_ray_cluster_and_holds_no_actor() -> None:
     words = shlex.split(str(job.command))
     assert words[:2] == ["bash", "-c"]
     assert '--address="$RAY_ADDRESS" --num-cpus=0 --num-gpus=0' in words[2]
-    assert words[2].endswith("&& exec python -m prefect.engine"), "which takes the signals"
+    assert words[2].endswith("&& exec prefect flow-run execute"), "which takes the signals"
     (ray_head,) = head["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert ray_head["volumeMounts"] == [mount for mount in container["volumeMounts"] if mount["name"] == "data"]
     assert spec["volumes"][0] == head["spec"]["headGroupSpec"]["template"]["spec"]["volumes"][0]
@@ -375,6 +376,7 @@ def _with_paths(folder: Path, inputs: Inputs) -> Path:
     return path
 
 
+@pytest.mark.timeout(600)
 def test_a_run_of_a_deployment_can_be_followed(server: Server, inputs: Inputs) -> None:
     """With the deployment's own parameters, but for where it ends; and what cannot be is refused before it starts."""
     assert {item["name"] for item in server.post("/deployments/filter")} == set(deployments())
