@@ -406,7 +406,7 @@ def test_a_run_of_a_deployment_can_be_followed(server: Server, inputs: Inputs) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_run_that_is_cancelled_and_one_that_is_killed_go_on(server: Server, inputs: Inputs, tmp_path: Path) -> None:
     store = tmp_path / "store"
     config = yaml.safe_load(inputs.config(store).read_text(encoding="utf-8"))
@@ -438,7 +438,7 @@ def test_a_run_that_is_cancelled_and_one_that_is_killed_go_on(server: Server, in
     driver = at_work(predicted())
     assert kept.items() <= part_states(store).items(), "a finished part was touched"
     driver.send_signal(signal.SIGKILL)
-    wait_until(lambda: server.get(f"/flow_runs/{second}")["run_count"] > 1, "it is begun again", server.worker_log, 240)
+    wait_until(lambda: server.get(f"/flow_runs/{second}")["run_count"] > 1, "it is begun again", server.worker_log, 400)
     assert server.wait(second, "Completed", "Failed") == "Completed", server.worker_log()
     assert kept.items() <= part_states(store).items(), "a finished part was touched"
     assert_same_tables(store, inputs.reference)
