@@ -248,7 +248,7 @@ def _own_node_lives() -> bool:
     """Return whether the Ray node that this process is attached to is alive: without it no actor can be had."""
     own = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return any(node["NodeID"] == own and node["Alive"] for node in nodes)
+    return all(node["Alive"] or node.get("NodeID") != own for node in nodes)  # dead ones stay in the list
 
 
 def _refuse_lost_node() -> None:
