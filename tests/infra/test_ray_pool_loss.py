@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,13 @@ def test_a_signal_ends_the_pool_as_its_handler_says() -> None:
         next(pool)
 
 
+def keep_working(folder: Path) -> None:
+    """Ray takes a while to notice; until then the actor that waits for work does it."""
+    for _ in range(200):
+        list(run_pool(partial(Scripted, folder), [4], Resources(actors=1)))
+        time.sleep(0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_cluster")
 def test_the_loss_of_the_driver_s_own_node_is_told_and_can_be_mended(tmp_path: Path) -> None:
@@ -54,6 +62,6 @@ def test_the_loss_of_the_driver_s_own_node_is_told_and_can_be_mended(tmp_path: P
     (raylet,) = (p for p in psutil.Process().children(recursive=True) if p.name() == "raylet" and p.is_running())
     raylet.kill()
     with pytest.raises(TransientError, match="has died"):
-        list(run_pool(partial(Scripted, tmp_path), [4], Resources(actors=1)))
+        keep_working(tmp_path)
     reconnect()
     assert list(run_pool(partial(Scripted, tmp_path), [5], Resources(actors=1))) == [Done(5, 25)]
