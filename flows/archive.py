@@ -15,7 +15,7 @@ import sr_models
 from classifiers.network import Classifier
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
-from flows.progress import summary_artifact
+from flows.progress import run_artifacts
 from flows.reliability import check_reliability, job_of_reliability, score_reliability
 from flows.run import Run, resources_of, stage_task
 from infra.archives.layouts import LAYOUTS, determining, open_archive
@@ -458,7 +458,7 @@ def finish(run: Run, until: Stage) -> str:
     if until == "report":
         write_report(run.paths)
     summary = markdown_summary(run.paths, run.record)
-    summary_artifact(summary, str(run.paths.root))
+    run_artifacts(summary, run.paths, report=until == "report")
     if not run.record.complete:
         raise IncompleteRunError(summary)
     return summary

@@ -58,8 +58,13 @@ OptionalPlace = Annotated[
 """The same, or nothing."""
 
 
+_OR_NULL = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "null"}]})
+_BY_LAYOUT = Field(ge=1, le=65535, json_schema_extra={"default": None})
+"""A form sends the default that it shows, and would so decide what the layout is to decide."""
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ArchiveConfig(_Section):
@@ -108,10 +113,15 @@ class TrainConfig(_Section):
     """How classifiers are trained."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training patches, at most."""
     batch_size: Annotated[int, Field(ge=1)] = 256
+    """Samples of a step, over all workers."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """What takes the steps; adamw decouples the weight decay."""
     lr: Annotated[float, Field(gt=0)] = 1.0e-3
+    """Learning rate after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of the optimizer."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps in which the learning rate rises; a half cosine follows."""
     head: Literal["linear", "mlp"] = "linear"
@@ -184,6 +194,7 @@ class ExplainConfig(_Section):
     """Which activation maps are made."""
 
     methods: tuple[str, ...] = ("grad_cam",)
+    """Methods of activation maps; none: no map is made."""
     labels: Literal["predicted", "true", "all"] = "predicted"
     """Labels that get a row in tables/explanations; the map store holds every label."""
     sample: Annotated[int, Field(ge=1)] | None = None
@@ -222,6 +233,7 @@ class ReliabilityConfig(_Section):
     pooled: bool = False
     """Whether all labels share their clusters; false: each label has its own."""
     clusters: int = 8
+    """Clusters of maps."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.75
     """Error rate on validation above which the decisions of a cluster are flipped."""
     components: int = 50
@@ -233,6 +245,7 @@ class ReliabilityConfig(_Section):
     landmarks: int = 5000
     """Validation samples that are clustered, at most; all others go to their nearest landmarks."""
     seed: int = 0
+    """Of the draw of landmarks, and of the clustering."""
 
     @property
     def settings(self) -> ClusterSettings:
@@ -283,7 +296,7 @@ class SrSourceConfig(_Section):
             raise ValueError("a source is either `scene: FOLDER` or `images: FOLDER`")
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-        if self.images is not None and {"bands", "max_dn", "boa_add_offset"} & self.model_fields_set:
+        if self.images is not None and (self.bands, self.max_dn, self.boa_add_offset) != (RGB, None, None):
             raise ValueError("bands, max_dn and boa_add_offset are for scenes; pictures of 8 bits have none")
         return self
 
@@ -298,20 +311,29 @@ class TrainSrConfig(_Section):
     patches: Annotated[float, Field(ge=0)] = 1.0
     """Share of the steps that train on the archive's patches, relative to the sources' weights; 0: none."""
     sources: tuple[SrSourceConfig, ...] = ()
+    """Images beside the archive's patches."""
     steps: Annotated[int, Field(ge=1)] = 20_000
+    """Steps of the whole fit."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Crops of a step, over all workers."""
     crop: Annotated[int, Field(ge=16)] = 96
     """Edge of a crop, pixels of the truth."""
     lr: Annotated[float, Field(gt=0)] = 5.0e-4
+    """Learning rate after the warm-up."""
     warmup: Annotated[int, Field(ge=0)] = 200
+    """Steps in which the learning rate rises; a half cosine follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW."""
     loss: Literal["l1", "charbonnier"] = "l1"
+    """Of a pixel; charbonnier is l1 rounded at 0."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the running mean of the weights, which is what is kept; 0: none."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the first weights and of the draw of crops."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision inside the network; bfloat16 is twice as fast on a GPU, and on a CPU with AVX-512 BF16."""
     validate_every: Annotated[int, Field(ge=1)] = 250
+    """Steps between two validations; a stopped run goes on from the last."""
     out: Path | None = None
     """The weight file, .safetensors; None: in the store's checkpoints."""
     terms: str = "not stated: the terms of the sources hold"
@@ -341,6 +363,7 @@ class ResourceConfig(_Section):
     """What the run may use; never changes a row."""
 
     actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Ray actors at most; auto: one a GPU, else one a core. A number makes an autoscaling cluster grow to it."""
     gpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """auto: one where the cluster has any GPU. A number: no stage that can use GPUs begins without them."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -353,8 +376,11 @@ class RunConfig(_Section):
     """One run of the archive flow."""
 
     archive: ArchiveConfig
+    """Where the patches come from."""
     store: Place
+    """Where everything is written: a folder, or s3://bucket/prefix, gs://bucket/prefix."""
     shard_size: Annotated[int, Field(ge=1)] = 512
+    """Patches in a shard, the unit of all work; fixed for a store."""
     bands: Literal["rgb", "10m", "s2", "s1s2"] = "rgb"
     """Bands of every branch; SR models take more than RGB in groups, an approximation, and those of 10 m at most."""
     resampling: Resampling = "nearest"
@@ -362,11 +388,13 @@ class RunConfig(_Section):
     degrade: Literal[4] | None = None
     """Factor by which all branches but `hr` see the archive's pixels reduced, so that SR models have a truth."""
     sr: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "bicubic")
-    sr_input_max_dn: Annotated[int, Field(ge=1, le=65535)] = 3000
-    """DN that becomes 1 for every branch; by default 3000, and 255 for pictures."""
+    """Branches: none (the pixels as they are), bicubic, and super-resolution models."""
+    sr_input_max_dn: Annotated[int, _BY_LAYOUT, _OR_NULL] = 3000
+    """DN that becomes 1 for every branch; null: 3000, and 255 for pictures."""
     sr_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of SR networks; it changes pixels, and so is part of their config."""
     classifiers: Annotated[tuple[str, ...], Field(min_length=1)] = ("resnet50",)
+    """Networks, or names from `variants` and `trained`."""
     weights: dict[str, Path] = Field(default_factory=dict)
     """Weight file of each SR model (else the stored official or the shipped one) and of each network's backbone (else
     the stored official one)."""
@@ -377,12 +405,17 @@ class RunConfig(_Section):
     models_from: OptionalPlace = None
     """Another store whose trained classifiers to use instead of training."""
     train: TrainConfig = TrainConfig()
+    """How classifiers are trained."""
     train_sr: TrainSrConfig = TrainSrConfig()
+    """For the flow train-sr: how a super-resolution model is fitted."""
     explain: ExplainConfig = ExplainConfig()
+    """Which activation maps are made."""
     reliability: ReliabilityConfig | None = None
     """null: no score is made."""
     keep_sr: Literal["auto", "always", "never"] = "auto"
+    """Whether super-resolved pixels are stored; auto: those that training reads again and are dear to compute."""
     resources: ResourceConfig = ResourceConfig()
+    """What the run may use."""
 
     @field_validator("sr")
     @classmethod
@@ -397,10 +430,10 @@ class RunConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _stretch_of_layout(cls, values: Any) -> Any:  # noqa: ANN401  # as pydantic hands it over
-        if isinstance(values, dict) and "sr_input_max_dn" not in values:
+        if isinstance(values, dict) and values.get("sr_input_max_dn") is None:
             chosen = values.get("archive")
             layout = chosen.get("layout") if isinstance(chosen, dict) else getattr(chosen, "layout", None)
-            return {**values, "sr_input_max_dn": 255} if str(layout).startswith("image-") else values
+            return {**values, "sr_input_max_dn": 255 if str(layout).startswith("image-") else 3000}
         return values
 
     def trained_here(self) -> list[str]:

@@ -1,21 +1,33 @@
 """Where a run shows how far it is: bars in a terminal, progress artifacts in Prefect, both or neither."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.context import FlowRunContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from infra import logs
+from infra.object_store import ObjectPath
+from infra.storage import StorePaths
+from tasks.shard_outcomes import Cell
 from tasks.stage import Progress as StageProgress
 from tasks.stage import silent
 
@@ -168,12 +180,51 @@ class _Artifact:
         self._last = time.monotonic()
 
 
-def summary_artifact(markdown: str, store: str) -> None:
-    """Leave a run's summary in Prefect; a server that does not answer costs the artifact, never the run."""
+def shards_artifact(stage: str, description: str, rows: list[dict[str, Cell]]) -> None:
+    """Leave the table of a stage's shards in Prefect, under a key of the stage's own; outside a flow run, do nothing.
+
+    Args:
+        stage: The stage's title.
+        description: What all shards came to.
+        rows: Some shards, a page at most.
+    """
+    if FlowRunContext.get() is None:
+        return
+    key = "shards-" + re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-")
+    with _artifacts(f"the table of {stage}"):
+        create_table_artifact(table=rows, key=key, description=description)
+
+
+def run_artifacts(markdown: str, paths: StorePaths, *, report: bool) -> None:
+    """Leave a run's summary in Prefect, and links to its store and its report.
+
+    Args:
+        markdown: The summary.
+        paths: The store.
+        report: Whether the run wrote the report.
+    """
+    with _artifacts("the summary"):
+        create_markdown_artifact(markdown=markdown, key="archive-summary", description=f"superscene, {paths.root}")
+        create_link_artifact(link=link_to(paths.root), link_text=str(paths.root), key="archive-store")
+        if report:
+            create_link_artifact(link=link_to(paths.report), link_text=str(paths.report), key="archive-report")
+
+
+def link_to(path: Path) -> str:
+    """Return the URL of a file or folder: file://, s3:// or gs://, which never holds credentials."""
+    if not isinstance(path, ObjectPath):
+        return path.resolve().as_uri()
+    scheme, _, rest = str(path).partition("://")
+    return f"{scheme}://{quote(rest, safe='/=+')}"
+
+
+@contextmanager
+def _artifacts(what: str) -> Iterator[None]:
+    """Let a server that does not answer cost the artifacts, never the run."""
     try:
-        create_markdown_artifact(markdown=markdown, key="archive-summary", description=f"superscene, {store}")
+        yield
     except Exception as error:  # noqa: BLE001  # whatever the server's client raises
-        logger.warning("no summary artifact: %s: %s", type(error).__name__, error)
+        logger.warning("no artifact of %s: %s: %s", what, type(error).__name__, error)
 
 
 def _created(artifact: object) -> UUID:

@@ -1,22 +1,34 @@
 """One run of a flow: what every stage needs, and how a stage is run."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import psutil
-from prefect import task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
 
 from flows.config import RunConfig
-from flows.progress import stage_progress
+from flows.progress import shards_artifact, stage_progress
+from infra.errors import PipelineError, TransientError
 from infra.node_files import share
 from infra.parts import StageParts
-from infra.ray_pool import Devices, Resources, Worker, is_elastic
+from infra.ray_pool import Devices, Resources, Worker, is_elastic, reconnect
 from infra.storage import StorePaths
 from tasks.run_record import RunRecord
+from tasks.shard_outcomes import ShardOutcomes, described, rows_of_fits
 from tasks.stage import Outputs, Ready, ShardCount, at_once, run_fits, run_stage
+
+RETRY_SECONDS = (30.0, 120.0)
+"""Pauses before the second and the third attempt at a stage; within the time that a lease outlives its service."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +70,15 @@ class Run:
     ) -> None:
         """Run the missing items of a stage, which fill parts."""
         self._begin(title, filled)
-        tell = self.record.watching(stage_progress())
-        self.record.add(run_stage(title, build, outputs, items, resources or self.resources, tell, ready))
+        found, began = ShardOutcomes(title, len(items)), time.monotonic()
+        tell = found.watching(self.record.watching(stage_progress()))
+        try:
+            report = run_stage(title, build, outputs, items, resources or self.resources, tell, ready, found.heard)
+        except BaseException:
+            self.record.count(found.interrupted(time.monotonic() - began))
+            raise
+        self.record.add(report)
+        shards_artifact(title, described(report), found.rows())
 
     def stage_of_fits(
         self,
@@ -72,18 +91,33 @@ class Run:
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
         self._begin(title, {parts: list(seeds)})
-        tell = self.record.watching(stage_progress())
-        self.record.add(run_fits(title, fit, parts, seeds, epochs, tell, devices))
+        report = run_fits(title, fit, parts, seeds, epochs, self.record.watching(stage_progress()), devices)
+        self.record.add(report)
+        shards_artifact(title, described(report), rows_of_fits(report))
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Write down that the run was stopped where the block is interrupted: by a person, or by a scheduler."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            try:
+                self.record.save("stopped")
+            except PipelineError as error:  # what stopped the run is to be told, not this
+                logger.warning("the record does not say that the run was stopped: %s", error)
+            raise
 
     def _begin(self, title: str, filled: Mapping[StageParts, list[int]]) -> None:
         if not self.record.stages:
             self.record.startup_seconds = time.time() - psutil.Process().create_time()
-        self.record.outputs += [
-            {"title": title, "stage": parts.stage, "config": parts.config, "shards": shards}
-            for parts, shards in filled.items()
-        ]
+        for parts, shards in filled.items():
+            output = {"title": title, "stage": parts.stage, "config": parts.config, "shards": shards}
+            if output not in self.record.outputs:  # a retried task begins its stages again
+                self.record.outputs.append(output)
         self.record.save("running")
-        self.record.configs += [parts.config for parts in filled]
+        self.record.configs += [parts.config for parts in filled if parts.config not in self.record.configs]
 
 
 def resources_of(config: RunConfig) -> Resources:
@@ -95,5 +129,40 @@ def resources_of(config: RunConfig) -> Resources:
     )
 
 
-stage_task = task(cache_policy=NO_CACHE, persist_result=False)
-"""A Prefect task that is never cached: the parts say what is done."""
+def stage_task[**P, R](function: Callable[P, R]) -> Task[P, R]:
+    """Return a function of a run, and of more, as a Prefect task, which errors that may pass make try again.
+
+    It is never cached: the parts say what is done, and a retry does the rest. It connects to Ray anew where that is
+    what was lost.
+    """
+
+    @wraps(function)
+    def attempt(*args: P.args, **kwargs: P.kwargs) -> R:
+        run, context = args[0], TaskRunContext.get()
+        if not isinstance(run, Run):
+            raise TypeError(f"{function.__name__} takes a Run first, not {type(run).__name__}")
+        if context is None or context.task_run.run_count <= 1:
+            run.record.begin_task()
+        else:
+            logger.warning("%s is begun again, for the %d. time", function.__name__, context.task_run.run_count)
+            reconnect()
+        with run.stoppable():
+            return function(*args, **kwargs)
+
+    as_task = task(
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_SECONDS),
+        retry_delay_seconds=list(RETRY_SECONDS),
+        retry_condition_fn=may_pass,
+    )
+    return as_task(attempt)
+
+
+def may_pass(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
+    """Return whether what ended a stage may pass by itself: object storage or a Ray node that was lost.
+
+    What a person has to mend (the configuration, the archive, a full store, weights) fails at once, and an incomplete
+    run has told of its shards.
+    """
+    return isinstance(state.data, TransientError)

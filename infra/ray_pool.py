@@ -9,12 +9,14 @@ cluster of somebody else's, nodes come and go: the pool grows with those that jo
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,6 +116,8 @@ class Done[R]:
     """From when the actor was given the item to its end, by the driver's clock."""
     devices: Devices | None = field(default=None, compare=False)
     """What the pool holds."""
+    attempts: int = field(default=1, compare=False)
+    """Times it was begun, this one among them; those that a lost node ended are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,9 @@ _idle: list[tuple[float, Any]] = []
 _elastic = False
 """Whether nodes may join: the cluster was reached by its address."""
 
+_connect: Callable[[], None] | None = None
+"""Makes the connection that this process has, once more."""
+
 
 @contextmanager
 def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator[None]:
@@ -242,27 +249,30 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
     }
     if address:
         _refuse_silent_address(address)
-    with ExitStack() as stack:
-        if not address:
-            stack.enter_context(_on_loopback())
+
+    def connect() -> None:
         try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,  # a worker's error and its lines come back with its shard's outcome
-                logging_level=logging.ERROR,
-                **({} if address else local),
-            )
+            with _own_sigterm():
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,  # a worker's error and its lines come back with its shard's outcome
+                    logging_level=logging.ERROR,
+                    **({} if address else local),
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             if address:
                 raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
             raise
-        global _elastic  # noqa: PLW0603  # one connection a process, as Ray has
-        _elastic = bool(address)
+
+    with nullcontext() if address else _on_loopback():
+        connect()
+        global _elastic, _connect  # one connection a process, as Ray has
+        _elastic, _connect = bool(address), connect
         try:
             with metrics.kept_alive():
                 yield
         finally:
-            _elastic = False
+            _elastic, _connect = False, None
             _idle.clear()
             ray.shutdown()
 
@@ -294,6 +304,45 @@ def _metrics_port() -> int | None:
     if not (text.isdecimal() and 0 < int(text) < _PORTS):
         raise ConfigError(f"SUPERSCENE_METRICS_PORT is {text!r}: give a port, 1 to {_PORTS - 1}, or leave it out")
     return int(text)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM: Ray's ends it by SystemExit, and whoever started the run has another."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def reconnect() -> None:
+    """Connect anew where this process's own node has died; a local cluster is started anew.
+
+    Raises:
+        ConfigError: The cluster does not answer.
+    """
+    if _connect is not None and not _own_node_lives():
+        _idle.clear()
+        ray.shutdown()
+        _connect()
+
+
+def _own_node_lives() -> bool:
+    """Return whether the Ray node that this process is attached to is alive: without it no actor can be had."""
+    own = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return all(node["Alive"] or node.get("NodeID") != own for node in nodes)  # dead ones stay in the list
+
+
+def _refuse_lost_node() -> None:
+    """Raise TransientError where this process's own node has died: Ray itself would wait for ever."""
+    if not _own_node_lives():
+        raise TransientError(
+            "the Ray node that this run's driver is attached to has died, perhaps for lack of memory; what is done "
+            "stays: the same command goes on from here"
+        )
 
 
 def is_elastic() -> bool:
@@ -429,9 +478,11 @@ def run_pool[R](
         StoreError: A worker met a full or read-only store: nothing more can be done, what is finished stays.
         ArchiveError: The archive as a whole went away under the workers: likewise.
         ConfigError: The cluster has nothing to run an actor on.
+        TransientError: The node that this process is attached to died.
     """
     if not items:
         return
+    _refuse_lost_node()
     n_actors, gpus, threads = _plan(len(items), resources)
     held = devices_of(n_actors, gpus, threads)
     for its_gpus, actor in _idle:
@@ -444,7 +495,7 @@ def run_pool[R](
         for _ in range(n_actors):
             state.start()
         while state.unfinished():
-            ready, _ = ray.wait(list(state.running), num_returns=1, timeout=_LOOK_SECONDS)
+            ready = _first_ready(list(state.running))
             now = time.monotonic()
             if _elastic and now - looked >= _LOOK_SECONDS:
                 looked = now
@@ -457,6 +508,7 @@ def run_pool[R](
                     f"{_PATIENCE_SECONDS / 60:.0f} minutes; what is done stays: start again once there are nodes"
                 )
             if not ready:
+                _refuse_lost_node()
                 continue
             (ref,) = ready
             slot = state.running.pop(ref)
@@ -475,6 +527,16 @@ def run_pool[R](
         for slot in state.running.values():
             ray.kill(slot.actor)
         metrics.take_away(metrics.ACTORS, metrics.IN_FLIGHT, metrics.GPU_MEMORY)
+
+
+def _first_ready(refs: "list[ray.ObjectRef[Any]]") -> "list[ray.ObjectRef[Any]]":
+    """Return the first answer, or none after a while."""
+    try:
+        return ray.wait(refs, num_returns=1, timeout=_LOOK_SECONDS)[0]
+    except SystemError as error:  # what Ray makes of an interruption that a handler of signals raised
+        if isinstance(error.__cause__, Exception | None):
+            raise
+        raise error.__cause__ from None
 
 
 def _living_nodes() -> list[dict[str, float]]:
@@ -583,7 +645,7 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[_An
     if (fault := answer.fault) is None:
         state.feed(slot)
         result: Any = answer.value  # R, by what the worker is
-        return Done(item, result, seconds, state.devices)
+        return Done(item, result, seconds, state.devices, state.attempts[item])
     if fault.kind is not None and issubclass(fault.kind, StoreError | ArchiveError):
         raise fault.kind(fault.message)
     error_line = f"{fault.name}: {fault.message}"

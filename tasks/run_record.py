@@ -17,7 +17,7 @@ from infra.parquet_files import read_parquet
 from infra.storage import StorePaths, write_text
 from infra.tables import RUNS, publish
 from tasks.ingest import IngestCounts
-from tasks.stage import Progress, ShardFailure, StageReport
+from tasks.stage import Progress, ShardFailure, StageReport, both_attempts
 
 _LIBRARIES = ("superscene", "torch", "ray", "prefect", "zarr", "pyarrow", "timm", "rasterio", "numpy")
 
@@ -74,6 +74,9 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
     """What a person should know of the run that is no failure."""
 
+    task_began: int = 0
+    """Number of stages when the task began that now runs: a retry of it goes through its stages again."""
+
     def __post_init__(self) -> None:
         self.run_id = self.run_id or self.started.strftime(RUN_ID)
 
@@ -89,7 +92,7 @@ class RunRecord:
 
     def add(self, report: StageReport) -> None:
         """Note a finished stage, and write the record down."""
-        self.stages.append(report)
+        self.count(report)
         self.save("running")
 
     def watching(self, tell: Progress) -> Progress:
@@ -106,6 +109,18 @@ class RunRecord:
                 write_text(_progress_path(self.paths), json.dumps(asdict(live)))
 
         return both
+
+    def begin_task(self) -> None:
+        """Note that a task begins, which may be retried: its stages are of one title each."""
+        self.task_began = len(self.stages)
+
+    def count(self, report: StageReport) -> None:
+        """Note how a stage went, whole or not; one that a retried task went through before is one stage, not two."""
+        for place in range(self.task_began, len(self.stages)):
+            if self.stages[place].stage == report.stage:
+                self.stages[place] = both_attempts(self.stages[place], report)
+                return
+        self.stages.append(report)
 
     def note(self, text: str) -> None:
         """Keep a note, once."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError
 from infra.parts import StageParts
-from infra.ray_pool import Devices, Done, Resources, Worker, run_pool
+from infra.ray_pool import Devices, Done, Failed, Resources, Worker, run_pool
 from tasks.stage_watch import StageWatch
 
 
@@ -69,6 +69,20 @@ class StageReport:
         return self.busy_seconds * self.devices.count / self.devices.workers / 3600 if self.devices else 0.0
 
 
+def both_attempts(first: StageReport, second: StageReport) -> StageReport:
+    """Return how a stage went that was begun again: what either attempt did, and what the second one left undone."""
+    return StageReport(
+        first.stage,
+        first.done + second.done,
+        first.skipped,
+        first.patches + second.patches,
+        first.seconds + second.seconds,
+        second.failures,
+        second.devices or first.devices,
+        first.busy_seconds + second.busy_seconds,
+    )
+
+
 class Progress(Protocol):
     """Where a stage tells how far it is: a bar, an artifact, a log."""
 
@@ -110,6 +124,10 @@ def silent(stage: str, done: int, total: int, patches: int) -> None:
     """Tell nobody."""
 
 
+def unheard(outcome: Done[ShardCount] | Failed) -> None:
+    """Tell nobody."""
+
+
 type Ready = Callable[[list[int]], Generator[Sequence[int]]]
 """Yields the shards it is given, each once, in groups that can be worked on; closed when the stage ends."""
 
@@ -127,6 +145,7 @@ def run_stage(
     resources: Resources,
     progress: Progress = silent,
     ready: Ready = at_once,
+    heard: Callable[[Done[ShardCount] | Failed], None] = unheard,
 ) -> StageReport:
     """Run a stage's missing shards on the pool.
 
@@ -138,9 +157,11 @@ def run_stage(
         resources: What the pool may use.
         progress: Told after every shard.
         ready: Deals out the missing shards as they can be worked on.
+        heard: Told of every outcome.
 
     Raises:
         WorkerStartError, StoreError, ConfigError: As `run_pool` does: nothing more can be done.
+        TransientError: Likewise; another attempt may succeed.
     """
     done_everywhere = set.intersection(*(parts.done() for parts in outputs))
     missing = [shard for shard in shards if shard not in done_everywhere]
@@ -150,6 +171,7 @@ def run_stage(
     progress(stage, 0, len(missing), 0)
     with StageWatch(stage, len(missing), len(shards) - len(missing)) as watch, closing(ready(missing)) as batches:
         for outcome in chain.from_iterable(run_pool(build, batch, resources) for batch in batches):
+            heard(outcome)
             if isinstance(outcome, Done):
                 done += 1
                 devices, busy = outcome.devices, busy + outcome.seconds

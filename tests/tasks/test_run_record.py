@@ -107,6 +107,23 @@ def test_the_live_record_follows_the_run(tmp_path: Path) -> None:
     assert states == [("running", 0), ("running", 1), ("complete", 1), ("stopped", 1)]
 
 
+def test_a_stage_that_a_retried_task_went_through_twice_is_counted_once(tmp_path: Path) -> None:
+    """4 shards: 1 was done before; an error ends the first attempt after 1 was done and 1 failed; then 2 are done."""
+    record = record_of(StorePaths(tmp_path))
+    record.add(StageReport("train backbone resnet18", done=1))
+    record.begin_task()
+    record.add(StageReport("train backbone resnet18", skipped=1))  # another task's: the same backbone, asked for again
+    failure = ShardFailure("predict none", 2, "no")
+    record.count(StageReport("predict none", 1, 1, 4, 10.0, (failure,), None, 3.0))
+    record.add(StageReport("predict none", 2, 2, 8, 5.0, (), Devices("cpu", 2, 2), 8.0))
+    assert record.stages == [
+        StageReport("train backbone resnet18", done=1),
+        StageReport("train backbone resnet18", skipped=1),
+        StageReport("predict none", 3, 1, 12, 15.0, (), Devices("cpu", 2, 2), 11.0),
+    ]
+    assert record.complete
+
+
 def test_published_configs_come_last_run_first(tmp_path: Path) -> None:
     paths = StorePaths(tmp_path)
     assert published_configs(paths) == []
