@@ -394,10 +394,10 @@ def test_object_storage_holds_the_same_bytes_as_a_folder(store: ShardedStore, re
         kept.write(2, "pixels", filled(6))
         kept.write(1, "blocks", np.arange(20, dtype="float32").reshape(4, 5), first_row=2)
         kept.write(2, "valid", np.array([True] * 5 + [False]))
-        with closing(kept.writer(0)) as rows:
-            rows.append("pixels", filled(6, 1)[:2])
-            rows.append("pixels", filled(6, 1)[2:])
-            rows.commit()
+        with closing(kept.writer(0)) as writer:
+            writer.append("pixels", filled(6, 1)[:2])
+            writer.append("pixels", filled(6, 1)[2:])
+            writer.commit()
         create_store(kept.path, [PIXELS, BLOCKS], 6, 4, {"title": "test"})
     ours, theirs = (
         {str(path.relative_to(kept.path)): path.read_bytes() for path in kept.path.rglob("*") if path.is_file()}
