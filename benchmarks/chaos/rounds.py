@@ -40,7 +40,7 @@ class Inputs:
             "store": str(store),
             "shard_size": self.shard_size,
             "degrade": 4,
-            "sr": ["none", "bicubic"],
+            "sr": ["bicubic", "hr"],
             "keep_sr": "always",
             "classifiers": ["resnet18"],
             "weights": {"resnet18": str(self.backbone)},
@@ -74,7 +74,7 @@ class Rounds:
         told = Round(seed=-1)
         self._run(self.reference, told, [], 0.0)
         self.undisturbed_seconds = told.seconds
-        return [f"the undisturbed run: {end.why}" for end in told.ends if end.code] + self._left_behind()
+        return [f"the undisturbed run: {fault}" for fault in told.faults] + self._left_behind()
 
     def disturbed(self, seed: int, planned: Sequence[Planned], seconds: float) -> Round:
         """Run with faults, and return what happened.
@@ -122,8 +122,8 @@ class Rounds:
             told.faults += _unclear(end, driver.log)
             if end.code == 0:
                 break
-            if len(told.ends) == MOST_STARTS:
-                told.faults.append(f"not done after {MOST_STARTS} starts: {end.why}")
+            if len(told.ends) == (MOST_STARTS if planned else 1):
+                told.faults.append(f"not done after {len(told.ends)} starts: {end.why}")
                 break
             while world.disk.full_since is not None and not stopped:  # nobody starts a run on a disk that is full
                 killer.act(driver)

@@ -105,7 +105,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {**_NODE, "num_cpus": _CPUS[0], "include_dashboard": False, "_system_config": _HEALTH}
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args={**head, "_temp_dir": str(folder)})
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(folder)})
         self._nodes: dict[int, Any] = {place: self._add(place) for place in range(1, len(_CPUS))}
         self._lost: dict[int, float] = {}
 
@@ -277,6 +277,7 @@ def world(disk_megabytes: int) -> Iterator[World]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_HOME": str(folder / "prefect"),
+            "RAY_TMPDIR": str(folder),
         }
         stack.enter_context(environment(values))
         s3 = S3()
@@ -284,7 +285,7 @@ def world(disk_megabytes: int) -> Iterator[World]:
         stack.enter_context(environment(s3.environment))
         stack.enter_context(environment({"PREFECT_API_URL": stack.enter_context(_prefect_server(folder))}))
         with environment({"TMPDIR": str(disk.folder), "SUPERSCENE_SCRATCH": str(disk.folder)}):
-            nodes = Nodes(folder / "r")
+            nodes = Nodes(folder / "ray")
             stack.callback(nodes.close)
             of_drivers = {**os.environ, "RAY_ADDRESS": nodes.address}
         yield World(folder, s3, nodes, disk, of_drivers, folder.name)
