@@ -9,7 +9,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -48,7 +48,8 @@ RETRY: "RetryConfig" = {
 """What the client does by itself."""
 
 PAUSES: tuple[float, ...] = (0.5, 2.0, 8.0)
-"""Seconds before further attempts at a conditional PUT: the client does not repeat one that timed out."""
+"""Seconds before further attempts at what the client does not repeat: a conditional PUT that timed out, a listing or a
+removal whose answer broke off."""
 
 _ONE_PUT = 32 * 2**20
 """Bytes up to which an object is one PUT; beyond, it is uploaded in pieces and appears by the last request."""
@@ -58,6 +59,9 @@ _READ_AHEAD = 8 * 2**20
 
 _CREDENTIALS_FROM = ("169.254.169.254", "169.254.170.", "metadata.google.internal", "/latest/api/token")
 """Where the client looks for credentials once the environment has none."""
+
+_BROKEN_OFF = "response body error"
+"""How the client tells of an answer of which only a part came."""
 
 _URL = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,253}[a-z0-9])(?:/(.*))?", re.ASCII)
 _KEPT = re.compile(r"[A-Za-z0-9._=+ -]+", re.ASCII)
@@ -109,8 +113,7 @@ class ObjectPath(PosixPath):
 
     def is_dir(self) -> bool:
         """Return whether an object's name begins with this folder's."""
-        with in_our_words(self):
-            return any(obstore.list(self.bucket, f"{self.key}/", chunk_size=1))
+        return _repeated(self, lambda: any(obstore.list(self.bucket, f"{self.key}/", chunk_size=1)))
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:  # noqa: ARG002  # pathlib's signature
         """Return whether there is such an object or folder."""
@@ -158,8 +161,7 @@ class ObjectPath(PosixPath):
 
     def rglob(self, pattern: str, *, case_sensitive: bool | None = None) -> Generator[Self]:  # noqa: ARG002
         """Yield the objects, and no folders, at any depth whose names match."""
-        with in_our_words(self):
-            found = obstore.list(self.bucket, f"{self.key}/", chunk_size=1000).collect()
+        found = _repeated(self, lambda: obstore.list(self.bucket, f"{self.key}/", chunk_size=1000).collect())
         paths = (self._child(item["path"]) for item in found)
         yield from sorted(path for path in paths if fnmatchcase(path.name, pattern))
 
@@ -172,15 +174,13 @@ class ObjectPath(PosixPath):
         if not missing_ok and not self.is_file():
             raise FileNotFoundError(f"there is no {self}")
         try:
-            with in_our_words(self):
-                obstore.delete(self.bucket, self.key)
+            _repeated(self, lambda: obstore.delete(self.bucket, self.key))
         except FileNotFoundError:  # Google's service tells, Amazon's does not
             return
 
     def children(self) -> tuple[list[Self], list[Self]]:
         """Return the folders and the objects that lie in the folder."""
-        with in_our_words(self):
-            found = obstore.list_with_delimiter(self.bucket, f"{self.key}/")
+        found = _repeated(self, lambda: obstore.list_with_delimiter(self.bucket, f"{self.key}/"))
         folders = [self._child(prefix) for prefix in found["common_prefixes"]]
         files = [self._child(item["path"]) for item in found["objects"]]
         return folders, [path for path in files if path != self]  # a web console's mark of an empty folder
@@ -381,6 +381,19 @@ def get_part(path: ObjectPath, start: int, end: int | None) -> bytes:
             return obstore.get_range(path.bucket, path.key, start=start, end=end).to_bytes()
         options: GetOptions = {"range": {"offset": start} if start >= 0 else {"suffix": -start}}
         return obstore.get(path.bucket, path.key, options=options).bytes().to_bytes()
+
+
+def _repeated[T](path: Path, ask: Callable[[], T]) -> T:
+    """Return the answer to a listing or a removal, asked for again where it broke off."""
+    with in_our_words(path):
+        for pause in PAUSES:
+            try:
+                return ask()
+            except BaseError as error:
+                if _BROKEN_OFF not in str(error):
+                    raise
+            time.sleep(pause)
+        return ask()
 
 
 @contextmanager

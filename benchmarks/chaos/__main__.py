@@ -68,7 +68,7 @@ def make_inputs(folder: Path, patches: int, shard_size: int) -> Inputs:
 
 def chaos(inputs: Inputs, patches: int, seed: int, seconds: float, logs: Path) -> Found:
     """Run the reference and then rounds until the time is over."""
-    with world(64 + patches * _DISK_BYTES_PER_PATCH // 2**20) as around:
+    with world(512 + patches * _DISK_BYTES_PER_PATCH // 2**20) as around:
         rounds = Rounds(around, inputs, logs)
         wrong = rounds.undisturbed()
         if not around.disk.limited:

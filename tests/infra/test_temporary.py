@@ -47,7 +47,7 @@ def holder(folder: Path) -> "subprocess.Popen[str]":
 
 
 def test_a_folder_ends_with_its_block_however_that_ends(folder: Path) -> None:
-    with pytest.raises(KeyError), temporary_folder() as made:
+    with pytest.raises(KeyError), temporary_folder() as made:  # noqa: PT012
         (made / "a").mkdir()
         (made / "a" / "b").write_text("b")
         assert made.parent == folder
