@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rich.console import Console
@@ -64,7 +64,8 @@ class Round:
 
     def as_json(self) -> dict[str, Any]:
         """Return the round for a result's file."""
-        return {**asdict(self), "lost_seconds": self.lost_seconds, "ends": [asdict(end) for end in self.ends]}
+        own = {item.name: getattr(self, item.name) for item in fields(self)}  # asdict cannot copy a Counter
+        return {**own, "lost_seconds": self.lost_seconds, "ends": [asdict(end) for end in self.ends]}
 
 
 def retries(log: str) -> Counter[str]:
