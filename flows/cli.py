@@ -89,8 +89,10 @@ def _run(
 
     config = load_config(run_yaml, overrides)
     from flows.archive import archive
+    from flows.orphans import end_orphaned_servers
     from flows.progress import bars
 
+    end_orphaned_servers()
     with bars():
         summary = archive(config, until)
     Console().print(summary, markup=False, highlight=False, soft_wrap=True)
@@ -120,9 +122,11 @@ def train_sr(run_yaml: RunYaml, overrides: Overrides = None) -> None:
     from flows.config import load_config
 
     config = load_config(run_yaml, overrides)
+    from flows.orphans import end_orphaned_servers
     from flows.progress import bars
     from flows.train_sr import train_sr as fit
 
+    end_orphaned_servers()
     with bars():
         summary = fit(config)
     Console().print(summary, markup=False, highlight=False, soft_wrap=True)
@@ -239,8 +243,10 @@ def demo(
     os.environ.setdefault("PREFECT_HOME", str((folder / "prefect").resolve()))  # read when Prefect is imported
     from flows.archive import archive
     from flows.demo import demo_config, write_demo_archive
+    from flows.orphans import end_orphaned_servers
     from flows.progress import bars
 
+    end_orphaned_servers()
     with bars():
         write_demo_archive(folder, patches)
         summary = archive(demo_config(folder, store))

@@ -17,6 +17,9 @@ _REPLACEMENT_SECONDS = 5.0
 _FULL_SECONDS = (3.0, 6.0)
 """How long the disk stays full: at least, and by chance longer."""
 
+_AT_WORK = 0.75
+"""Share of actors and drivers that are killed in the middle of work; others at whatever they are, such as a start."""
+
 
 class Killer:
     """One round's faults."""
@@ -34,11 +37,6 @@ class Killer:
         self._planned = [fault for fault in planned if fault.kind != "disk" or world.disk.limited]
         self._began = time.monotonic()
         self._free_at = 0.0
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left to be done or undone."""
-        return not self._planned and self._world.disk.full_since is None
 
     def act(self, driver: Driver) -> None:
         """Do what is due, and let come back what was taken long enough."""
@@ -72,7 +70,7 @@ class Killer:
                 place = victim(places, fault.choice)
                 self._world.nodes.kill_raylet(place)
             case "driver":
-                if driver.killed or driver.end() is not None:
+                if driver.killed or driver.end() is not None or (fault.choice < _AT_WORK and not driver.at_work()):
                     return None
                 driver.kill()
                 place = driver.process.pid
@@ -91,10 +89,10 @@ class Killer:
         return f"{fault.kind} {place} killed"
 
     def _kill_actor(self, choice: float) -> str | None:
-        actors = self._world.nodes.actors()
+        actors = self._world.nodes.actors(at_work=choice < _AT_WORK)
         if not actors:
             return None
-        chosen = victim(actors, choice)
+        chosen = victim(actors, choice / _AT_WORK if choice < _AT_WORK else (choice - _AT_WORK) / (1 - _AT_WORK))
         with suppress(psutil.NoSuchProcess):
             chosen.kill()
             self._round.killed["actor"] += 1

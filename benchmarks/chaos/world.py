@@ -131,10 +131,11 @@ class Nodes:
                 self._nodes[place] = self._add(place)
                 del self._lost[place]
 
-    def actors(self) -> list[psutil.Process]:
-        """Return the processes of the pool's actors on living nodes."""
+    def actors(self, *, at_work: bool) -> list[psutil.Process]:
+        """Return the processes of the pool's actors on living nodes: all, or those with a shard in hand."""
         living = [self._cluster.head_node, *(self._nodes[place] for place in self.raylets())]
-        return [process for node in living for process in _children(_raylet(node)) if _is_actor(process)]
+        title = "ray::_Host.run" if at_work else "ray::_Host"
+        return [process for node in living for process in _children(_raylet(node)) if _is_called(process, title)]
 
     def close(self) -> None:
         """End all nodes."""
@@ -156,9 +157,9 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _is_actor(process: psutil.Process) -> bool:
+def _is_called(process: psutil.Process, title: str) -> bool:
     try:
-        return any("ray::_Host" in word for word in process.cmdline())
+        return any(title in word for word in process.cmdline())
     except psutil.Error:
         return False
 
@@ -218,8 +219,12 @@ class Driver:
     started: float = field(default_factory=time.monotonic)
     killed: bool = False
 
+    def at_work(self) -> bool:
+        """Whether it has begun a stage: it tells of each."""
+        return self.log.stat().st_size > 0
+
     def kill(self) -> None:
-        """End it by SIGKILL, and wait until it has."""
+        """End it by SIGKILL."""
         self.killed = True
         self.process.kill()
 
@@ -284,10 +289,11 @@ def world(disk_megabytes: int) -> Iterator[World]:
         stack.callback(s3.close)
         stack.enter_context(environment(s3.environment))
         stack.enter_context(environment({"PREFECT_API_URL": stack.enter_context(_prefect_server(folder))}))
-        with environment({"TMPDIR": str(disk.folder), "SUPERSCENE_SCRATCH": str(disk.folder)}):
-            nodes = Nodes(folder / "ray")
-            stack.callback(nodes.close)
-            of_drivers = {**os.environ, "RAY_ADDRESS": nodes.address}
+        # To the end, for nodes that join later too.
+        stack.enter_context(environment({"TMPDIR": str(disk.folder), "SUPERSCENE_SCRATCH": str(disk.folder)}))
+        nodes = Nodes(folder / "ray")
+        stack.callback(nodes.close)
+        of_drivers = {**os.environ, "RAY_ADDRESS": nodes.address}
         yield World(folder, s3, nodes, disk, of_drivers, folder.name)
 
 
