@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -99,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="keep the archive and the logs there; else they are removed")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whatever was started is ended
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     seconds = 60 * args.minutes if args.hours is None else 3600 * args.hours
     print(f"seed {seed}", flush=True)

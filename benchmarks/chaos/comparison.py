@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,9 +96,9 @@ def _array_differences(ours: Path, theirs: Path) -> list[str]:
     return [f"{count} values differ, the first at {first}"] if count else []
 
 
-def _array(path: Path) -> "zarr.Array[zarr.abc.metadata.Metadata]":
+def _array(path: Path) -> zarr.Array[Any]:
     place = ZarrObjects(path, read_only=True) if isinstance(path, ObjectPath) else path
-    return zarr.open_array(place, mode="r")  # type: ignore[return-value]
+    return zarr.open_array(place, mode="r")
 
 
 def _last_run(store: Path) -> dict[str, object]:

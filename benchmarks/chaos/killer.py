@@ -37,6 +37,7 @@ class Killer:
         self._planned = [fault for fault in planned if fault.kind != "disk" or world.disk.limited]
         self._began = time.monotonic()
         self._free_at = 0.0
+        self._stopped = False
 
     def act(self, driver: Driver) -> None:
         """Do what is due, and let come back what was taken long enough."""
@@ -52,6 +53,9 @@ class Killer:
 
     def stop(self) -> None:
         """End all faults, and bring back all nodes: whatever is still to come never does."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._planned.clear()
         if self._world.disk.full_since is not None:
             self._round.disk_full_seconds += self._world.disk.free()

@@ -12,7 +12,7 @@ from benchmarks.chaos.comparison import differences
 from benchmarks.chaos.killer import Killer
 from benchmarks.chaos.report import End, Round, retries
 from benchmarks.chaos.schedule import Planned
-from benchmarks.chaos.world import World, start_driver
+from benchmarks.chaos.world import Driver, World, start_driver
 from infra.object_store import ObjectPath, object_path
 from tests.infra.s3_server import BUCKET
 
@@ -94,44 +94,51 @@ class Rounds:
         return told
 
     def _run(self, store: ObjectPath, told: Round, planned: Sequence[Planned], seconds: float) -> None:
-        world, name = self.world, store.name
-        run_yaml = self.inputs.write(world.folder / f"{name}.yaml", store)
-        killer = Killer(world, planned, told, self.logs / f"{name}-faults.log")
-        before = Counter(world.s3.heal())
+        """Start drivers until one is done, while the killer is at work for so many seconds."""
+        killer = Killer(self.world, planned, told, self.logs / f"{store.name}-faults.log")
+        before = Counter(self.world.s3.heal())
         began = time.monotonic()
-        driver = start_driver(run_yaml, self.logs / f"{name}-001.log", world.environment)
-        stopped = False
-        while True:
-            if not stopped and time.monotonic() - began > seconds:
-                killer.stop()
-                stopped = True
-            if not stopped:
-                killer.act(driver)
-            end = driver.end()
-            if end is None:
-                if time.monotonic() - max(driver.started, began + seconds) > _PATIENCE_SECONDS:
-                    told.faults.append(f"the driver hangs: see {driver.log}")
-                    driver.kill()
-                    driver.process.wait()
-                    told.ends.append(End(time.monotonic() - driver.started, -9, killed=False, words="it hung"))
+        driver = self._start(store, told)
+        try:
+            while True:
+                if time.monotonic() - began > seconds:
+                    killer.stop()
+                else:
+                    killer.act(driver)
+                end = driver.end() or self._hung(driver, began + seconds)
+                if end is None:
+                    time.sleep(0.1)
+                    continue
+                told.ends.append(end)
+                told.retries += retries(driver.log.read_text(errors="replace"))
+                told.faults += _unclear(end, driver.log)
+                if end.code == 0:
                     break
-                time.sleep(0.1)
-                continue
-            told.ends.append(end)
-            told.retries += retries(driver.log.read_text(errors="replace"))
-            told.faults += _unclear(end, driver.log)
-            if end.code == 0:
-                break
-            if len(told.ends) == (MOST_STARTS if planned else 1):
-                told.faults.append(f"not done after {len(told.ends)} starts: {end.why}")
-                break
-            while world.disk.full_since is not None and not stopped:  # nobody starts a run on a disk that is full
-                killer.act(driver)
-                time.sleep(0.1)
-            driver = start_driver(run_yaml, self.logs / f"{name}-{len(told.ends) + 1:03d}.log", world.environment)
-        told.seconds = time.monotonic() - began
-        killer.stop()
-        told.s3_faults = Counter(world.s3.heal()) - before
+                if len(told.ends) == (MOST_STARTS if planned else 1):
+                    told.faults.append(f"not done after {len(told.ends)} starts: {end.why}")
+                    break
+                while self.world.disk.full_since is not None:  # nobody starts a run on a disk that is full
+                    killer.act(driver)
+                    time.sleep(0.1)
+                driver = self._start(store, told)
+        finally:
+            driver.process.kill()
+            driver.process.wait()
+            told.seconds = time.monotonic() - began
+            killer.stop()
+        told.s3_faults = Counter(self.world.s3.heal()) - before
+
+    def _start(self, store: ObjectPath, told: Round) -> Driver:
+        run_yaml = self.inputs.write(self.world.folder / f"{store.name}.yaml", store)
+        return start_driver(run_yaml, self.logs / f"{store.name}-{len(told.ends) + 1:03d}.log", self.world.environment)
+
+    def _hung(self, driver: Driver, quiet_since: float) -> End | None:
+        """End a driver that is at work for all too long after the last fault, and say so."""
+        seconds = time.monotonic() - max(driver.started, quiet_since)
+        if seconds < _PATIENCE_SECONDS:
+            return None
+        driver.process.kill()
+        return End(seconds, driver.process.wait(), killed=False, words="it hung")
 
     def _left_behind(self) -> list[str]:
         """Return what a finished run left where only temporary files are."""
