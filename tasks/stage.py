@@ -141,7 +141,7 @@ def run_stage(
     Raises:
         WorkerStartError, StoreError, ConfigError: As `run_pool` does: nothing more can be done.
     """
-    done_everywhere = set.intersection(*(parts.done() for parts in outputs))
+    done_everywhere = _done_everywhere(outputs)
     missing = [shard for shard in shards if shard not in done_everywhere]
     started, patches, done = time.monotonic(), 0, 0
     failures: list[ShardFailure] = []
@@ -153,12 +153,18 @@ def run_stage(
                 done += 1
                 devices, busy = outcome.devices, busy + outcome.seconds
                 patches += outcome.result.patches
+            elif outcome.item in _done_everywhere(outputs):
+                done += 1  # by another attempt: one on a node that was called lost went on to its end
             else:
                 failures.append(ShardFailure(stage, outcome.item, outcome.error))
                 outputs[-1].write_failure(outcome.item, outcome.attempts, outcome.error)
             progress(stage, done + len(failures), len(missing), patches)
     seconds = time.monotonic() - started if missing else 0.0
     return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures), devices, busy)
+
+
+def _done_everywhere(outputs: Sequence[Outputs]) -> set[int]:
+    return set.intersection(*(parts.done() for parts in outputs))
 
 
 class Fit(Protocol):
