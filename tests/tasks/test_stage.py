@@ -68,7 +68,7 @@ def run(
 def test_a_shard_that_another_attempt_ended_after_all_is_done(
     monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]
 ) -> None:
-    """A worker on a node that was called lost writes both parts of shard 1 and removes its input; of 2 it writes one."""
+    """A worker on a node that was called lost writes both parts of shard 1 and removes its input; one of shard 2."""
 
     def pool(build: object, items: Sequence[int], resources: Resources) -> Iterator[Failed]:
         for parts in outputs:
