@@ -79,7 +79,7 @@ class Killer:
                 driver.kill()
                 place = driver.process.pid
             case "disk":
-                if self._world.disk.full_since is not None:
+                if self._world.disk.full_since is not None or not driver.at_work():
                     return None
                 self._world.disk.fill()
                 self._round.disk_fills += 1
