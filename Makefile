@@ -6,13 +6,14 @@ SHELL := /bin/bash
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PATCHES ?= 160
+CHAOS ?= --minutes 3
 
 export UV_PROJECT_ENVIRONMENT := .venv
 export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lint types contracts unit slow fuzz bench lock clean
+.PHONY: help setup demo test lint types contracts unit slow fuzz bench chaos lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +60,9 @@ bench: setup  ## Every benchmark, results to benchmarks/results; sr_quality need
 	failed=0; for file in benchmarks/*.py; do \
 	  $(BIN)/python $$file --out benchmarks/results/$$(basename $$file .py).json || failed=1; \
 	done; exit $$failed
+
+chaos: setup  ## Kill, starve and cut off a run until it is done, and compare; CHAOS="--hours 8"
+	$(BIN)/python -m benchmarks.chaos --folder work/chaos $(CHAOS)
 
 lock: | $(filter .tools/bin/uv,$(UV))  ## Resolve requirements.lock anew
 	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade --python-version 3.12 \

@@ -114,8 +114,10 @@ def _run(
     config = load_config(run_yaml, overrides)
     _join(address)
     from flows.archive import archive
+    from flows.orphans import end_orphaned_servers
     from flows.progress import bars
 
+    end_orphaned_servers()
     with bars():
         summary = archive(config, until)
     Console().print(summary, markup=False, highlight=False, soft_wrap=True)
@@ -146,9 +148,11 @@ def train_sr(run_yaml: RunYaml, overrides: Overrides = None, address: Address = 
 
     config = load_config(run_yaml, overrides)
     _join(address)
+    from flows.orphans import end_orphaned_servers
     from flows.progress import bars
     from flows.train_sr import train_sr as fit
 
+    end_orphaned_servers()
     with bars():
         summary = fit(config)
     Console().print(summary, markup=False, highlight=False, soft_wrap=True)
@@ -267,8 +271,10 @@ def demo(
     os.environ.setdefault("PREFECT_HOME", str((folder / "prefect").resolve()))  # read when Prefect is imported
     from flows.archive import archive
     from flows.demo import demo_config, write_demo_archive
+    from flows.orphans import end_orphaned_servers
     from flows.progress import bars
 
+    end_orphaned_servers()
     with bars():
         write_demo_archive(folder, patches)
         summary = archive(demo_config(folder, store))

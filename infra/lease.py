@@ -2,7 +2,8 @@
 
 It is an object that is created, renewed, taken over and given back by conditional PUTs: of two drivers one wins. The
 holder renews it; whoever wants it watches it. A lease that does not change for as long as it is valid, by the
-watcher's own clock, has lost its holder: no two clocks are ever compared.
+watcher's own clock, has lost its holder: no two clocks are ever compared. Where holder and watcher run under one kernel
+and see the same temporary files, the kernel tells at once: the holder has locked a folder there, of its random name.
 """
 
 import _thread
@@ -16,18 +17,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra import object_store
 from infra.errors import ConfigError, PipelineError, StoreError
 from infra.logs import events
 from infra.object_store import ObjectPath
+from infra.temporary import temporary_folder, was_abandoned
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
 SECONDS = 60.0
 """For how long a lease is valid since it was renewed; what a run waits for after a killed one."""
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _RENEWALS = 4
 """Renewals within that time: three may fail."""
@@ -47,6 +52,8 @@ class _Lease:
     """For how long it is valid."""
     held: bool = True
     """False once it was given back."""
+    boot: str = ""
+    """The kernel's name for its time since the machine started; empty where it has none."""
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -96,7 +103,7 @@ class _Renewal(threading.Thread):
 def held(path: ObjectPath) -> Iterator[None]:
     """Hold a lease while the block runs.
 
-    A lease whose holder was killed is waited for, for at most `SECONDS`.
+    A lease whose holder was killed is waited for, for at most `SECONDS`; on the same machine it is had at once.
 
     Args:
         path: The lease's object.
@@ -105,7 +112,13 @@ def held(path: ObjectPath) -> Iterator[None]:
         ConfigError: Another driver holds it, and is alive.
         StoreError: The store cannot be written, or the lease was lost while the block ran.
     """
-    lease = _Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), 0, SECONDS)
+    lease = _Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), 0, SECONDS, boot=_boot())
+    with temporary_folder(lease.holder):  # before others can see the name
+        yield from _held(path, lease)
+
+
+def _held(path: ObjectPath, lease: _Lease) -> Iterator[None]:
+    """Yield once, between taking the lease and giving it back."""
     renewal = _Renewal(path, lease, _acquired(path, lease))
     renewal.start()
     lost = StoreError(f"the lease {path} was lost: another run took the store, or it was out of reach for too long")
@@ -127,7 +140,8 @@ def is_held(path: ObjectPath) -> bool:
         lease, written = _read(path)[0], object_store.modified(path)
     except FileNotFoundError:
         return False
-    return lease.held and (datetime.now(UTC) - written).total_seconds() < 2 * lease.seconds
+    recent = (datetime.now(UTC) - written).total_seconds() < 2 * lease.seconds
+    return lease.held and recent and not _is_dead(lease)
 
 
 def _acquired(path: ObjectPath, lease: _Lease) -> "UpdateVersion":
@@ -146,7 +160,7 @@ def _acquired(path: ObjectPath, lease: _Lease) -> "UpdateVersion":
                 f"another run (process {found.pid} on {found.host}) is writing to the store of {path}; wait for it, "
                 "or choose another store"
             )
-        if not found.held or time.monotonic() - since > found.seconds:
+        if not found.held or _is_dead(found) or time.monotonic() - since > found.seconds:
             version = object_store.put_if(path, lease.to_bytes(), its_version)
             if version is not None and found.held:
                 events.warning("the lease of process %d on %s ran out and was taken over", found.pid, found.host)
@@ -156,6 +170,18 @@ def _acquired(path: ObjectPath, lease: _Lease) -> "UpdateVersion":
         watched = found
         time.sleep(found.seconds / _RENEWALS / 5)
     return version
+
+
+def _is_dead(lease: _Lease) -> bool:
+    """Return whether this machine knows that the holder is gone.
+
+    A copy of a machine's disk would have its folder without its lock, so the kernel must be the very same.
+    """
+    return bool(lease.boot) and lease.boot == _boot() and was_abandoned(lease.holder)
+
+
+def _boot() -> str:
+    return _BOOT.read_text().strip() if _BOOT.is_file() else ""
 
 
 def _read(path: ObjectPath) -> "tuple[_Lease, UpdateVersion]":

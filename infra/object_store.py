@@ -51,8 +51,8 @@ RETRY: "RetryConfig" = {
 """What the client does by itself."""
 
 PAUSES: tuple[float, ...] = (0.5, 2.0, 8.0)
-"""Seconds before further attempts at what the client does not repeat: a conditional PUT that timed out, a listing whose
-answer broke off."""
+"""Seconds before further attempts at what the client does not repeat: a conditional PUT that timed out, a listing or a
+removal whose answer broke off."""
 
 _ONE_PUT = 32 * 2**20
 """Bytes up to which an object is one PUT; beyond, it is uploaded in pieces and appears by the last request."""
@@ -65,6 +65,9 @@ _RANGES_AHEAD = 4
 
 _CREDENTIALS_FROM = ("169.254.169.254", "169.254.170.", "metadata.google.internal", "/latest/api/token")
 """Where the client looks for credentials once the environment has none."""
+
+_BROKEN_OFF = "response body error"
+"""How the client tells of an answer of which only a part came."""
 
 _URL = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,253}[a-z0-9])(?:/(.*))?", re.ASCII)
 _KEPT = re.compile(r"[A-Za-z0-9._=+ -]+", re.ASCII)
@@ -177,8 +180,7 @@ class ObjectPath(PosixPath):
         if not missing_ok and not self.is_file():
             raise FileNotFoundError(f"there is no {self}")
         try:
-            with in_our_words(self):
-                obstore.delete(self.bucket, self.key)
+            again(lambda: obstore.delete(self.bucket, self.key), self)
         except FileNotFoundError:  # Google's service tells, Amazon's does not
             return
 
@@ -436,18 +438,19 @@ def get_part(path: ObjectPath, start: int, end: int | None) -> bytes:
 
 
 def again[T](ask: Callable[[], T], path: Path) -> T:
-    """Return what a request returns that changes nothing, after some attempts if need be.
+    """Return the answer to a request that may be repeated, such as a listing, asked for again where it broke off.
 
     Raises:
-        StoreError, TransientError, FileNotFoundError: As `told` says; the last attempt's.
+        StoreError, TransientError, FileNotFoundError: As `told` says.
     """
-    for pause in PAUSES:
-        try:
-            with in_our_words(path):
-                return ask()
-        except TransientError:
-            time.sleep(pause)
     with in_our_words(path):
+        for pause in PAUSES:
+            try:
+                return ask()
+            except BaseError as error:
+                if _BROKEN_OFF not in str(error):
+                    raise
+            time.sleep(pause)
         return ask()
 
 

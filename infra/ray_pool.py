@@ -23,8 +23,12 @@ from typing import Any, Protocol
 
 import psutil
 
-# Ray tells of each dead worker on stdout in 1,200 characters; the pool tells of it in one line. Read at Ray's import.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed while executing a task")
+# Ray tells of each dead worker on stdout in 1,200 characters, and of each lost node in 25 lines of its log; the pool
+# tells of it in one line. Read at Ray's import.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    "^(A worker died or was killed while executing a task|Raylet is terminated|The node with node id)",
+)
 
 import ray
 from ray._private import ray_constants

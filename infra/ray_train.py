@@ -5,7 +5,6 @@ state; a run whose driver dies goes on when it is called again on the same folde
 """
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 
 from infra.errors import ConfigError, PipelineError, TrainingError
 from infra.ray_pool import Devices, Resources, devices_of, dismiss_idle, is_elastic
+from infra.temporary import temporary_folder
 
 MAX_FAILURES = 3
 """Times the workers may die in one call before it gives up."""
@@ -52,8 +52,8 @@ class TrainWorker:
         if self.rank:
             ray.train.report({})
             return
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / _STATE_FILE).write_bytes(state())
+        with temporary_folder() as folder:
+            (folder / _STATE_FILE).write_bytes(state())
             ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 from infra import lease, object_store
 from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath, object_path
+from infra.temporary import sweep_abandoned, temporary_folder
 
 _LEASE = "lease.json"
 
@@ -262,8 +263,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, sync: bool = 
         TransientError: Object storage did not take it, however often it was asked.
     """
     if isinstance(path, ObjectPath):
-        with tempfile.TemporaryDirectory(prefix="superscene-") as folder:
-            scratch = Path(folder) / path.name
+        with temporary_folder() as folder:
+            scratch = folder / path.name
             with writing(scratch):
                 write(scratch)
             object_store.put(path, scratch)
@@ -328,6 +329,7 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
     """
     if isinstance(paths.work, ObjectPath):
         with lease.held(paths.work / _LEASE):
+            sweep_abandoned()
             yield
         return
     lock_path = paths.work / "lock"

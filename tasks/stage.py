@@ -163,7 +163,7 @@ def run_stage(
         WorkerStartError, StoreError, ConfigError: As `run_pool` does: nothing more can be done.
         TransientError: Likewise; another attempt may succeed.
     """
-    done_everywhere = set.intersection(*(parts.done() for parts in outputs))
+    done_everywhere = _done_everywhere(outputs)
     missing = [shard for shard in shards if shard not in done_everywhere]
     started, patches, done = time.monotonic(), 0, 0
     failures: list[ShardFailure] = []
@@ -171,6 +171,9 @@ def run_stage(
     progress(stage, 0, len(missing), 0)
     with StageWatch(stage, len(missing), len(shards) - len(missing)) as watch, closing(ready(missing)) as batches:
         for outcome in chain.from_iterable(run_pool(build, batch, resources) for batch in batches):
+            if isinstance(outcome, Failed) and outcome.item in _done_everywhere(outputs):
+                # By another attempt: one on a node that was called lost went on to its end.
+                outcome = Done(outcome.item, ShardCount(0), 0.0, devices, outcome.attempts)  # noqa: PLW2901
             heard(outcome)
             if isinstance(outcome, Done):
                 done += 1
@@ -184,6 +187,10 @@ def run_stage(
             progress(stage, done + len(failures), len(missing), patches)
     seconds = time.monotonic() - started if missing else 0.0
     return StageReport(stage, done, len(shards) - len(missing), patches, seconds, tuple(failures), devices, busy)
+
+
+def _done_everywhere(outputs: Sequence[Outputs]) -> set[int]:
+    return set.intersection(*(parts.done() for parts in outputs))
 
 
 class Fit(Protocol):

@@ -1,11 +1,14 @@
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -30,6 +33,10 @@ with locked_store(StorePaths(location(sys.argv[1]))):
 """
 
 
+class Start(Protocol):
+    def __call__(self, paths: StorePaths, temporary: Path | None = None) -> subprocess.Popen[str]: ...
+
+
 @pytest.fixture
 def paths(s3_folder: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
     monkeypatch.setattr(lease, "SECONDS", SECONDS)
@@ -37,17 +44,18 @@ def paths(s3_folder: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[StorePaths], subprocess.Popen[str]]]:
-    """Start a process that holds a store until its input ends."""
+def start() -> Iterator[Start]:
+    """Start a process that holds a store until its input ends; its temporary files may lie elsewhere."""
     running = []
 
-    def run(paths: StorePaths) -> subprocess.Popen[str]:
+    def run(paths: StorePaths, temporary: Path | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(paths.root)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | ({} if temporary is None else {"TMPDIR": str(temporary)}),
         )
         running.append(process)
         assert process.stdout is not None
@@ -60,9 +68,7 @@ def start() -> Iterator[Callable[[StorePaths], subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_a_second_run_stops_and_names_the_first(
-    paths: StorePaths, start: Callable[[StorePaths], subprocess.Popen[str]]
-) -> None:
+def test_a_second_run_stops_and_names_the_first(paths: StorePaths, start: Start) -> None:
     first = start(paths)
     assert is_locked(paths)
     with (
@@ -78,10 +84,10 @@ def test_a_second_run_stops_and_names_the_first(
         assert time.monotonic() - begun < SECONDS, "what was given back is free at once"
 
 
-def test_the_lease_of_a_killed_run_ends_by_itself(
-    paths: StorePaths, start: Callable[[StorePaths], subprocess.Popen[str]]
+def test_the_lease_of_a_run_that_was_killed_elsewhere_ends_by_itself(
+    paths: StorePaths, start: Start, tmp_path: Path
 ) -> None:
-    first = start(paths)
+    first = start(paths, tmp_path)  # temporary files of its own, as another machine has
     first.send_signal(signal.SIGKILL)
     first.wait()
     begun = time.monotonic()
@@ -89,6 +95,38 @@ def test_the_lease_of_a_killed_run_ends_by_itself(
         assert time.monotonic() - begun >= SECONDS
         assert is_locked(paths)
     assert not is_locked(paths)
+
+
+def test_the_lease_of_a_run_that_was_killed_here_is_had_at_once(
+    paths: StorePaths, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = start(paths, tmp_path)
+    assert is_locked(paths)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not is_locked(paths)
+    begun = time.monotonic()
+    with locked_store(paths):
+        assert time.monotonic() - begun < SECONDS
+        assert is_locked(paths)
+        assert len(list(tmp_path.iterdir())) == 1, "the dead one's folder is swept, this one's is there"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lease_of_another_boot_is_waited_for(
+    paths: StorePaths, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A copy of a machine has the folder, and no lock on it, while the first may go on."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = start(paths, tmp_path)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    (other := tmp_path / "boot_id").write_text("another")
+    monkeypatch.setattr(lease, "_BOOT", other)
+    begun = time.monotonic()
+    with locked_store(paths):
+        assert time.monotonic() - begun >= SECONDS
 
 
 def test_of_many_that_wait_for_a_dead_one_a_single_one_gets_it(paths: StorePaths) -> None:

@@ -221,6 +221,26 @@ def test_an_answer_that_breaks_off_is_read_to_its_end(s3: S3Server, s3_folder: O
         assert file.read() == content
 
 
+def test_a_listing_or_a_removal_whose_answer_breaks_off_is_asked_for_again(s3: S3Server, s3_folder: ObjectPath) -> None:
+    for name in ("a", "b", "c/d"):
+        put(s3_folder / name, b"1")
+    asked: list[tuple[Callable[[], object], object]] = [
+        (lambda: [path.name for path in s3_folder.rglob("*")], ["a", "b", "d"]),
+        (lambda: sorted(path.name for path in s3_folder.iterdir()), ["a", "b", "c"]),
+        ((s3_folder / "c").is_dir, True),
+        ((s3_folder / "b").unlink, None),
+        ((s3_folder / "b").is_file, False),
+    ]
+    for ask, answer in asked:
+        fault = Fault("half", times=2)
+        s3.faults[:] = [fault]
+        assert ask() == answer
+        assert fault.times < 2
+    s3.faults[:] = [Fault("half", times=9)]
+    with pytest.raises(TransientError, match="no connection"):
+        list(s3_folder.iterdir())
+
+
 def test_what_does_not_pass_is_told_without_what_the_server_says(s3: S3Server, s3_folder: ObjectPath) -> None:
     path = s3_folder / "f"
     uses = (lambda: put(path, b""), path.read_bytes, path.exists, lambda: list(s3_folder.glob("*")), path.unlink)

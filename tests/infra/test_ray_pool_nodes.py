@@ -89,7 +89,11 @@ def test_a_cluster_without_room_is_waited_for(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_lost_node_costs_no_item_and_no_attempt(
-    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    two_nodes: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     nodes, second = two_nodes
     other_stage = tmp_path / "other"
@@ -116,3 +120,4 @@ def test_a_lost_node_costs_no_item_and_no_attempt(
     assert after == [Done(3, 9)]
     (warning,) = [record.getMessage() for record in caplog.records]
     assert re.match(r"shard \d, 0 of 1 attempts used: the node was lost: ", warning)
+    assert "(raylet)" not in "".join(capfd.readouterr()), "Ray tells in many lines what the pool tells in one"

@@ -65,6 +65,24 @@ def run(
     return report, pool.asked, told
 
 
+def test_a_shard_that_another_attempt_ended_after_all_is_done(
+    monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]
+) -> None:
+    """A worker on a node that was called lost writes both parts of shard 1 and removes its input; one of shard 2."""
+
+    def pool(build: object, items: Sequence[int], resources: Resources) -> Iterator[Failed]:
+        for parts in outputs:
+            parts.write(1, pa.table({"a": [1]}))
+        outputs[0].write(2, pa.table({"a": [2]}))
+        for item in items:
+            yield Failed(item, 1, "FileNotFoundError: the input is gone")
+
+    monkeypatch.setattr(stage_module, "run_pool", pool)
+    report = run_stage("ingest", PartWriter, outputs, [1, 2], RESOURCES)  # type: ignore[arg-type]
+    assert (report.done, [failure.shard for failure in report.failures]) == (1, [2])
+    assert outputs[-1].failures() == {2: "FileNotFoundError: the input is gone"}
+
+
 def test_done_skipped_and_failed_are_counted_apart(monkeypatch: pytest.MonkeyPatch, outputs: list[StageParts]) -> None:
     for parts in outputs:
         parts.write(0, pa.table({"a": [0]}))

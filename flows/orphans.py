@@ -1,0 +1,38 @@
+"""Prefect servers that drivers started for themselves and, killed, left running.
+
+Without PREFECT_API_URL, Prefect starts a server as a child of the driver. A driver that is killed by SIGKILL cannot end
+it; the next one does. A server is an orphan when its parent is no longer the driver that it was started by.
+"""
+
+import os
+
+import psutil
+
+_DRIVER = "SUPERSCENE_DRIVER"
+"""Environment variable by which a driver's children know its process id."""
+
+
+def end_orphaned_servers() -> int:
+    """End the servers of this user's dead drivers, mark those of this one, and return how many were ended.
+
+    Call it before Prefect runs a flow.
+    """
+    orphans = [process for process in psutil.process_iter() if _is_orphan(process)]
+    for process in orphans:
+        process.terminate()
+    _, stubborn = psutil.wait_procs(orphans, timeout=10)
+    for process in stubborn:
+        process.kill()
+    os.environ[_DRIVER] = str(os.getpid())
+    return len(orphans)
+
+
+def _is_orphan(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+        if not ("uvicorn" in words and any("prefect.server" in word for word in words)):
+            return False
+        driver = process.environ().get(_DRIVER)
+        return driver is not None and process.uids().real == os.getuid() and process.ppid() != int(driver)
+    except psutil.Error:  # it has ended, or is another user's
+        return False
