@@ -38,10 +38,10 @@ from infra.archives.tiff import decode
 from infra.bigearthnet.bands import S2_BANDS
 from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts
-from infra.ray_pool import Done, Resources, Worker, cluster, run_pool
+from infra.ray_pool import Done, Resources, cluster, run_pool
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
-from tasks.bucket_ingest import BucketFeed, BucketIngester
+from tasks.bucket_ingest import BucketFeed
 from tasks.plan import Plan, make_plan
 from tasks.stage import ShardCount, run_stage
 
@@ -164,9 +164,9 @@ def pass_over(archive: StreamedArchive, plan: Plan) -> None:
 
 def ingest(archive: StreamedArchive, plan: Plan, resources: Resources) -> None:
     """Ingest every shard, as the flow does."""
-    build: Callable[[], Worker[ShardCount]] = partial(BucketIngester, archive, plan.format, plan.parts)
+    feed = BucketFeed(archive, plan)
     shards = sorted(plan.shards)
-    report = run_stage("ingest", build, [plan.parts], shards, resources, ready=BucketFeed(archive, plan))
+    report = run_stage("ingest", feed.worker, [plan.parts], shards, resources, ready=feed)
     assert report.complete, report.failures
     assert report.patches == len(plan.shards) * plan.shard_size
 

@@ -29,7 +29,7 @@ from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
 from tasks.branch import Branch, Inputs, make_branch
-from tasks.bucket_ingest import BucketFeed, BucketIngester, with_contents
+from tasks.bucket_ingest import BucketFeed, with_contents
 from tasks.comparisons import publish_comparisons
 from tasks.evaluate import (
     EvaluateJob,
@@ -253,8 +253,8 @@ def ingest(run: Run) -> Plan:
     plan = make_plan(source, run.paths, chosen.layout, run.config.shard_size, options)
     shards, resources = sorted(plan.shards), run.resources.without_gpu()
     if isinstance(source, StreamedArchive):
-        from_buckets = partial(BucketIngester, source, plan.format, plan.parts)
-        run.stage("ingest", from_buckets, [plan.parts], shards, resources, BucketFeed(source, plan))
+        feed = BucketFeed(source, plan)
+        run.stage("ingest", feed.worker, [plan.parts], shards, resources, feed)
         plan = with_contents(plan, source)
     elif source is not None:
         build = partial(ShardIngester, source, plan.format, plan.parts)

@@ -1,10 +1,12 @@
 """Ingest from tar archives: one pass over each fills a bucket a shard, and full buckets are ingested meanwhile."""
 
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -30,21 +32,24 @@ logger = logging.getLogger(__name__)
 class BucketIngester:
     """Ingests a shard from its bucket, and removes that when the shard's part is written."""
 
-    def __init__(self, archive: StreamedArchive, patch_format: PatchFormat, parts: StageParts) -> None:
+    def __init__(
+        self, archive: StreamedArchive, patch_format: PatchFormat, parts: StageParts, buckets: Buckets
+    ) -> None:
         self._source = BucketArchive(archive)
         self._parts = parts
-        self._buckets = Buckets(parts.paths.buckets)
+        self._buckets = buckets
         self._ingester = ShardIngester(self._source, patch_format, parts)
 
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard, as `ShardIngester` does from folders."""
         path = self._buckets.path(shard)
-        if self._parts.is_done(shard) and not path.exists():  # another worker died after its last line of work
-            return ShardCount(self._parts.read(shard).num_rows)
-        with Bucket(path) as bucket:
-            self._source.bucket = bucket
-            count = self._ingester.run(shard)
-        path.unlink()
+        if self._parts.is_done(shard):  # by a worker that died then, or whose node was called lost and was not
+            count = ShardCount(self._parts.read(shard).num_rows)
+        else:
+            with Bucket(path) as bucket:
+                self._source.bucket = bucket
+                count = self._ingester.run(shard)
+        path.unlink(missing_ok=True)
         return count
 
 
@@ -54,6 +59,17 @@ class BucketFeed:
 
     archive: StreamedArchive
     plan: Plan
+    run: str = field(default_factory=partial(secrets.token_hex, 8))
+    """Names this run's buckets: a killed one's workers may live on for a while, and must not meet them."""
+
+    @property
+    def buckets(self) -> Buckets:
+        """Where the files of each shard are; all workers have to see that folder."""
+        return Buckets(self.plan.paths.buckets / self.run)
+
+    def worker(self) -> BucketIngester:
+        """Return what ingests a shard from its bucket."""
+        return BucketIngester(self.archive, self.plan.format, self.plan.parts, self.buckets)
 
     def __call__(self, missing: list[int]) -> Generator[Sequence[int]]:
         """Yield groups of shards whose buckets are full, while the passes go on in a thread of their own.
@@ -65,15 +81,16 @@ class BucketFeed:
             ArchiveError: An archive cannot be read to its end. Shards that were full before are yielded first.
             StoreError: The scratch folder cannot be written.
         """
-        buckets = Buckets(self.plan.paths.buckets)
-        buckets.remove()  # of a run that was killed
+        everything = Buckets(self.plan.paths.buckets)
+        everything.remove()  # of a run that was killed
         if not missing:
             return
-        buckets.make()
+        everything.make()
+        self.buckets.make()
         try:
-            yield from prefetch_groups(self._fill(buckets, missing), depth=len(missing), most=len(missing))
+            yield from prefetch_groups(self._fill(self.buckets, missing), depth=len(missing), most=len(missing))
         finally:
-            buckets.remove()
+            everything.remove()
 
     def _fill(self, buckets: Buckets, missing: list[int]) -> Generator[int]:
         self.archive.begin()

@@ -26,7 +26,7 @@ from rasterio.io import MemoryFile
 
 from infra.archives.bigearthnet_v1 import METADATA_SUFFIX, BigEarthNetV1
 from infra.archives.bigearthnet_v2 import BigEarthNetV2
-from infra.archives.buckets import Bucket, Buckets
+from infra.archives.buckets import Bucket
 from infra.archives.image_file import kind_of, read_picture
 from infra.archives.layouts import ArchiveOptions, open_archive
 from infra.archives.modality import S2_SUFFIXES
@@ -209,9 +209,10 @@ class Examiner:
         assert isinstance(archive, StreamedArchive)
         plan = make_plan(archive, StorePaths(self.root / "store"), "bigearthnet-v2", 8)
         first = dict(reversed(found))
-        for shards in BucketFeed(archive, plan)(sorted(plan.shards)):
+        feed = BucketFeed(archive, plan)
+        for shards in feed(sorted(plan.shards)):
             for shard in shards:
-                with Bucket(Buckets(plan.paths.buckets).path(shard)) as bucket:
+                with Bucket(feed.buckets.path(shard)) as bucket:
                     for patch in self._ids:
                         for suffix in S2_SUFFIXES:
                             source = f"BigEarthNet-S2/{patch.rsplit('_', 2)[0]}/{patch}"

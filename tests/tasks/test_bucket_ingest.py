@@ -22,6 +22,7 @@ from infra.archives.layouts import ArchiveOptions, open_archive
 from infra.archives.streamed import StreamedArchive
 from infra.errors import ArchiveError, StoreError
 from infra.object_store import ObjectPath
+from infra.parts import StageParts
 from infra.storage import StorePaths, write_bytes
 from tasks import bucket_ingest
 from tasks.bucket_ingest import BucketFeed, BucketIngester, with_contents
@@ -51,8 +52,9 @@ def ingest_streamed(
     plan = make_plan(archive, StorePaths(store), layout, shard_size)
     done: list[int] = []
     worker: BucketIngester | None = None
-    for group in BucketFeed(archive, plan)(sorted(plan.shards.keys() - plan.parts.done())):
-        worker = worker or BucketIngester(archive, plan.format, plan.parts)
+    feed = BucketFeed(archive, plan)
+    for group in feed(sorted(plan.shards.keys() - plan.parts.done())):
+        worker = worker or feed.worker()
         for shard in group:
             worker.run(shard)
             done.append(shard)
@@ -134,7 +136,7 @@ def test_a_store_on_object_storage_has_its_buckets_on_a_disk(
     pixels = {path: data for path, data in content(truth).items() if path.parts[0] == "archive.zarr"}
     assert pixels.items() <= content(found).items()
     assert appended
-    assert {path.parent.parent for path in appended} == {scratch}
+    assert {path.parents[2] for path in appended} == {scratch}
     assert list(scratch.iterdir()) == []
     assert not (tmp_path / "s3:").exists()
     forbid_passes(monkeypatch)
@@ -356,11 +358,41 @@ def test_a_bucket_that_was_left_is_not_taken_for_a_new_one(packed: Path, tmp_pat
 def test_a_shard_of_which_only_the_answer_was_lost_is_not_missed(packed: Path, tmp_path: Path) -> None:
     archive = streamed(packed, tmp_path)
     plan, _ = ingest_streamed(archive, tmp_path)
-    worker = BucketIngester(archive, plan.format, plan.parts)
+    worker = BucketFeed(archive, plan).worker()
     assert worker.run(0).patches == plan.parts.read(0).num_rows == 8
     plan.parts.path(0).unlink()
     with pytest.raises(StoreError, match=r"shard-00000\.bucket does not exist"):
         worker.run(0)
+
+
+def test_a_late_worker_of_a_killed_run_leaves_the_next_one_s_buckets_alone(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to its end when the next run has filled its own buckets, and removes none of them."""
+    archive = streamed(packed, tmp_path)
+    plan = make_plan(archive, StorePaths(tmp_path), V2, SHARD_SIZE)
+    killed, following = BucketFeed(archive, plan), BucketFeed(archive, plan)
+    filling, again = killed(sorted(plan.shards)), following(sorted(plan.shards))
+    (shard, *_) = next(filling)
+    write = StageParts.write
+
+    def late(self: StageParts, *arguments: Any) -> None:
+        monkeypatch.undo()
+        full: set[int] = set()
+        while full != plan.shards.keys():
+            full.update(next(again))
+        write(self, *arguments)
+
+    monkeypatch.setattr(StageParts, "write", late)
+    killed.worker().run(shard)
+    assert plan.parts.is_done(shard)
+    assert following.buckets.path(shard).exists()
+    worker = following.worker()
+    for each in sorted(plan.shards):
+        worker.run(each)
+        assert not following.buckets.path(each).exists()
+    again.close()
+    assert publish_archive(plan) == IngestCounts(24, 0, 0, 0)
 
 
 @pytest.mark.parametrize("closed", [True, False])
