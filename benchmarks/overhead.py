@@ -225,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args(arguments)
+    if options.patches <= options.shard_size:
+        parser.error("the time from one shard to the next takes two of them: more --patches, or a smaller --shard-size")
     with tempfile.TemporaryDirectory() as name:
         costs, loops = measure(Path(name), options)
     device = device_name(worker_device())

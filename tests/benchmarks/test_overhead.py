@@ -39,6 +39,12 @@ def test_another_result_is_no_measurement(tmp_path: Path, fault: str) -> None:
         BENCHMARK["check_probabilities"](parts, expected)
 
 
+def test_one_shard_is_no_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        BENCHMARK["main"](["--patches", "16", "--shard-size", "16"])
+    assert "takes two of them" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "overhead.json"

@@ -257,7 +257,7 @@ def test_whoever_asks_for_the_lock_keeps_no_run_out(tmp_path: Path) -> None:
     over = threading.Event()
 
     def ask() -> None:
-        while not over.is_set():
+        while not over.wait(0.001):
             is_locked(paths)
 
     thread = threading.Thread(target=ask)
