@@ -1,5 +1,6 @@
 """The files that describe clusters: what Ray's own schema and our own RUN.yaml say of them."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,12 @@ def test_no_container_runs_as_root_or_gains_rights(
 ) -> None:
     _, job = rayjob
     spec = job["spec"]["rayClusterSpec"]
-    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        pod = group["template"]["spec"]
-        assert pod["securityContext"]["runAsUser"] == 1000
+    pools = PROJECT / "infra" / "prefect"
+    run = json.loads((pools / "kubernetes.json").read_text(encoding="utf-8"))["job_configuration"]["job_manifest"]
+    worker = list(yaml.safe_load_all((pools / "kubernetes-worker.yaml").read_text(encoding="utf-8")))[-1]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"], run["spec"], worker["spec"])
+    for pod in (group["template"]["spec"] for group in groups):
+        assert pod["securityContext"]["runAsUser"] >= 1000
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         for container in pod["containers"]:
