@@ -1,11 +1,15 @@
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from infra import ray_pool
 from infra.errors import ArchiveError, ConfigError, TrainingError
-from infra.ray_pool import Devices, Resources
-from infra.ray_train import devices, plain_error, share
+from infra.ray_pool import Devices, Resources, cluster
+from infra.ray_train import TrainWorker, devices, plain_error, share, train_on_workers
 
 
 @pytest.mark.parametrize(
@@ -70,3 +74,24 @@ def test_a_worker_s_own_error_is_found_below_ray_s() -> None:
     assert "out of memory" in str(died)
     interrupt = KeyboardInterrupt()
     assert plain_error(interrupt) is interrupt
+
+
+def save_environment(worker: TrainWorker) -> None:
+    worker.save(lambda: json.dumps(dict(os.environ)).encode())
+
+
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray's own options, when it makes its DataContext
+def test_training_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
+    monkeypatch.setattr(ray_pool, "available_cores", lambda: 1)
+    monkeypatch.setenv("AWS_REGION", "of the node")
+    given = {"SUPERSCENE_SCRATCH": "/scratch", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    with cluster():
+        for name, value in {**given, "AWS_REGION": "of the driver", "AWS_SECRET_ACCESS_KEY": "secret"}.items():
+            monkeypatch.setenv(name, value)  # after Ray's own processes were started
+        saved = train_on_workers(save_environment, tmp_path, Resources(actors=1), 1, lambda: None)
+    found = json.loads(saved)
+    assert {name: found.get(name) for name in given} == given
+    assert found["AWS_REGION"] == "of the node", "what a node has set counts for more"
+    assert "AWS_SECRET_ACCESS_KEY" not in found
