@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from infra.errors import ConfigError, PipelineError, TrainingError
+from infra.logs import events
 from infra.ray_pool import (
     Devices,
     Resources,
@@ -99,6 +100,7 @@ def train_on_workers(
     )
     outcome = _in_thread(trainer, tell)
     if isinstance(outcome, BaseException):
+        events.warning("the training workers raised an error", exc_info=outcome)
         raise plain_error(outcome) from outcome
     if outcome.return_value is not None:
         raise TrainingError(str(outcome.return_value))
