@@ -109,11 +109,12 @@ def test_training_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.
     assert "AWS_SECRET_ACCESS_KEY" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
 @pytest.mark.usefixtures("_cluster")
 def test_the_log_has_the_traceback_of_training_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray_train, "MAX_FAILURES", 0)
-    with written() as stream, pytest.raises(TrainingError, match="ValueError: no luck for rank 0"):
+    with written() as stream, pytest.raises(TrainingError, match="no luck for rank 0"):
         train_on_workers(raise_an_error, tmp_path, Resources(actors=1), 1, lambda: None)
     (line,) = [line for line in objects(stream) if line["logger"] == "superscene"]
     assert line["message"] == "the training workers raised an error"
