@@ -136,7 +136,11 @@ def test_the_log_tells_how_far_it_is_and_what_was_found(
     assert {line["stage"] for line in lines} == {"train realesrgan_general"}
     assert [line["steps"] for line in lines if "steps" in line] == [0, 2, 4, 6]
     curve = json.loads(job.curve.read_text())
-    assert [line["gain_db"] for line in lines if "gain_db" in line] == [row["gain_db"] for row in curve]
+    found = [line for line in lines if "gain_db" in line]
+    assert [line["loss"] for line in found] == [row["loss"] for row in curve]
+    sets = [row["validations"][0] for row in curve]
+    assert [line["psnr_db"] for line in found] == [one["psnr_db"] for one in sets]
+    assert [line["gain_db"] for line in found] == pytest.approx([s["psnr_db"] - s["bicubic_psnr_db"] for s in sets])
     assert [now.step for now in told] == [2, 4, 6]
     assert lines[-1]["message"].startswith("the stage ends: 1 shards done")
     assert lines[-1]["patches"] == 6 * 2
