@@ -38,18 +38,22 @@ _MOST_LINES = 1000
 
 _MASK = "***"
 _SECRET_NAME = re.compile(
-    r"(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|AUTH_STRING)(?!.*_FILE$)", re.IGNORECASE
+    r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY|(^|_)KEYS?(?![A-Z])|AUTH_STRING)"
+    r"(?!.*_FILE$)",
+    re.IGNORECASE,
 )
 """Variables whose values no line shows."""
 _SHORTEST_SECRET = 6
 """Characters; shorter values, such as "true", would blot out words."""
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@\"']+@")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s\"']*@")  # up to the last @, which a password may hold too
 _SIGNED = re.compile(
     r"\b((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig|access_token)=)[^&\s\"'<]+",
     re.IGNORECASE,
 )
-_HEADER = re.compile(
-    r"\b(authorization|x-amz-security-token|proxy-authorization)(\W{1,4})(?:[A-Za-z0-9-]+ )?[^\n]+", re.IGNORECASE
+_HEADER = re.compile(  # `name: value`, `name=value`, and the pairs and mappings that Python shows
+    r"\b(authorization|x-amz-security-token|proxy-authorization)"
+    r"([\"']?[ \t]*[:=][^\w\n]{0,3}|[\"'],[^\w\n]{0,2})[^\n]+",
+    re.IGNORECASE,
 )
 
 events = logging.getLogger("superscene")
@@ -143,7 +147,11 @@ def replay(records: Sequence[logging.LogRecord]) -> None:
 
 @contextmanager
 def logged_run(run: str) -> Iterator[None]:
-    """Bind a run's id, and tell of its beginning and of how it ended."""
+    """Bind a run's id, and tell of its beginning and of how it ended.
+
+    Raises:
+        ConfigError: As `configure` does, before the run begins.
+    """
     configure()
     with bound(run=run):
         events.info("the run begins")

@@ -64,7 +64,7 @@ _ACCELERATOR = "accelerator_type:"
 
 _FOR_WORKERS = (
     *("SUPERSCENE_SCRATCH", "SUPERSCENE_CACHE", "SUPERSCENE_OFFLINE"),
-    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION"),
 )
 """Settings that workers take over from the driver. Credentials come from each node's own environment or role."""
 
@@ -138,21 +138,6 @@ class WorkerStartError(PipelineError, RuntimeError):
     """The workers cannot be built; nothing was run."""
 
 
-class _WorkerError(Exception):
-    """An error of a worker as text: not every exception survives pickling, and one that does not would stop the run."""
-
-
-@contextmanager
-def _as_text() -> Iterator[None]:
-    """Let our own errors pass, the pool tells them apart; make text of all others."""
-    try:
-        yield
-    except PipelineError:
-        raise
-    except Exception as error:
-        raise _WorkerError(f"{type(error).__name__}: {error}") from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Fault:
     """What a worker raised, as text: not every exception survives pickling."""
@@ -161,6 +146,9 @@ class _Fault:
     """None: another error than our own."""
     name: str
     message: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +174,20 @@ class _Host:
     def build(
         self, build: Callable[[], Worker[object]], threads: int, context: logs.Context, settings: Mapping[str, str]
     ) -> _Answer:
-        """Build a worker and answer with the id of the node it is on; what its node has set counts for more."""
-        for name, value in settings.items():
-            os.environ.setdefault(name, value)
+        """Build a worker and answer with the id of the node it is on; as of `run`, an error is part of the answer."""
+        take_over(settings)
         self._worker = None  # the last stage's models make room first
         self._context = context
-        with _as_text(), logs.bound(run=context.run, stage=context.stage):
-            self._worker = build()
+        fault = None
+        with logs.bound(run=context.run, stage=context.stage):
+            try:
+                self._worker = build()
+            except Exception as error:  # noqa: BLE001  # whatever a worker raises stops the run
+                events.warning("the worker cannot be built", exc_info=True)
+                fault = _fault(error)
         if torch := sys.modules.get("torch"):  # not every worker needs it
             torch.set_num_threads(threads)
-        return _Answer(str(ray.get_runtime_context().get_node_id()), None, metrics.gpu_memory(), logs.take())
+        return _Answer(str(ray.get_runtime_context().get_node_id()), fault, metrics.gpu_memory(), logs.take())
 
     def run(self, item: int) -> _Answer:
         """Do one item; an error of the worker is part of the answer, so that what it said comes along."""
@@ -206,14 +198,23 @@ class _Host:
                 value = self._worker.run(item)
             except Exception as error:  # noqa: BLE001  # whatever a worker raises is its item's outcome
                 events.warning("the worker raised an error", exc_info=True)
-                kind = type(error) if isinstance(error, PipelineError) else None
-                fault = _Fault(kind, type(error).__name__, str(error))
+                fault = _fault(error)
         return _Answer(value, fault, metrics.gpu_memory(), logs.take())
 
 
-def _settings() -> dict[str, str]:
+def _fault(error: Exception) -> _Fault:
+    return _Fault(type(error) if isinstance(error, PipelineError) else None, type(error).__name__, str(error))
+
+
+def settings_for_workers() -> dict[str, str]:
     """Return the settings of this process that workers on other nodes need; secrets are none of them."""
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
+
+
+def take_over(settings: Mapping[str, str]) -> None:
+    """In a worker: set what the driver has set; what its own node has set counts for more."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Host)
@@ -428,7 +429,8 @@ class _State[R]:
         reused = bool(_idle)
         host = _HostActor.options(num_cpus=1, num_gpus=self.gpus)
         actor = _idle.pop()[1] if reused else host.remote(logs.settings())
-        self.running[actor.build.remote(self.build, self.threads, logs.context(), _settings())] = _Slot(actor, reused)
+        answer = actor.build.remote(self.build, self.threads, logs.context(), settings_for_workers())
+        self.running[answer] = _Slot(actor, reused)
 
     def grow(self) -> None:
         """Start an actor wherever a node that has joined has room for one, as long as there is work for it."""
@@ -618,9 +620,11 @@ def _started[R](state: _State[R], slot: _Slot, ref: "ray.ObjectRef[_Answer]") ->
             raise WorkerStartError(f"{state.failed_starts} workers died while starting: {_reason(error)}") from error
         state.start()
     else:
+        logs.replay(answer.lines)
+        if answer.fault is not None:
+            raise WorkerStartError(f"a worker cannot start: {answer.fault}")
         state.failed_starts = 0
         slot.node = str(answer.value)
-        logs.replay(answer.lines)
         slot.show_memory(answer.memory)
         state.feed(slot)
 
@@ -652,10 +656,9 @@ def _worked[R](state: _State[R], slot: _Slot, item: int, ref: "ray.ObjectRef[_An
         return Done(item, result, seconds, state.devices, state.attempts[item])
     if fault.kind is not None and issubclass(fault.kind, StoreError | ArchiveError):
         raise fault.kind(fault.message)
-    error_line = f"{fault.name}: {fault.message}"
-    outcome: Failed | None = Failed(item, state.attempts[item], error_line)
+    outcome: Failed | None = Failed(item, state.attempts[item], str(fault))
     if fault.kind is not None and issubclass(fault.kind, TransientError):
-        outcome = _again(state, item, error_line)
+        outcome = _again(state, item, str(fault))
     state.feed(slot)
     return outcome
 
@@ -688,8 +691,7 @@ def _node_was_lost(node: str | None, error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """Return the line of a Ray error that names the cause."""
     if isinstance(error, RayTaskError) and error.cause is not None:
-        own = "" if isinstance(error.cause, _WorkerError) else f"{type(error.cause).__name__}: "
-        return f"{own}{error.cause}"
+        return f"{type(error.cause).__name__}: {error.cause}"
     if exit_detail := _EXIT_DETAIL.search(str(error)):
         return exit_detail[1]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -21,7 +21,16 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from infra.errors import ConfigError, PipelineError, TrainingError
-from infra.ray_pool import Devices, Resources, devices_of, dismiss_idle, is_elastic
+from infra.logs import events
+from infra.ray_pool import (
+    Devices,
+    Resources,
+    devices_of,
+    dismiss_idle,
+    is_elastic,
+    settings_for_workers,
+    take_over,
+)
 from infra.temporary import temporary_folder
 
 MAX_FAILURES = 3
@@ -78,7 +87,7 @@ def train_on_workers(
     workers, per_worker = share(resources, shares)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # Ray's annotation forgets the returned value, which its result carries
-        train_loop_config={"loop": loop, "threads": int(per_worker["CPU"])},
+        train_loop_config={"loop": loop, "threads": int(per_worker["CPU"]), "settings": settings_for_workers()},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in per_worker, resources_per_worker=per_worker),
         torch_config=TorchConfig(backend="nccl" if "GPU" in per_worker else "gloo"),
         run_config=RunConfig(  # type: ignore[arg-type]  # the class of version 2, which is the one in use
@@ -91,6 +100,7 @@ def train_on_workers(
     )
     outcome = _in_thread(trainer, tell)
     if isinstance(outcome, BaseException):
+        events.warning("the training workers raised an error", exc_info=outcome)
         raise plain_error(outcome) from outcome
     if outcome.return_value is not None:
         raise TrainingError(str(outcome.return_value))
@@ -149,6 +159,7 @@ def plain_error(error: BaseException) -> BaseException:
 
 def _work(config: dict[str, Any]) -> str | None:
     """Run the loop on one worker; return why the run failed where another attempt would fail too."""
+    take_over(config["settings"])
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     try:

@@ -5,7 +5,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -184,12 +184,14 @@ def live_record(paths: StorePaths) -> dict[str, Any] | None:
 
 
 def live_stage(paths: StorePaths, run_id: str) -> LiveStage | None:
-    """Return how far the stage is that a run is at; None where it has not begun one."""
+    """Return how far the stage is that a run is at; None where it has not begun one, or another version runs it."""
     path = _progress_path(paths)
     if not path.exists():
         return None
-    live = LiveStage(**json.loads(path.read_text(encoding="utf-8")))
-    return live if live.run_id == run_id else None
+    live = json.loads(path.read_text(encoding="utf-8"))
+    if live.get("run_id") != run_id or live.keys() != {known.name for known in fields(LiveStage)}:
+        return None
+    return LiveStage(**live)
 
 
 def published_configs(paths: StorePaths) -> list[set[str]]:

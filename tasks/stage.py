@@ -232,7 +232,7 @@ def run_fits(
     with StageWatch(stage, len(missing), len(seeds) - len(missing), devices) as watch:
         for place, seed in enumerate(missing):
             begun = time.monotonic()
-            tell = partial(_tell_epochs, progress, stage, place * epochs, total, samples)
+            tell = partial(_tell_epochs, progress, watch, stage, place * epochs, total, samples)
             try:
                 seen = fit(seed, tell=tell).patches
             except (StoreError, ArchiveError, ConfigError):
@@ -254,5 +254,8 @@ def run_fits(
     return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures), held, busy * workers)
 
 
-def _tell_epochs(progress: Progress, stage: str, before: int, total: int, samples: int, done: int) -> None:
+def _tell_epochs(
+    progress: Progress, watch: StageWatch, stage: str, before: int, total: int, samples: int, done: int
+) -> None:
+    watch.tick(before + done, total, "epochs")
     progress(stage, before + done, total, samples)

@@ -79,11 +79,22 @@ class StageWatch:
             events.error("the shard failed: %s", error, extra=fields(attempts=attempts))
         self._step()
 
+    def tick(self, done: int, total: int, unit: str) -> None:
+        """Tell how far a stage is whose shards take long.
+
+        Args:
+            done: Units of all shards that are done, such as epochs.
+            total: Units of all shards.
+            unit: What they are, in the plural.
+        """
+        self._count_devices()
+        if self._is_due():
+            events.info("%d of %d %s", done, total, unit, extra=fields(**{unit: done}))
+
     def _step(self) -> None:
         metrics.show(metrics.MISSING, self._missing - self._done - self._failed)
         self._count_devices()
-        if time.monotonic() - self._told > _TELL_SECONDS:
-            self._told = time.monotonic()
+        if self._is_due():
             rate = self._patches / (self._told - self._began)
             events.info(
                 "%d of %d shards, %.1f patches/s",
@@ -92,6 +103,14 @@ class StageWatch:
                 rate,
                 extra=fields(done=self._done, failed=self._failed, patches=self._patches),
             )
+
+    def _is_due(self) -> bool:
+        """Return whether it is time for a line, which is then told."""
+        now = time.monotonic()
+        if now - self._told <= _TELL_SECONDS:
+            return False
+        self._told = now
+        return True
 
     def _tell_end(self) -> None:
         seconds = time.monotonic() - self._began

@@ -44,6 +44,7 @@ def store_status(paths: StorePaths) -> StoreStatus:
     record = live_record(paths)
     if record is None:
         raise StoreError(f"{paths.root} holds no run: `superscene run RUN.yaml` starts one")
+    live = live_stage(paths, record["run_id"])  # before the parts, which there are more of then, never fewer
     stages = []
     for output in record["outputs"]:
         parts = StageParts(paths, output["stage"], output["config"])
@@ -52,7 +53,6 @@ def store_status(paths: StorePaths) -> StoreStatus:
         failures = {shard: error for shard, error in parts.failures().items() if shard not in done}
         stages.append(StageStatus(title, output["config"], len(done), len(output["shards"]) - len(done), failures))
     state = "stopped" if record["status"] == "running" and not is_locked(paths) else record["status"]
-    live = live_stage(paths, record["run_id"]) if state == "running" else None
-    if live is not None and live.done == live.total:  # between two stages tables are published
+    if live is not None and (state != "running" or live.done == live.total):  # between two stages tables are published
         live = None
     return StoreStatus(record["run_id"], state, record["patches"], record["quarantined"], tuple(stages), live)

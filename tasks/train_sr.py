@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError, TrainingError
 from infra.fingerprint import Json
+from infra.logs import events, fields
 from infra.node_files import local_file
 from infra.parts import stage_parts
 from infra.ray_pool import Resources
-from infra.ray_train import TrainWorker, train_on_workers
+from infra.ray_train import TrainWorker, devices, train_on_workers
 from infra.storage import StorePaths, states_folder, write_bytes
 from infra.weights_store import sha256
 from sr_models.registry import spec
@@ -30,6 +31,7 @@ from sr_models.trained_weights import provenance, to_bytes
 from sr_models.training import CurveRow, SrTrainer, SrTrainSettings, initial_network
 from sr_models.weights import load_into, load_state
 from tasks.sr_images import ImageFolder, Scene, StorePatches, pools, validation_sets
+from tasks.stage_watch import StageWatch
 
 _TELL_SECONDS = 1.0
 """Between two notes of how far a run is."""
@@ -171,18 +173,39 @@ def fit_on_workers(job: SrTrainJob, resources: Resources, tell: Callable[[SrProg
         PipelineError: What a worker raised.
     """
     job.progress.unlink(missing_ok=True)  # how far a stopped run was says nothing of this one
-    last: list[SrProgress | None] = [None]
+    settings = job.settings
+    held = devices(resources, settings.batch_size)
+    last = SrProgress(0, settings.steps, None, None, None)
+    begun = time.monotonic()
+    with StageWatch(f"train {settings.model}", 1, 0, held) as watch:
 
-    def tell_if_new() -> None:
-        now = _read_progress(job)
-        if now is not None and now != last[0]:
-            last[0] = now
-            tell(now)
+        def tell_if_new() -> None:
+            nonlocal last
+            now = _read_progress(job) or last
+            watch.tick(now.step, now.steps, "steps")
+            if now != last:
+                if now.gain_db is not None and now.gain_db != last.gain_db:
+                    _log_validation(now)
+                last = now
+                tell(now)
 
-    state = train_on_workers(
-        partial(_fit, job), states_folder(job.folder), resources, job.settings.batch_size, tell_if_new
+        state = train_on_workers(
+            partial(_fit, job), states_folder(job.folder), resources, settings.batch_size, tell_if_new
+        )
+        publish_weights(job, state)
+        seconds = time.monotonic() - begun
+        watch.done(0, settings.steps * settings.batch_size, seconds, held, held.workers)
+
+
+def _log_validation(now: SrProgress) -> None:
+    events.info(
+        "step %d, at the last validation: loss %.4f, %.2f dB, %+.2f on bicubic",
+        now.step,
+        now.loss,
+        now.psnr_db,
+        now.gain_db,
+        extra=fields(loss=now.loss, psnr_db=now.psnr_db, gain_db=now.gain_db),
     )
-    publish_weights(job, state)
 
 
 def publish_weights(job: SrTrainJob, state: bytes) -> None:

@@ -155,6 +155,7 @@ def test_a_run_tells_its_outcome(
     [
         (f"key {SECRET}, again {SECRET}", "key ***, again ***"),
         ("https://user:pa55@host:9000/bucket", "https://***@host:9000/bucket"),
+        ("https://user:p@ssword@host and s3://k:s@h/b", "https://***@host and s3://***@h/b"),
         ("s3://bucket/a@b is a name", "s3://bucket/a@b is a name"),
         (
             "GET https://h/k?X-Amz-Credential=AKIA%2F1&X-Amz-Date=2&X-Amz-Signature=abc123 failed",
@@ -163,6 +164,10 @@ def test_a_run_tells_its_outcome(
         ("https://h/k?X-Goog-Signature=ab12&x=1", "https://h/k?X-Goog-Signature=***&x=1"),
         ("Authorization: Bearer abc.def\nnext line", "Authorization: ***\nnext line"),
         ("{'authorization': 'AWS4-HMAC-SHA256 Credential=A, Signature=b'}", "{'authorization': '***"),
+        ("proxy-authorization=Basic YTpi, next", "proxy-authorization=***"),
+        ("[(b'authorization', b'Bearer abc.def')]", "[(b'authorization', ***"),
+        ("authorization failed: ask for rights", "authorization failed: ask for rights"),
+        ("no authorization (status 401)", "no authorization (status 401)"),
         ("shard 3 of true, 16 patches", "shard 3 of true, 16 patches"),
         ("/run/secrets/token is a file", "/run/secrets/token is a file"),
     ],
@@ -175,6 +180,36 @@ def test_secrets_are_masked(text: str, clean: str) -> None:
         "HOME": "patches",
     }
     assert without_secrets(text, environment) == clean
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("GOOGLE_SERVICE_ACCOUNT_KEY", True),
+        ("AZURE_STORAGE_KEY", True),
+        ("KEY", True),
+        ("SIGNING_KEYS", True),
+        ("api_key2", True),
+        ("AWS_ACCESS_KEY_ID", True),
+        ("PREFECT_API_KEY", True),
+        ("OPENAI_APIKEY", True),
+        ("SSL_KEY_PASSPHRASE", True),
+        ("azure_storage_sas_token", True),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", True),
+        ("TLS_PRIVATE_KEY_FILE", False),
+        ("AWS_SHARED_CREDENTIALS_FILE", False),
+        ("KEYBOARD", False),
+        ("MONKEY", False),
+        ("JAVA_KEYSTORE", False),
+    ],
+)
+def test_names_tell_which_values_are_secret(name: str, *, is_secret: bool) -> None:
+    assert without_secrets(f"it was {SECRET}!", {name: SECRET}) == f"it was {'***' if is_secret else SECRET}!"
+
+
+def test_only_values_of_six_characters_or_more_are_masked() -> None:
+    secrets = {"A_PASSWORD": "12345", "B_PASSWORD": "654321"}
+    assert without_secrets("12345 and 654321", secrets) == "12345 and ***"
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

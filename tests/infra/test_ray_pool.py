@@ -69,7 +69,12 @@ def test_every_item_has_its_result_whatever_the_number_of_actors(tmp_path: Path,
 
 def test_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     release_hosts()
-    given = {"SUPERSCENE_SCRATCH": "/scratch", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "there"}
+    given = {
+        "SUPERSCENE_SCRATCH": "/scratch",
+        "AWS_REGION": "there",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ENDPOINT": "http://127.0.0.1:2",
+    }
     for name, value in {**given, "AWS_SECRET_ACCESS_KEY": "secret", "SOMETHING": "else"}.items():
         monkeypatch.setenv(name, value)  # after Ray's own processes were started
     found = outcomes(Environment, [0])[0]
@@ -173,6 +178,17 @@ def test_a_worker_that_cannot_be_built_stops_the_run(tmp_path: Path, how: str, t
     with pytest.raises(WorkerStartError, match=f"a worker cannot start: {text}"):
         list(run_pool(partial(Unbuildable, tmp_path, how, 99), range(10), Resources(actors=1)))
     assert attempts(tmp_path, 0) == 1
+
+
+def test_the_log_has_why_a_worker_cannot_be_built(tmp_path: Path) -> None:
+    release_hosts()
+    with written() as stream, bound(run="r1", stage="predict"), pytest.raises(WorkerStartError):
+        list(run_pool(partial(Unbuildable, tmp_path, "error", 99), range(10), Resources(actors=1)))
+    (line,) = [line for line in objects(stream) if line["pid"] != os.getpid()]
+    assert (line["run"], line["stage"], line["message"]) == ("r1", "predict", "the worker cannot be built")
+    assert "pool_workers.py" in line["exception"]
+    assert line["exception"].endswith("ValueError: line one\nline two")
+    release_hosts()
 
 
 def test_workers_that_die_while_starting_stop_the_run_after_three(tmp_path: Path) -> None:

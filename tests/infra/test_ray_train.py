@@ -1,11 +1,17 @@
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from infra import ray_pool, ray_train
 from infra.errors import ArchiveError, ConfigError, TrainingError
-from infra.ray_pool import Devices, Resources
-from infra.ray_train import devices, plain_error, share
+from infra.ray_pool import Devices, Resources, cluster
+from infra.ray_train import TrainWorker, devices, plain_error, share, train_on_workers
+from tests.infra.log_lines import objects, written
 
 
 @pytest.mark.parametrize(
@@ -70,3 +76,47 @@ def test_a_worker_s_own_error_is_found_below_ray_s() -> None:
     assert "out of memory" in str(died)
     interrupt = KeyboardInterrupt()
     assert plain_error(interrupt) is interrupt
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
+        patch.setenv("AWS_REGION", "of the node")
+        patch.setattr(ray_pool, "available_cores", lambda: 1)
+        with cluster():
+            yield
+
+
+def save_environment(worker: TrainWorker) -> None:
+    worker.save(lambda: json.dumps(dict(os.environ)).encode())
+
+
+def raise_an_error(worker: TrainWorker) -> None:
+    raise ValueError(f"no luck for rank {worker.rank}")
+
+
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray's own options, when it makes its DataContext
+@pytest.mark.usefixtures("_cluster")
+def test_training_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {"SUPERSCENE_SCRATCH": "/scratch", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    for name, value in {**given, "AWS_REGION": "of the driver", "AWS_SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(name, value)  # after Ray's own processes were started
+    found = json.loads(train_on_workers(save_environment, tmp_path, Resources(actors=1), 1, lambda: None))
+    assert {name: found.get(name) for name in given} == given
+    assert found["AWS_REGION"] == "of the node", "what a node has set counts for more"
+    assert "AWS_SECRET_ACCESS_KEY" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+@pytest.mark.usefixtures("_cluster")
+def test_the_log_has_the_traceback_of_training_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray_train, "MAX_FAILURES", 0)
+    with written() as stream, pytest.raises(TrainingError, match="no luck for rank 0"):
+        train_on_workers(raise_an_error, tmp_path, Resources(actors=1), 1, lambda: None)
+    (line,) = [line for line in objects(stream) if line["logger"] == "superscene"]
+    assert line["message"] == "the training workers raised an error"
+    assert "in raise_an_error" in line["exception"]
+    assert "ValueError: no luck for rank 0" in line["exception"]

@@ -11,8 +11,8 @@ from infra.ray_pool import Devices
 from infra.storage import StorePaths
 from infra.tables import RUNS, read_table
 from tasks.ingest import IngestCounts
-from tasks.run_record import RunRecord, git_commit, live_record, published_configs
-from tasks.stage import ShardFailure, StageReport
+from tasks.run_record import RunRecord, git_commit, live_record, live_stage, published_configs
+from tasks.stage import ShardFailure, StageReport, silent
 
 START = datetime(2026, 11, 5, 6, 7, 8, 90_000, tzinfo=UTC)
 
@@ -105,6 +105,22 @@ def test_the_live_record_follows_the_run(tmp_path: Path) -> None:
         assert live["outputs"] == record.outputs
         states.append((live["status"], len(live["stages"])))
     assert states == [("running", 0), ("running", 1), ("complete", 1), ("stopped", 1)]
+
+
+@pytest.mark.parametrize("other", [{"run_id": "another"}, {"epochs": 3}, {"patches": None}])
+def test_progress_of_another_run_or_version_is_no_live_stage(tmp_path: Path, other: dict[str, object]) -> None:
+    """A field too many, or one too few (None)."""
+    paths = StorePaths(tmp_path)
+    record = record_of(paths)
+    assert live_stage(paths, record.run_id) is None
+    record.watching(silent)("ingest", 0, 4, 0)
+    live = live_stage(paths, record.run_id)
+    assert live is not None
+    assert (live.stage, live.done, live.total) == ("ingest", 0, 4)
+    (path,) = paths.work.glob("progress.json")
+    content = {**json.loads(path.read_text()), **other}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    assert live_stage(paths, record.run_id) is None
 
 
 def test_a_stage_that_a_retried_task_went_through_twice_is_counted_once(tmp_path: Path) -> None:

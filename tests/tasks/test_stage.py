@@ -14,6 +14,7 @@ from infra.ray_pool import Devices, Done, Failed, Resources, cluster
 from infra.storage import StorePaths
 from tasks import stage as stage_module
 from tasks.stage import ShardCount, ShardFailure, StageReport, run_fits, run_stage
+from tests.infra.log_lines import objects, written
 from tests.tasks.stage_workers import PartWriter
 
 RESOURCES = Resources(actors=2)
@@ -237,6 +238,26 @@ def test_missing_fits_are_done_one_after_the_other(outputs: list[StageParts]) ->
     assert again.asked == [2, 3]
     assert parts.failures() == {}
     assert run_fits("train", again, parts, [0, 1], 2, devices=DEVICES) == StageReport("train", skipped=2)
+
+
+def test_the_log_tells_the_epochs_of_fits_that_take_long(
+    outputs: list[StageParts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+
+    def fit(seed: int, *, tell: Callable[[int], None]) -> ShardCount:
+        nonlocal clock
+        for epoch in (1, 2, 3):
+            clock += 40.0
+            tell(epoch)
+        outputs[0].write(seed, pa.table({"a": [seed]}))
+        return ShardCount(10)
+
+    with written() as stream:
+        assert run_fits("train", fit, outputs[0], [7, 8], 3, devices=DEVICES).complete
+    told = [line["message"] for line in objects(stream) if "epochs" in line["message"]]
+    assert told == ["2 of 6 epochs", "4 of 6 epochs", "6 of 6 epochs"], "after 80, 160 and 240 s"
 
 
 @pytest.mark.parametrize("error", [StoreError("full"), ArchiveError("gone"), ConfigError("no CPU"), KeyError("a bug")])

@@ -90,3 +90,19 @@ def test_how_far_it_is_is_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) ->
     done = [line["done"] for line in lines]
     assert done == sorted(set(done))
     assert all(line["patches"] == 512 * line["done"] for line in lines)
+
+
+def test_a_fit_of_hours_is_told_and_counted_before_its_end(
+    monkeypatch: pytest.MonkeyPatch, counted: Counter[tuple[str, ...]]
+) -> None:
+    """Three looks of 25 s at the clock make an epoch, more than a minute: four cores are held for 75 s."""
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    with written() as stream, StageWatch("train", 1, 0, TWO_CORES) as watch:
+        for look in range(1, 10):
+            clock += 25.0
+            watch.tick(look // 3, 10, "epochs")
+            assert counted["superscene_device_seconds_total", "cpu"] == 4 * 25 * look
+        lines = objects(stream)[1:]
+    assert [(line["message"], line["epochs"]) for line in lines] == [(f"{n} of 10 epochs", n) for n in (1, 2, 3)]
+    assert {line["stage"] for line in lines} == {"train"}

@@ -93,6 +93,34 @@ def test_of_a_run_that_lives_it_tells_how_far_its_stage_is(tmp_path: Path, monke
     assert store_status(paths).live is None, "nobody holds the store"
 
 
+def test_what_lives_is_never_ahead_of_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run does its second shard while the status is being read."""
+    paths = StorePaths(tmp_path)
+    parts = StageParts(paths, "ingest", "a1b2c3d4")
+    record = RunRecord(paths, "{}", datetime(2026, 11, 5, tzinfo=UTC))
+    record.outputs.append({"title": "ingest", "stage": "ingest", "config": "a1b2c3d4", "shards": [0, 1, 2]})
+    record.save("running")
+
+    def run_on(shard: int) -> None:
+        parts.write(shard, ROWS)
+        monkeypatch.setattr("tasks.run_record._LIVE_SECONDS", -1.0)
+        record.watching(silent)("ingest", shard + 1, 3, 0)
+
+    read = StageParts.done
+
+    def read_and_run_on(its_parts: StageParts) -> set[int]:
+        found = read(its_parts)
+        run_on(1)
+        return found
+
+    run_on(0)
+    monkeypatch.setattr(StageParts, "done", read_and_run_on)
+    with locked_store(paths):
+        status = store_status(paths)
+    assert status.live is not None
+    assert (status.live.done, status.stages[0].done) == (1, 1)
+
+
 def test_progress_is_told_on_to_whoever_was_told_before(tmp_path: Path) -> None:
     told: list[tuple[str, int, int, int]] = []
     record = RunRecord(StorePaths(tmp_path), "{}", datetime(2026, 11, 5, tzinfo=UTC))

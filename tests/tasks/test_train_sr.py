@@ -1,6 +1,7 @@
 """The fit on Ray Train: two workers, a stopped run, errors of workers as the project's own."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from PIL import Image
 
 from infra import ray_pool
 from infra.errors import ConfigError, TrainingError, WeightsError
-from infra.ray_pool import Resources, cluster
+from infra.ray_pool import Devices, Resources, cluster
 from infra.storage import StorePaths
 from sr_models.trained_weights import provenance
 from sr_models.training import SrTrainSettings
 from sr_models.weights import load_state
+from tasks import stage_watch, train_sr
 from tasks.sr_images import ImageFolder
 from tasks.train_sr import (
     SrProgress,
@@ -27,6 +29,7 @@ from tasks.train_sr import (
     publish_weights,
     sr_train_job,
 )
+from tests.infra.log_lines import objects, written
 
 SETTINGS = SrTrainSettings("realesrgan_general", 6, batch_size=2, crop=16, lr=1e-3, warmup=1, validate_every=2)
 
@@ -108,6 +111,39 @@ def test_nothing_to_train_on_and_wrong_starting_weights_are_refused(pictures: Im
     publish_weights(job, plain_state(job))
     with pytest.raises(WeightsError, match="does not fit srresnet"):
         job_of(pictures, tmp_path, replace(SETTINGS, model="srresnet"), start=job.out)
+
+
+def test_the_log_tells_how_far_it_is_and_what_was_found(
+    pictures: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(pictures, tmp_path)
+
+    def on_workers(loop: object, folder: Path, resources: Resources, shares: int, tell: Callable[[], None]) -> bytes:
+        trainer = build_trainer(job, torch.device("cpu"))
+        tell()  # nothing is written yet
+        for _ in trainer.run():
+            train_sr._write_progress(job, trainer)
+            tell()
+        return trainer.state()
+
+    monkeypatch.setattr(train_sr, "train_on_workers", on_workers)
+    monkeypatch.setattr(train_sr, "devices", lambda resources, shares: Devices("cpu", 2.0, 2))
+    monkeypatch.setattr(stage_watch, "_TELL_SECONDS", 0.0)  # every time, not once a minute
+    told: list[SrProgress] = []
+    with written() as stream:
+        fit_on_workers(job, Resources(actors=2), told.append)
+    lines = objects(stream)
+    assert {line["stage"] for line in lines} == {"train realesrgan_general"}
+    assert [line["steps"] for line in lines if "steps" in line] == [0, 2, 4, 6]
+    curve = json.loads(job.curve.read_text())
+    found = [line for line in lines if "gain_db" in line]
+    assert [line["loss"] for line in found] == [row["loss"] for row in curve]
+    sets = [row["validations"][0] for row in curve]
+    assert [line["psnr_db"] for line in found] == [one["psnr_db"] for one in sets]
+    assert [line["gain_db"] for line in found] == pytest.approx([s["psnr_db"] - s["bicubic_psnr_db"] for s in sets])
+    assert [now.step for now in told] == [2, 4, 6]
+    assert lines[-1]["message"].startswith("the stage ends: 1 shards done")
+    assert lines[-1]["patches"] == 6 * 2
 
 
 def states_of(job: SrTrainJob) -> set[str]:
