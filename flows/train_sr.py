@@ -1,5 +1,6 @@
 """The train-sr flow: from the archive's images, and others, to weights of a super-resolution model."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from prefect import flow
@@ -10,7 +11,8 @@ from flows.progress import training_progress
 from flows.run import resources_of
 from infra.archives.layouts import determining
 from infra.logs import logged_run
-from infra.ray_pool import cluster
+from infra.node_files import share
+from infra.ray_pool import cluster, is_elastic
 from infra.storage import StorePaths, locked_store
 from infra.weights_store import sha256
 from sr_models.trained_weights import provenance
@@ -38,6 +40,8 @@ def train_sr(config: RunConfig) -> str:
         job = sr_train_job(paths, _settings(chosen), chosen.start, _sources(config), patches, chosen.out, chosen.terms)
         if not is_trained(job):
             with cluster(), training_progress(f"train {chosen.model}", chosen.steps) as tell:
+                if job.start is not None and is_elastic():
+                    job = replace(job, start=share(job.start, paths))
                 fit_on_workers(job, resources_of(config), tell)
     return _summary(job)
 

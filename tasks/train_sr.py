@@ -24,7 +24,7 @@ from infra.node_files import local_file
 from infra.parts import stage_parts
 from infra.ray_pool import Resources
 from infra.ray_train import TrainWorker, devices, train_on_workers
-from infra.storage import StorePaths, states_folder, write_bytes
+from infra.storage import StorePaths, file_sha256, states_folder, write_bytes
 from infra.weights_store import sha256
 from sr_models.registry import spec
 from sr_models.trained_weights import provenance, to_bytes
@@ -228,7 +228,7 @@ def publish_weights(job: SrTrainJob, state: bytes) -> None:
             "scale": spec(job.settings.model).scale,
             "bands": list(RGB),
             "settings": asdict(job.settings),
-            "start_sha256": None if job.start is None else sha256(job.start),
+            "start_sha256": None if job.start is None else file_sha256(job.start),
             "sources": dict(job.described),
             "step": best.step,
             "validation": [asdict(found) for found in best.validations],
@@ -252,7 +252,10 @@ def build_trainer(
     parallel: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> SrTrainer:
     """Return the loop of a job on one device, its images read."""
-    start = None if job.start is None else load_state(job.start)
+    start = None
+    if job.start is not None:
+        with local_file(job.start) as file:
+            start = load_state(file)
     return SrTrainer(
         job.settings,
         initial_network(job.settings.model, start, job.settings.seed),
