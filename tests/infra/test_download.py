@@ -224,6 +224,10 @@ def test_https_is_never_left_for_http(monkeypatch: pytest.MonkeyPatch, partial: 
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=httpx.MockTransport(answer), **options))
     with pytest.raises(WeightsError, match=r"leads to http://example\.org/w\.pth"):
         download("https://example.org/w.pth", partial)
+    back = ["HTTPS://example.org/back", "https://example.org/other"]  # where the page over http leads to https again
+    for url in [*back, "http://example.org/start"]:
+        with pytest.raises(WeightsError, match=r"leads to http://example\.org/way"):
+            download(url, partial)
     assert not partial.exists()
     assert not download("http://example.org/w.pth", partial)
     assert partial.read_bytes() == CONTENT
