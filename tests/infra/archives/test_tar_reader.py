@@ -272,8 +272,19 @@ def test_an_empty_long_name_has_no_block(tmp_path: Path) -> None:
     """The member's bytes, which begin as a header does, are where its name would be."""
     inside = header(b"inside", b"%011o" % 3) + b"abc".ljust(512, b"\0")
     content = header(b"././@LongLink", kind=b"L") + header(b"outside", b"%011o" % len(inside)) + inside
+    path = put(tmp_path / "a.tar", header(b"first") + content + bytes(1024))
+    assert everything(path) == by_tarfile(path) == [("first", b""), ("", inside)]
+
+
+@pytest.mark.parametrize("name", [b"folder/", b"x/" * 70, b"x" * 99 + b"/", b"x" * 120 + b"/"])
+def test_a_folder_of_old_has_no_blocks_whatever_its_size(tmp_path: Path, name: bytes) -> None:
+    """As one that has a type for it; only the header's own name tells, of which 100 bytes are kept."""
+    content = header(b"first") + header(kind=b"L", size=b"%011o" % len(name)) + name.ljust(512, b"\0")
+    content += header(name[:100], b"%011o" % 512, kind=b"\0") + header(b"inside") + header(b"last")
     path = put(tmp_path / "a.tar", content + bytes(1024))
-    assert everything(path) == by_tarfile(path) == [("", inside)]
+    found = everything(path)
+    assert [(found_name.rstrip("/"), data) for found_name, data in found] == by_tarfile(path)
+    assert [found_name for found_name, _ in found[2:]] == (["inside"] if name[99:100] != b"x" else []) + ["last"]
 
 
 def test_a_missing_archive_says_so(tmp_path: Path) -> None:
