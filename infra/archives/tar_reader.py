@@ -207,9 +207,8 @@ class _Stream:
             self._skip_sparse_maps(header)
         if kind in _WITHOUT_DATA:
             return TarMember(name, None, _FAULTS.get(kind), is_folder=kind == b"5")
-        if kind == b"\0" and header[:100].partition(b"\0")[0].endswith(
-            b"/"
-        ):  # a folder, before there was a type for it
+        own = header[:100].partition(b"\0")[0]
+        if kind == b"\0" and own.endswith(b"/"):  # a folder, before there was a type for it
             return TarMember(name, None, is_folder=True)
         fault = None
         if extension.is_sparse or kind not in _REGULAR:

@@ -141,8 +141,8 @@ def test_a_folder(s3: S3Server, s3_folder: ObjectPath) -> None:
 
 
 def test_notes_and_files_that_are_too_large_are_not_fetched(s3_folder: ObjectPath) -> None:
-    for folder, size in (("small", 0), ("full", MEMBER_BYTES), ("large", MEMBER_BYTES + 1)):
-        write_bytes(s3_folder / "top" / folder / f"{folder}.json", bytes(size))
+    for name, size in (("small", 0), ("full", MEMBER_BYTES), ("large", MEMBER_BYTES + 1)):
+        write_bytes(s3_folder / "top" / name / f"{name}.json", bytes(size))
     notes = RemoteInventory(s3_folder).notes("top", ".json", lambda data, shown: f"{shown} has {len(data)}")
     assert {folder: str(note) for folder, note in notes.items()} == {
         "top/small": "top/small/small.json has 0",

@@ -282,9 +282,9 @@ def test_a_folder_of_old_has_no_blocks_whatever_its_size(tmp_path: Path, name: b
     content = header(b"first") + header(kind=b"L", size=b"%011o" % len(name)) + name.ljust(512, b"\0")
     content += header(name[:100], b"%011o" % 512, kind=b"\0") + header(b"inside") + header(b"last")
     path = put(tmp_path / "a.tar", content + bytes(1024))
-    found = everything(path)
-    assert [(found_name.rstrip("/"), data) for found_name, data in found] == by_tarfile(path)
-    assert [found_name for found_name, _ in found[2:]] == (["inside"] if name[99:100] != b"x" else []) + ["last"]
+    found, expected = ([(shown.rstrip("/"), data) for shown, data in read(path)] for read in (everything, by_tarfile))
+    assert found == expected
+    assert ("inside" in dict(found)) == (name[99:100] != b"x")
 
 
 def test_a_missing_archive_says_so(tmp_path: Path) -> None:
