@@ -19,6 +19,7 @@ from rich.text import Text
 
 from flows import weights
 from infra import logs
+from infra.archives.names import is_displayable
 from infra.errors import ConfigError, IncompleteRunError, PipelineError
 
 if TYPE_CHECKING:
@@ -422,7 +423,7 @@ def _how_far(live: "LiveStage") -> str:
 
 def _plain(text: str) -> Text:
     """Return a text that is no markup, and has no sign that a terminal obeys."""
-    return Text("".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text))
+    return Text("".join(sign if is_displayable(sign) or sign == "\n" else "\ufffd" for sign in text))
 
 
 def _cell(value: object) -> str:

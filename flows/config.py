@@ -570,6 +570,26 @@ _MOST_VALUES = 100_000  # of a RUN.yaml; a few aliases of aliases stand for bill
 class _OnceLoader(yaml.SafeLoader):
     """YAML's plain values, of which a key given twice is an error: the earlier one would be dropped unseen."""
 
+    _merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Write out what the merge keys (<<) of a mapping stand for.
+
+        Raises:
+            ConstructorError: All merges so far stand for more than any settings have.
+        """
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(source, yaml.MappingNode):
+                        self.flatten_mapping(source)
+                        self._merged += len(source.value)
+                    if self._merged > _MOST_VALUES:  # told before they are copied
+                        raise yaml.constructor.ConstructorError(
+                            problem=f"<< stands for more than {_MOST_VALUES} values", problem_mark=key.start_mark
+                        )
+        super().flatten_mapping(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  # as PyYAML calls it
         """Return a mapping.
 
@@ -670,6 +690,6 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     try:
-        section[last] = yaml.safe_load(text)
+        section[last] = yaml.load(text, _OnceLoader)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error

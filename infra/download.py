@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,9 @@ class _Transfer:
         if have and etag:
             headers["if-range"] = etag
         with _transport_errors(), client.stream("GET", self._url, headers=headers) as response:
-            if self._url.startswith("https:") and response.url.scheme != "https":
-                raise WeightsError(f"{self._url} leads to {response.url}, which anybody on the way may change")
+            for before, after in pairwise([*response.history, response]):
+                if before.url.scheme == "https" != after.url.scheme:
+                    raise WeightsError(f"{self._url} leads to {after.url}, which anybody on the way may change")
             if response.status_code == 416:
                 self._past_the_end(response, have)
                 return

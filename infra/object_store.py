@@ -285,6 +285,10 @@ class Ahead(io.RawIOBase):
         """Return the bytes read."""
         return self._at
 
+    def size(self) -> int:
+        """Return the object's length in bytes."""
+        return self._size
+
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401  # any writable buffer
         """Read what has come, and return how much that is; 0 at the end."""
         if not self._here and self._coming:
@@ -297,8 +301,8 @@ class Ahead(io.RawIOBase):
         return len(part)
 
     def close(self) -> None:
-        """Fetch no more."""
-        self._threads.shutdown(cancel_futures=True)
+        """Fetch no more, without waiting for what is on its way: a request may take minutes to fail."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         super().close()
 
 
@@ -410,6 +414,16 @@ def size(path: ObjectPath) -> int:
     return _found(path)["size"]
 
 
+def size_and_version(path: ObjectPath) -> "tuple[int, UpdateVersion]":
+    """Return an object's length, bytes, and what `version` does, by one request.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+    """
+    found = _found(path)
+    return found["size"], _version(found)
+
+
 def modified(path: ObjectPath) -> datetime:
     """Return when an object was written, by the service's clock.
 
@@ -469,7 +483,7 @@ def told(error: Exception, path: Path) -> Exception:
     """Return this project's error for one of the client, without what the service wrote."""
     text = str(error)
     if "<Code>NoSuchBucket</Code>" in text:
-        return StoreError(f"{path}: there is no such bucket: create it, or correct the store's URL")
+        return StoreError(f"{path}: there is no such bucket: correct the URL, or create the bucket of a new store")
     if isinstance(error, NotFoundError | FileNotFoundError):
         return FileNotFoundError(f"there is no {path}")
     if isinstance(error, AlreadyExistsError | PreconditionError | FileExistsError):

@@ -150,7 +150,8 @@ def open_once(text: str) -> tuple[pa.NativeFile, int]:
     """
     place = location(text)
     if isinstance(place, ObjectPath):
-        return pa.PythonFile(object_store.Ahead(place)), object_store.size(place)
+        ahead = object_store.Ahead(place)
+        return pa.PythonFile(ahead), ahead.size()
     file = pa.OSFile(str(place), "rb")
     return file, file.size()
 

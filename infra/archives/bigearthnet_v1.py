@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.archives.bigearthnet_v2 import open_patch, read_pair
-from infra.archives.inventory import Found, Inventory, Subset, take_stock
+from infra.archives.inventory import MAX_NAME, Found, Inventory, Subset, take_stock
 from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder
 from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
@@ -43,7 +43,6 @@ NO_LABEL_LIST = "patches_with_no_19_class_targets"
 METADATA_SUFFIX = "_labels_metadata.json"
 
 _JSON_BYTES = 1 << 20
-_NAME_CHARACTERS = 255
 _LIST_BYTES = 1 << 28  # the archive's longest has 28 MB
 _HEADERS = frozenset({"patch", "patch_id", "patch_name", "name", "id"})
 _LINE = re.compile(r"[\r\n]+")
@@ -221,7 +220,7 @@ def _join_s1(inventory: Inventory) -> tuple[dict[str, str], list[dict[str, str |
 def partner_of(data: bytes, shown: str) -> str:
     """Return the Sentinel-2 patch that a Sentinel-1 patch's JSON names; raises BadPatchError: malformed_metadata."""
     partner = strict_json(data, shown).get("corresponding_s2_patch")
-    if isinstance(partner, str) and 0 < len(partner) <= _NAME_CHARACTERS:
+    if isinstance(partner, str) and 0 < len(partner) <= MAX_NAME:
         return partner
     raise BadPatchError(shown, "malformed_metadata", "corresponding_s2_patch is not the name of a patch")
 

@@ -14,6 +14,7 @@ from infra.archives.files import is_inside
 from infra.archives.image_file import SUFFIXES, Kind, kind_of, read_picture
 from infra.archives.inventory import printable
 from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, Patch, PatchFormat, PatchInput, Reason, Scan
+from infra.archives.names import is_displayable
 from infra.bigearthnet.bands import IMAGE_RGB, BandGroup
 from infra.errors import ArchiveError, BadPatchError
 
@@ -103,7 +104,7 @@ def _fault(root: str, path: str, entry: "os.DirEntry[str]") -> tuple[Reason, str
         return "unreadable", "it is not a regular file"
     if printable(path) != path:
         return "unreadable", "its name is not UTF-8"
-    return None if path.isprintable() else ("unreadable", "its name has characters that cannot be seen")
+    return None if is_displayable(path) else ("unreadable", "its name has characters that cannot be seen")
 
 
 def take_stock_of_pictures(

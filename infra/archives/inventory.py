@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from infra.archives.files import bad_file, is_inside, read_file
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Reason, Scan
+from infra.archives.names import is_displayable
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, BadPatchError
 
@@ -27,9 +28,11 @@ SPLITS: Mapping[str, str] = MappingProxyType(
 
 MISSING_FOLDER = "the metadata names it, the folder does not exist"
 
-# One folder name: no separator, no control character, no leading dot (so neither . nor ..), at most 255 characters.
-_SAFE_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,254}$"
-_UNSEEN = r"[\pC\p{Zl}\p{Zp}]"  # beyond ASCII: what steers a terminal, turns the direction of a line or cannot be seen
+MAX_NAME = 255
+"""Characters of a folder's name, as on a disk; a tar archive could give it 65,000, and millions of such names."""
+
+# One folder name: no separator, no control character, no leading dot (so neither . nor ..).
+_SAFE_NAME = rf"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{{0,{MAX_NAME - 1}}}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,8 @@ def safe_names(names: pa.Array) -> pa.Array:
     safe = pc.match_substring_regex(names, _SAFE_NAME)
     if pc.all(pc.string_is_ascii(names)).as_py() is not False:  # as half a million names of BigEarthNet are
         return safe
-    return pc.and_(safe, pc.invert(pc.match_substring_regex(names, _UNSEEN)))
+    shown = pa.array([name is None or is_displayable(name) for name in names.to_pylist()], pa.bool_())
+    return pc.and_(safe, shown)
 
 
 def order_labels(labels: pa.Array) -> tuple[pa.Array, NDArray[np.bool_], NDArray[np.bool_]]:

@@ -1,11 +1,13 @@
-"""What the names of Sentinel products and patches tell."""
+"""What the names of Sentinel products and patches tell, and which names may be shown."""
 
 import re
+import unicodedata
 from datetime import date
 
 _DAY = re.compile(r"(?:^|_)(\d{4})(\d{2})(\d{2})T\d{1,6}(?=_|\.|$)", re.ASCII)
 _TILE = re.compile(r"(?:^|_)T(\d{2}[A-Z]{3})(?=_|\.|$)", re.ASCII)
 _BASELINE = re.compile(r"(?:^|_)N(\d{4})(?=_|\.|$)", re.ASCII)
+_JOINERS = "\u200c\u200d"  # which words of Persian or Hindi, and many emoji, are written with
 
 
 def product_of(patch_id: str) -> str:
@@ -39,3 +41,15 @@ def baseline_of(name: str) -> int | None:
     """Return the processing baseline in a name, for example 400 for N0400."""
     match = _BASELINE.search(name)
     return int(match[1]) if match else None
+
+
+def is_displayable(text: str) -> bool:
+    """Return whether no character of a text steers a terminal, turns the direction of a line or hides.
+
+    Refused are controls, formats other than the two joiners, line and paragraph separators, and what has no meaning:
+    halves of pairs, private and unassigned characters. Spaces of any width are taken.
+    """
+    return text.isprintable() or all(
+        character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+        for character in text
+    )

@@ -36,7 +36,7 @@ class RemoteFolder:
 
     def __init__(self, root: ObjectPath, relative: str, sizes: dict[str, int]) -> None:
         self._root, self.relative, self._sizes = root, relative, sizes
-        self._content: dict[str, bytes | FileNotFoundError] | None = None
+        self._content: dict[str, bytes | FileNotFoundError | BadPatchError] | None = None
 
     @classmethod
     def open(cls, root: ObjectPath, relative: str) -> Self | None:
@@ -77,7 +77,7 @@ class RemoteFolder:
         if size is None:
             raise BadPatchError(shown, absent, "it does not exist")
         if size > MEMBER_BYTES:
-            raise BadPatchError(shown, "unreadable", f"it has {size} bytes, where {MEMBER_BYTES} are plenty")
+            raise _too_large(shown, size)
         if self._content is None:
             small = [other for other, its_size in self._sizes.items() if its_size <= MEMBER_BYTES and other != name]
             names = [name, *small[: _FILES - 1]]
@@ -85,12 +85,14 @@ class RemoteFolder:
         content = self._content[name] if name in self._content else self._fetch(name)
         if isinstance(content, FileNotFoundError):  # it was removed since the folder was listed
             raise BadPatchError(shown, absent, "it does not exist")
+        if isinstance(content, BadPatchError):  # it has grown since
+            raise content
         return content
 
-    def _fetch(self, name: str) -> bytes | FileNotFoundError:
+    def _fetch(self, name: str) -> bytes | FileNotFoundError | BadPatchError:
         try:
             return _get(self._root, f"{self.relative}/{name}")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, BadPatchError) as error:
             return error
 
     def has_any(self, names: Iterable[str]) -> bool:
@@ -150,6 +152,21 @@ def _folders(root: ObjectPath, parents: Sequence[str]) -> list[str]:
 
 
 def _get(root: ObjectPath, relative: str) -> bytes:
-    """Return an object below the root, whose name may hold what a store's own names do not."""
+    """Return a small object below the root, whose name may hold what a store's own names do not.
+
+    Raises:
+        BadPatchError: It is larger than any file of such an archive; its content is not fetched.
+    """
     key = f"{root.key}/{relative}".lstrip("/")
-    return again(lambda: obstore.get(root.bucket, key).bytes().to_bytes(), root)
+
+    def ask() -> bytes:
+        found = obstore.get(root.bucket, key)
+        if found.meta["size"] > MEMBER_BYTES:
+            raise _too_large(relative, found.meta["size"])
+        return found.bytes().to_bytes()
+
+    return again(ask, root)
+
+
+def _too_large(shown: str, size: int) -> BadPatchError:
+    return BadPatchError(shown, "unreadable", f"it has {size} bytes, where {MEMBER_BYTES} are plenty")

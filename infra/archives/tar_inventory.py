@@ -9,17 +9,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from infra import object_store
-from infra.archives.inventory import Condense, Found
+from infra.archives.inventory import MAX_NAME, Condense, Found
+from infra.archives.names import is_displayable
 from infra.archives.tar_reader import TarMember, read_tar
-from infra.errors import ArchiveError, BadPatchError
+from infra.errors import ArchiveError, BadPatchError, PipelineError
 from infra.fingerprint import Json, fingerprint
 from infra.object_store import ObjectPath
 from infra.parquet_files import read_parquet
 from infra.parts import write_parquet
 from infra.storage import location
-
-MAX_NAME = 255
-"""Characters of a folder's name, as on a disk; a tar archive could give it 65,000, and millions of such names."""
 
 MAX_FOLDERS = 2_000_000
 """Patch folders in one archive: three times what any BigEarthNet has."""
@@ -68,7 +66,7 @@ class FolderList:
 
 def _is_odd(name: str) -> bool:
     """Return whether a name is no folder's: empty, endless, hidden, "." or "..", or of characters that no name has."""
-    return not 0 < len(name) <= MAX_NAME or name[0] == "." or "\\" in name or not name.isprintable()
+    return not 0 < len(name) <= MAX_NAME or name[0] == "." or "\\" in name or not is_displayable(name)
 
 
 def folder_of(member: TarMember) -> str:
@@ -168,16 +166,20 @@ class TarInventory:
 
         Raises:
             ArchiveError: One is missing.
+            StoreError, TransientError: Object storage does not tell.
         """
         found: list[Json] = []
         for top in tops:
             path = location(self.tars[top])
             try:
                 if isinstance(path, ObjectPath):
-                    found.append([path.name, object_store.size(path), str(sorted(object_store.version(path).items()))])
+                    size, version = object_store.size_and_version(path)
+                    found.append([path.name, size, str(sorted(version.items()))])
                 else:
                     state = path.stat()
                     found.append([path.name, state.st_size, state.st_mtime_ns])
+            except PipelineError:
+                raise
             except OSError as error:
                 raise ArchiveError(f"the archive {path} cannot be read: {error.strerror or error}") from error
         return fingerprint({"archives": found})

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
-from infra.errors import ArchiveError
+from infra.errors import ArchiveError, PipelineError
 from infra.prefetch import prefetch
 from infra.storage import open_once
 
@@ -84,6 +84,7 @@ def read_tar(path: str) -> Generator[TarMember]:
 
     Raises:
         ArchiveError: It is missing, truncated, broken, no tar archive, or expands beyond any sense.
+        StoreError, TransientError: Object storage does not hand it out.
     """
     with closing(prefetch(_chunks(path), _CHUNKS_AHEAD)) as chunks:
         yield from _Stream(path, chunks).members()
@@ -99,6 +100,8 @@ def _chunks(path: str) -> Generator[bytes]:
     codec = _CODECS.get(Path(path).suffix)
     try:
         raw, size = open_once(path)
+    except PipelineError:  # object storage has told already what is wrong
+        raise
     except OSError as error:
         raise ArchiveError(f"the archive {path} cannot be read: {error}") from error
     with raw:
@@ -107,6 +110,8 @@ def _chunks(path: str) -> Generator[bytes]:
         while True:
             try:
                 chunk = stream.read(_CHUNK)
+            except PipelineError:  # the network failed, not the archive
+                raise
             except (OSError, pa.ArrowException) as error:
                 raise ArchiveError(
                     f"{path} is broken or truncated near byte {raw.tell()} of {size}: {error}; download it again"
@@ -202,8 +207,8 @@ class _Stream:
             self._skip_sparse_maps(header)
         if kind in _WITHOUT_DATA:
             return TarMember(name, None, _FAULTS.get(kind), is_folder=kind == b"5")
-        if kind == b"\0" and name.endswith("/"):  # a folder, before there was a type for it
-            self._skip(length)
+        own = header[:100].partition(b"\0")[0]
+        if kind == b"\0" and own.endswith(b"/"):  # a folder, before there was a type for it
             return TarMember(name, None, is_folder=True)
         fault = None
         if extension.is_sparse or kind not in _REGULAR:
@@ -330,7 +335,7 @@ def _known(rest: bytes) -> _Known | None:
     size, kind = _number(rest[24:36]), rest[36:37]
     if size is None or (rest[137:143] == b"ustar\0" and rest[225]):  # a part of the name lies elsewhere
         return None
-    if kind == b"L" and size <= _BLOCK:
+    if kind == b"L" and 0 < size <= _BLOCK:  # an empty name has no block
         return _Known(size, is_name=True)
     return _Known(size, is_name=False) if kind == b"0" and size <= MEMBER_BYTES else None
 

@@ -79,10 +79,11 @@ def test_sql_answers_and_refuses(inputs: Inputs) -> None:
 def test_a_terminal_shows_what_tables_hold_and_does_nothing_of_it(inputs: Inputs) -> None:
     """A value that looks like markup of rich or a command to the terminal; the table itself has colours."""
     statement = "SELECT '[/x]' AS \"[red]name\", '[link=http://there]a[/link]' AS link, chr(27) || ']0;title' AS title"
+    statement += ", 'a' || chr(8239) || 'b' || chr(8205) || 'c' AS spaced, 'a' || chr(8238) || 'b' AS turned"
     terminal = CliRunner(env={"FORCE_COLOR": "1", "COLUMNS": "200"})
     answer = terminal.invoke(app, ["sql", str(inputs.reference), statement])
     assert answer.exit_code == 0, answer.output
-    for text in ("[/x]", "[red]name", "[link=http://there]a[/link]", "\ufffd]0;title"):
+    for text in ("[/x]", "[red]name", "[link=http://there]a[/link]", "\ufffd]0;title", "a\u202fb\u200dc", "a\ufffdb"):
         assert text in answer.stdout
     assert "\x1b]" not in answer.stdout
 

@@ -210,6 +210,21 @@ def test_aliases_of_aliases_are_not_written_out(tmp_path: Path) -> None:
         load_config(written(tmp_path, GOOD + "\n".join(lines)))
 
 
+def test_merges_of_merges_are_not_written_out(tmp_path: Path) -> None:
+    """PyYAML copies what is merged, again at every level: each line stands for ten times what the one before does."""
+    lines = ["l0: &l0 {x: 1}"]
+    lines += [f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 10)}]}}" for i in range(1, 7)]
+    with pytest.raises(ConfigError, match="<< stands for more than 100000 values"):
+        load_config(written(tmp_path, GOOD + "\n".join(lines)))
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(written(tmp_path, GOOD), [f"further={{{', '.join(lines)}}}"])
+
+
+def test_a_mapping_that_merges_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(written(tmp_path, GOOD + "further: &a {<<: *a, x: 1}\n"))
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 5000 + "]" * 5000, "2024-13-45", "9" * 5000, "!!python/object/apply:os.getcwd []", "? {a: 1}\n: 2"]
 )

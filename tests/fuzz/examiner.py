@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -48,6 +49,7 @@ type Outcome = Literal["read", "quarantined"]
 ROOM_BYTES = 400_000_000
 """Memory that an example may take beside what its kind may hold as pixels."""
 
+_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ACCESSED = 0x1 | 0x2 | 0x4 | 0x20 | 0x100 | 0x200 | 0x400  # read, written, changed, opened, made, removed
 _NONBLOCK = os.O_NONBLOCK
@@ -441,5 +443,5 @@ def _check_scan(scan: Scan, ids: Sequence[str]) -> None:
         raise ViolationError(f"patches {strange} have no folder")
     for row in inputs:
         names = (row["patch_id"], row["s1_name"] or "a")
-        if any("/" in name or name in {"", ".", ".."} or "\0" in name or not name.isprintable() for name in names):
+        if any("/" in name or name in {"", ".", ".."} or _HIDDEN.search(name) for name in names):
             raise ViolationError(f"{names} are no names of folders")

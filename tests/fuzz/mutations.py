@@ -328,6 +328,8 @@ def _member(rng: random.Random, outside: bytes) -> bytes:
         b"x/" * 5000,
     )
     data = rng.randbytes(rng.choice((0, 1, 511, 512, 513, 3000)))
+    if rng.random() < 0.1:  # a member within a member, which shows where blocks are lost count of
+        data = _header(b"inside", _octal(512)) + rng.randbytes(512)
     if rng.random() < 0.15:
         name = rng.choice(hostile)
     out = b""
@@ -347,7 +349,7 @@ def _member(rng: random.Random, outside: bytes) -> bytes:
                     )
                 )
         else:
-            kind, body = b"L", name + b"\0"
+            kind, body = b"L", b"" if rng.random() < 0.1 else name + b"\0"
         out = _header(b"././@LongLink", _octal(len(body)), kind) + _padded(body)
         if rng.random() < 0.1:
             out = _header(b"g", _octal(len(body)), rng.choice(b"gKNVA".decode()).encode()) + _padded(body) + out

@@ -215,15 +215,28 @@ def test_a_redirect_leads_nowhere_but_to_a_server(server: FileServer, partial: P
 
 
 def test_https_is_never_left_for_http(monkeypatch: pytest.MonkeyPatch, partial: Path) -> None:
+    moved = {
+        "https://example.org/left": "http://example.org/w.pth",
+        "https://example.org/back": "http://example.org/way",
+        "http://example.org/way": "https://example.org/w.pth",
+        "http://example.org/begun": "https://example.org/back",
+    }
+
     def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.scheme == "https":
-            return httpx.Response(302, headers={"location": "http://example.org/w.pth"})
-        return httpx.Response(200, content=iter([CONTENT]))
+        target = moved.get(str(request.url))
+        return httpx.Response(302, headers={"location": target}) if target else httpx.Response(200, content=[CONTENT])
 
     client = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=httpx.MockTransport(answer), **options))
-    with pytest.raises(WeightsError, match=r"leads to http://example\.org/w\.pth"):
-        download("https://example.org/w.pth", partial)
-    assert not partial.exists()
-    assert not download("http://example.org/w.pth", partial)
-    assert partial.read_bytes() == CONTENT
+    for url, step in [
+        ("https://example.org/left", "w.pth"),
+        ("HTTPS://example.org/left", "w.pth"),
+        ("https://example.org/back", "way"),  # from where it leads to https again
+        ("http://example.org/begun", "way"),
+    ]:
+        with pytest.raises(WeightsError, match=rf"leads to http://example\.org/{step}, which anybody on the way"):
+            download(url, partial)
+        assert not partial.exists()
+    for url in ("http://example.org/w.pth", "http://example.org/way"):
+        assert not download(url, partial)
+        assert partial.read_bytes() == CONTENT

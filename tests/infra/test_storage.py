@@ -370,6 +370,7 @@ def test_an_object_is_read_once_in_ranges_that_come_ahead(
         assert found == content
     ranges = -(-length // 100)
     assert s3.count("GET", "/a") == (ranges + 3 if ranges else 0)
+    assert s3.count("HEAD", "/a") == 1, "a second one could fail, with the ranges on their way"
 
 
 def test_an_object_that_is_not_there_or_not_read_to_its_end(
@@ -388,6 +389,20 @@ def test_an_object_that_is_not_there_or_not_read_to_its_end(
     file, _ = open_once(str(s3_folder / "a"))
     with file, pytest.raises(TransientError, match="503"):
         file.read(1)
+
+
+def test_a_file_is_closed_without_waiting_for_what_is_on_its_way(s3: S3Server, s3_folder: ObjectPath) -> None:
+    write_bytes(s3_folder / "a", b"content")
+    s3.faults.append(Fault("stall", method="GET", seconds=0.8))
+    file, _ = open_once(str(s3_folder / "a"))
+    started = time.monotonic()
+    file.close()
+    assert time.monotonic() - started < 0.4
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+    assert left, "nothing was on its way"
+    for thread in left:  # each ends with its request
+        thread.join(timeout=30)
+        assert not thread.is_alive()
 
 
 def test_states_of_training_lie_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,3 +231,11 @@ def test_names_that_steer_a_terminal_or_hide_are_a_problem(tmp_path: Path, odd: 
     found, problems = find(tmp_path)
     assert found == ["a/own.png"]
     assert problems == {f"a/x{odd}.png": "unreadable", f"b{odd}/x.png": "unreadable"}
+
+
+def test_names_with_other_spaces_and_joiners_are_names(tmp_path: Path) -> None:
+    """As macOS names its screenshots, Japanese writes spaces, Persian some of its words, and emoji their families."""
+    names = ["9.41.05\u202fPM", "a\u00a0b", "a\u3000b", "\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f469"]
+    for name in names:
+        write_picture(tmp_path / "a" / f"{name}.png", noise((4, 4, 3)))
+    assert find(tmp_path) == (sorted(f"a/{name}.png" for name in names), {})

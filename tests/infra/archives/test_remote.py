@@ -140,6 +140,24 @@ def test_a_folder(s3: S3Server, s3_folder: ObjectPath) -> None:
     assert s3.count("GET", "/a/large") == 0
 
 
+def test_notes_and_files_that_are_too_large_are_not_fetched(s3_folder: ObjectPath) -> None:
+    for name, size in (("small", 0), ("full", MEMBER_BYTES), ("large", MEMBER_BYTES + 1)):
+        write_bytes(s3_folder / "top" / name / f"{name}.json", bytes(size))
+    notes = RemoteInventory(s3_folder).notes("top", ".json", lambda data, shown: f"{shown} has {len(data)}")
+    assert {folder: str(note) for folder, note in notes.items()} == {
+        "top/small": "top/small/small.json has 0",
+        "top/full": "top/full/full.json has 1048576",
+        "top/large": "top/large/large.json: unreadable: it has 1048577 bytes, where 1048576 are plenty",
+    }
+    write_bytes(s3_folder / "top" / "small" / "other", b"content")
+    folder = RemoteFolder.open(s3_folder, "top/small")
+    assert folder is not None
+    write_bytes(s3_folder / "top" / "small" / "small.json", bytes(MEMBER_BYTES + 1))  # grown since it was listed
+    assert folder.read("other") == b"content"
+    with pytest.raises(BadPatchError, match=r"top/small/small\.json: unreadable: it has 1048577 bytes"):
+        folder.read("small.json")
+
+
 def test_more_files_than_a_patch_has_are_fetched_one_by_one(s3: S3Server, s3_folder: ObjectPath) -> None:
     for i in range(70):
         write_bytes(s3_folder / "a" / f"{i:02d}", bytes([i]))

@@ -7,8 +7,11 @@ from infra.archives import tar_inventory
 from infra.archives.inventory import Found
 from infra.archives.tar_inventory import TarInventory
 from infra.archives.tar_reader import TarMember, read_tar
-from infra.errors import ArchiveError, BadPatchError
+from infra.errors import ArchiveError, BadPatchError, TransientError
+from infra.object_store import ObjectPath
+from infra.storage import write_bytes
 from tests.infra.archives.tar_files import member, write_members
+from tests.infra.s3_server import Fault, S3Server
 
 NAMES = [
     "top/p/b/b_1.tif",
@@ -110,3 +113,32 @@ def test_a_missing_archive_says_so(tmp_path: Path) -> None:
     inventory = TarInventory(str(tmp_path), {"top": str(tmp_path / "a.tar")}, tmp_path, may_pass=True)
     with pytest.raises(ArchiveError, match=r"a\.tar cannot be read: No such file"):
         inventory.folders("top", by_product=False)
+
+
+def test_the_state_of_an_archive_on_object_storage_is_one_request(
+    tmp_path: Path, s3: S3Server, s3_folder: ObjectPath
+) -> None:
+    path = s3_folder / "top.tar"
+    inventory = TarInventory(str(s3_folder), {"top": str(path)}, None, may_pass=True)
+    identities = []
+    for content in (b"a", b"b", b"bb"):
+        write_bytes(path, content)
+        s3.requests.clear()
+        identities.append(inventory.identity("top"))
+        assert (s3.count("HEAD"), len(s3.requests)) == (1, 1)
+    assert len(set(identities)) == 3
+    assert inventory.identity("top") == identities[-1]
+    s3.faults.append(Fault("status", 503, times=1000))
+    with pytest.raises(TransientError, match="503"):
+        inventory.identity("top")
+    s3.faults.clear()
+    path.unlink()
+    with pytest.raises(ArchiveError, match=r"top\.tar cannot be read: there is no s3://"):
+        inventory.identity("top")
+
+
+def test_names_that_steer_a_terminal_or_hide_are_passed_over(tmp_path: Path) -> None:
+    names = ["a\u202eb", "a\u200bb", "a\x9bb", "a\u202fb", "\u0645\u06cc\u200c\u062e"]
+    path = write_members(tmp_path / "a.tar", [member(f"top/{name}/x") for name in names])
+    inventory = TarInventory(str(tmp_path), {"top": str(path)}, None, may_pass=True)
+    assert inventory.folders("top", by_product=False) == Found([f"top/{name}" for name in names[3:]])

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from infra.archives import tar_reader
 from infra.archives.tar_reader import MEMBER_BYTES, TarMember, is_tar, read_tar
-from infra.errors import ArchiveError
+from infra.errors import ArchiveError, StoreError, TransientError
+from infra.object_store import ObjectPath
+from infra.storage import write_bytes
 from tests.infra.archives.tar_files import member, write_members, writing_tar
+from tests.infra.s3_server import Fault, S3Server
 
 LONG = "BigEarthNet-S2/" + "x" * 60 + "/" + "y" * 60 + "/"
 
@@ -249,6 +252,39 @@ def test_any_changed_byte_is_refused_or_harmless(tmp_path: Path, place: int, val
     except ArchiveError:
         return
     assert sum(len(data or b"") for _, data in found) <= len(content)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize(("status", "kind"), [(503, TransientError), (403, StoreError)])
+def test_a_network_that_fails_is_no_broken_archive(
+    tmp_path: Path, s3: S3Server, s3_folder: ObjectPath, suffix: str, status: int, kind: type[Exception]
+) -> None:
+    path = s3_folder / f"a{suffix}"
+    write_bytes(path, write_members(tmp_path / path.name, [member("a", os.urandom(5000))]).read_bytes())
+    assert [m.name for m in read_tar(str(path))] == ["a"]
+    for method in ("HEAD", "GET"):
+        s3.faults[:] = [Fault("status", status, method=method, times=1000)]
+        with pytest.raises(kind, match=f"status {status}"):
+            list(read_tar(str(path)))
+
+
+def test_an_empty_long_name_has_no_block(tmp_path: Path) -> None:
+    """The member's bytes, which begin as a header does, are where its name would be."""
+    inside = header(b"inside", b"%011o" % 3) + b"abc".ljust(512, b"\0")
+    content = header(b"././@LongLink", kind=b"L") + header(b"outside", b"%011o" % len(inside)) + inside
+    path = put(tmp_path / "a.tar", header(b"first") + content + bytes(1024))
+    assert everything(path) == by_tarfile(path) == [("first", b""), ("", inside)]
+
+
+@pytest.mark.parametrize("name", [b"folder/", b"x/" * 70, b"x" * 99 + b"/", b"x" * 120 + b"/"])
+def test_a_folder_of_old_has_no_blocks_whatever_its_size(tmp_path: Path, name: bytes) -> None:
+    """As one that has a type for it; only the header's own name tells, of which 100 bytes are kept."""
+    content = header(b"first") + header(kind=b"L", size=b"%011o" % len(name)) + name.ljust(512, b"\0")
+    content += header(name[:100], b"%011o" % 512, kind=b"\0") + header(b"inside") + header(b"last")
+    path = put(tmp_path / "a.tar", content + bytes(1024))
+    found, expected = ([(shown.rstrip("/"), data) for shown, data in read(path)] for read in (everything, by_tarfile))
+    assert found == expected
+    assert ("inside" in dict(found)) == (name[99:100] != b"x")
 
 
 def test_a_missing_archive_says_so(tmp_path: Path) -> None:
