@@ -373,7 +373,8 @@ def predict(run: Run, plan: Plan, branch: Branch, models: Mapping[str, Models]) 
     create_map_stores(branch, scored, plan.shard_size, max(plan.shards) + 1)
     outputs = [*branch.quality_outputs, *(parts for item in scored for parts in item.outputs)]
     run.stage(f"predict {branch.sr}", partial(ShardScorer, branch, scored), outputs, plan.ingested())
-    run.record.configs.append(branch.pixels.config)
+    if branch.pixels.config not in run.record.configs:  # by an earlier attempt
+        run.record.configs.append(branch.pixels.config)
     publish_quality(plan, branch)
     for item in scored:
         if faults := publish_scores(plan, branch, item):

@@ -1,7 +1,8 @@
 """Prefect servers that drivers started for themselves and, killed, left running.
 
 Without PREFECT_API_URL, Prefect starts a server as a child of the driver. A driver that is killed by SIGKILL cannot end
-it; the next one does. A server is an orphan when its parent is no longer the driver that it was started by.
+it; the next one with the same PREFECT_HOME does. A server is an orphan when its parent is no longer the driver that it
+was started by. Other containers' servers, whose parents have other numbers there, are none of its business.
 """
 
 import os
@@ -9,7 +10,7 @@ import os
 import psutil
 
 _DRIVER = "SUPERSCENE_DRIVER"
-"""Environment variable by which a driver's children know its process id."""
+"""Environment variable by which a driver's children know its process id, and where that counts."""
 
 
 def end_orphaned_servers() -> int:
@@ -23,7 +24,7 @@ def end_orphaned_servers() -> int:
     _, stubborn = psutil.wait_procs(orphans, timeout=10)
     for process in stubborn:
         process.kill()
-    os.environ[_DRIVER] = str(os.getpid())
+    os.environ[_DRIVER] = f"{os.getpid()} {_pid_namespace()}"
     return len(orphans)
 
 
@@ -32,7 +33,17 @@ def _is_orphan(process: psutil.Process) -> bool:
         words = process.cmdline()
         if not ("uvicorn" in words and any("prefect.server" in word for word in words)):
             return False
-        driver = process.environ().get(_DRIVER)
-        return driver is not None and process.uids().real == os.getuid() and process.ppid() != int(driver)
+        environment = process.environ()
+        driver, _, namespace = environment.get(_DRIVER, "").partition(" ")
+        ours = namespace == _pid_namespace() and environment.get("PREFECT_HOME") == os.environ.get("PREFECT_HOME")
+        return bool(driver) and ours and process.uids().real == os.getuid() and process.ppid() != int(driver)
     except psutil.Error:  # it has ended, or is another user's
         return False
+
+
+def _pid_namespace() -> str:
+    """Return what tells apart the process numbers of containers and their host; `-` where the system has none."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  # not a path
+    except OSError:
+        return "-"

@@ -20,7 +20,7 @@ from infra.errors import PipelineError, TransientError
 from infra.node_files import share
 from infra.parts import StageParts
 from infra.ray_pool import Devices, Resources, Worker, is_elastic, reconnect
-from infra.storage import StorePaths
+from infra.storage import StorePaths, is_lost
 from tasks.run_record import RunRecord
 from tasks.shard_outcomes import ShardOutcomes, described, rows_of_fits
 from tasks.stage import Outputs, Ready, ShardCount, at_once, run_fits, run_stage
@@ -103,6 +103,8 @@ class Run:
         except Exception:
             raise
         except BaseException:
+            if is_lost(self.paths):  # by its lease: the record is another run's now
+                raise
             try:
                 self.record.save("stopped")
             except PipelineError as error:  # what stopped the run is to be told, not this

@@ -37,6 +37,9 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _RENEWALS = 4
 """Renewals within that time: three may fail."""
 
+_lost: set[ObjectPath] = set()
+"""Leases that this process lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
@@ -79,6 +82,7 @@ class _Renewal(threading.Thread):
                 taken = time.monotonic() - renewed > 10 * self._lease.seconds
             if taken:
                 self.lost = True
+                _lost.add(self._path)
                 events.error("the lease was lost: another run took it, or the store is out of reach")
                 if self._in_main:
                     _thread.interrupt_main()
@@ -124,14 +128,22 @@ def _held(path: ObjectPath, lease: _Lease) -> Iterator[None]:
     lost = StoreError(f"the lease {path} was lost: another run took the store, or it was out of reach for too long")
     try:
         yield
-    except KeyboardInterrupt:
-        if renewal.lost:
+    except BaseException as error:
+        try:
+            renewal.give_back()
+        except PipelineError as failure:  # what ended the run is to be told, not this: the lease runs out by itself
+            events.warning("the lease was not given back: %s", failure)
+        if isinstance(error, KeyboardInterrupt) and renewal.lost:
             raise lost from None
         raise
-    finally:
-        renewal.give_back()
+    renewal.give_back()
     if renewal.lost:
         raise lost
+
+
+def is_lost(path: ObjectPath) -> bool:
+    """Return whether this process had a lease and lost it: then the store is another driver's."""
+    return path in _lost
 
 
 def is_held(path: ObjectPath) -> bool:

@@ -355,6 +355,11 @@ def locked_store(paths: StorePaths) -> Iterator[None]:
         yield
 
 
+def is_lost(paths: StorePaths) -> bool:
+    """Return whether this process held the store and lost it to another driver."""
+    return isinstance(paths.work, ObjectPath) and lease.is_lost(paths.work / _LEASE)
+
+
 def is_locked(paths: StorePaths) -> bool:
     """Return whether a driver holds the store now."""
     if isinstance(paths.work, ObjectPath):

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -17,6 +18,9 @@ from pathlib import Path
 from infra.errors import StoreError
 
 _PREFIX = "superscene-tmp-"
+
+_SWEEP_SECONDS = 5.0
+"""For how long a sweep may hold a new folder that it found unlocked."""
 
 
 @contextmanager
@@ -37,7 +41,8 @@ def temporary_folder(name: str | None = None) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            shutil.rmtree(folder)
+            with suppress(FileNotFoundError):  # whoever cleans up temporary files after some days was first
+                shutil.rmtree(folder)
         finally:
             os.close(lock)
 
@@ -75,6 +80,7 @@ def _folder(name: str) -> Path:
 
 def _made(name: str | None) -> tuple[Path, int]:
     """Make a folder and return it with its lock; one that a sweep took before it was locked is made again."""
+    given_up = time.monotonic() + _SWEEP_SECONDS
     while True:
         folder = _folder(name or secrets.token_hex(8))
         try:
@@ -85,6 +91,9 @@ def _made(name: str | None) -> tuple[Path, int]:
                 continue
             raise
         except OSError as error:
+            if isinstance(error, FileExistsError) and time.monotonic() < given_up:  # a sweep has it, and removes it
+                time.sleep(0.01)
+                continue
             why = error.strerror or type(error).__name__
             raise StoreError(f"cannot make a folder for temporary files, {folder}: {why}") from error
         try:

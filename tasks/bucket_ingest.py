@@ -16,7 +16,7 @@ from infra.archives.model import PatchFormat
 from infra.archives.streamed import BucketArchive, StreamedArchive
 from infra.archives.tar_inventory import FolderList, TarContents, fault_of, folder_of
 from infra.archives.tar_reader import TarMember, read_tar
-from infra.errors import ArchiveError
+from infra.errors import ArchiveError, StoreError
 from infra.parts import StageParts
 from infra.prefetch import prefetch_groups
 from tasks.ingest import ShardIngester
@@ -43,14 +43,24 @@ class BucketIngester:
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard, as `ShardIngester` does from folders."""
         path = self._buckets.path(shard)
-        if self._parts.is_done(shard):  # by a worker that died then, or whose node was called lost and was not
-            count = ShardCount(self._parts.read(shard).num_rows)
-        else:
-            with Bucket(path) as bucket:
-                self._source.bucket = bucket
-                count = self._ingester.run(shard)
+        if self._parts.is_done(shard):
+            return self._done_before(shard)
+        try:
+            opened = Bucket(path)
+        except StoreError:
+            if self._parts.is_done(shard):  # since this worker looked
+                return self._done_before(shard)
+            raise
+        with opened as bucket:
+            self._source.bucket = bucket
+            count = self._ingester.run(shard)
         path.unlink(missing_ok=True)
         return count
+
+    def _done_before(self, shard: int) -> ShardCount:
+        """Return the count of a shard that was done by a worker that died then, or whose node was not lost after all."""
+        self._buckets.path(shard).unlink(missing_ok=True)
+        return ShardCount(self._parts.read(shard).num_rows)
 
 
 @dataclass(frozen=True, slots=True)

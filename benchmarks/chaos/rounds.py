@@ -14,6 +14,7 @@ from benchmarks.chaos.report import End, Round, retries
 from benchmarks.chaos.schedule import Planned
 from benchmarks.chaos.world import Driver, World, start_driver
 from infra.object_store import ObjectPath, object_path
+from infra.storage import remove_folder
 from tests.infra.s3_server import BUCKET
 
 MOST_STARTS = 60
@@ -90,6 +91,8 @@ class Rounds:
         if told.ends[-1].code == 0:
             told.faults += differences(store, self.reference)
         told.faults += self._left_behind()
+        if not told.faults:
+            remove_folder(store)  # a soak of hours would fill the server's memory
         self.done.append(told)
         return told
 

@@ -74,7 +74,13 @@ class Buckets:
         """Remove the folder and whatever is in it, such as what a killed run left."""
         if self.folder.exists():
             with writing(self.folder):
-                shutil.rmtree(self.folder)
+                shutil.rmtree(self.folder, onexc=_unless_gone)
+
+
+def _unless_gone(_: object, __: str, error: BaseException) -> None:
+    """Pass over what somebody else removed meanwhile: a worker that outlived its run removes its last bucket itself."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def folder_record(folder: str, files: Sequence[tuple[str, memoryview | Fault]]) -> list[bytes | memoryview]:

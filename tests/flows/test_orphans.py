@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
 
+from flows.orphans import _is_orphan
 from tests.flows.stores import PROJECT
 
 DRIVER = """
@@ -66,6 +70,50 @@ def servers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "uvicorn" in child.cmdline()]
 
 
+@dataclass
+class Server:
+    """A process as psutil tells of it."""
+
+    home: str | None = "/home/prefect"
+    driver: str | None = None
+    parent: int = 1
+    words: tuple[str, ...] = ("python", "-m", "uvicorn", "prefect.server.api.server:create_app")
+
+    def cmdline(self) -> list[str]:
+        return list(self.words)
+
+    def environ(self) -> dict[str, str]:
+        given = {"PREFECT_HOME": self.home, "SUPERSCENE_DRIVER": self.driver}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def ppid(self) -> int:
+        return self.parent
+
+    def uids(self) -> SimpleNamespace:
+        return SimpleNamespace(real=os.getuid())
+
+
+HERE = os.readlink("/proc/self/ns/pid")
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        (Server(driver=f"7 {HERE}"), True),
+        (Server(driver=f"7 {HERE}", parent=7), False),
+        (Server(driver=f"7 {HERE}", home="/of/another/run"), False),
+        (Server(driver="7 pid:[1]", parent=48211), False),
+        (Server(), False),
+        (Server(driver=f"7 {HERE}", words=("python", "prefect.server")), False),
+    ],
+    ids=["an orphan", "its driver lives", "of another home", "of another container", "nobody's", "no server"],
+)
+def test_whose_server_is_ended(monkeypatch: pytest.MonkeyPatch, server: Server, *, expected: bool) -> None:
+    monkeypatch.setenv("PREFECT_HOME", "/home/prefect")
+    assert _is_orphan(cast("psutil.Process", server)) == expected
+
+
+@pytest.mark.slow
 def test_the_server_of_a_killed_driver_ends_and_that_of_a_living_one_stays(
     start: Callable[[float], "subprocess.Popen[str]"],
 ) -> None:

@@ -115,6 +115,13 @@ def test_an_interrupted_run_is_written_down_as_stopped(run: Run, monkeypatch: py
     assert [(stage["stage"], stage["done"]) for stage in live["stages"]] == [("features", 3), ("train", 1)]
 
 
+def test_who_lost_the_store_writes_nothing_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows_run, "is_lost", lambda paths: paths is run.paths)
+    with pytest.raises(KeyboardInterrupt), run.stoppable():
+        raise KeyboardInterrupt
+    assert live_record(run.paths) is None
+
+
 def test_a_stage_has_retries_for_errors_that_may_pass() -> None:
     from flows.archive import evaluate, finish, fit_backbone, ingest, judge_maps, predict, super_resolve, train
     from flows.reliability import score_reliability

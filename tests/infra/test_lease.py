@@ -15,7 +15,7 @@ import pytest
 from infra import lease
 from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath, put
-from infra.storage import StorePaths, is_locked, locked_store
+from infra.storage import StorePaths, is_locked, is_lost, locked_store
 from tests.infra.s3_server import Fault, S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -167,12 +167,23 @@ def test_who_lost_the_lease_is_interrupted(paths: StorePaths) -> None:
         put(paths.work / "lease.json", b"another's")  # type: ignore[arg-type]
         time.sleep(30)
     assert (paths.work / "lease.json").read_bytes() == b"another's", "it gave back what was not its own"
+    assert is_lost(paths)
+    assert not is_lost(StorePaths(paths.root / "other"))
 
 
 def test_what_is_no_lease_is_told(paths: StorePaths) -> None:
     put(paths.work / "lease.json", b"[]")  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="is no lease of this project"), locked_store(paths):
         pytest.fail("the store was locked")
+
+
+def test_what_ended_a_run_is_told_and_not_that_its_lease_could_not_be_given_back(
+    paths: StorePaths, s3: S3Server
+) -> None:
+    with pytest.raises(KeyError), locked_store(paths):  # noqa: PT012
+        s3.faults.append(Fault("status", 503, method="PUT", times=1000))
+        raise KeyError
+    assert s3.faults[0].times < 1000, "it was tried"
 
 
 def test_an_error_gives_the_lease_back(paths: StorePaths) -> None:

@@ -56,6 +56,29 @@ def test_a_folder_ends_with_its_block_however_that_ends(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+def test_a_name_that_a_sweep_has_for_a_moment_is_waited_for(folder: Path) -> None:
+    swept = folder / "superscene-tmp-mine"
+    swept.mkdir()
+    sweep = threading.Timer(0.2, swept.rmdir)
+    sweep.start()
+    with temporary_folder("mine") as made:
+        assert made == swept
+        assert not was_abandoned("mine")
+    sweep.join()
+
+
+def test_a_name_that_is_taken_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary, "_SWEEP_SECONDS", 0.05)
+    with temporary_folder("mine"), pytest.raises(StoreError, match="cannot make"), temporary_folder("mine"):
+        pytest.fail("two have one folder")
+
+
+def test_a_folder_that_somebody_removed_is_no_error(folder: Path) -> None:
+    with temporary_folder() as made:
+        made.rmdir()
+    assert not list(folder.iterdir())
+
+
 def test_what_a_living_process_has_stays_and_what_a_killed_one_left_goes(folder: Path) -> None:
     (folder / "superscene-buckets-1").mkdir()
     process = holder(folder)

@@ -365,6 +365,17 @@ def test_a_shard_of_which_only_the_answer_was_lost_is_not_missed(packed: Path, t
         worker.run(0)
 
 
+def test_a_shard_that_another_worker_ended_meanwhile_is_done(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on a node that was called lost writes the part and removes the bucket after this one looked for the part."""
+    archive = streamed(packed, tmp_path)
+    plan, _ = ingest_streamed(archive, tmp_path)
+    looks = iter([False, True])
+    monkeypatch.setattr(StageParts, "is_done", lambda self, shard: next(looks))
+    assert BucketFeed(archive, plan).worker().run(0).patches == plan.parts.read(0).num_rows == 8
+
+
 def test_a_late_worker_of_a_killed_run_leaves_the_next_one_s_buckets_alone(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,21 @@ def test_a_write_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Buckets(tmp_path).path(0).read_bytes() == b"abcdefghij"
 
 
+def test_removing_passes_over_what_a_worker_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buckets = Buckets(tmp_path / "buckets")
+    buckets.make()
+    buckets.append(1, [b"x"])
+    unlink = os.unlink
+
+    def late(path: str, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", late)
+    buckets.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_removing_leaves_nothing(tmp_path: Path) -> None:
     buckets = Buckets(tmp_path / "buckets")
     buckets.remove()
