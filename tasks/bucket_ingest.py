@@ -58,7 +58,7 @@ class BucketIngester:
         return count
 
     def _done_before(self, shard: int) -> ShardCount:
-        """Return the count of a shard that was done by a worker that died then, or whose node was not lost after all."""
+        """Return the count of a shard that a worker did who died then, or whose node was not lost after all."""
         self._buckets.path(shard).unlink(missing_ok=True)
         return ShardCount(self._parts.read(shard).num_rows)
 

@@ -321,7 +321,7 @@ def process(command: list[str], log: Path, env: dict[str, str]) -> Iterator[int]
         finally:
             started.send_signal(signal.SIGTERM)
             try:
-                started.wait(timeout=60)
+                started.wait(timeout=15)  # a worker looks at its runs before it ends, which are over here
             except subprocess.TimeoutExpired:
                 started.kill()
 

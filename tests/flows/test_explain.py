@@ -255,7 +255,8 @@ def test_options_that_do_not_fit_a_branch_stop_the_run_before_it_trains(inputs: 
     result = superscene("explain", run_yaml)
     assert result.returncode == 2, result.stderr
     assert "an input of 4 x 4 pixels, the size of the map, resnet18 needs at least 32" in result.stderr
-    assert {path.name for path in (store / "work").iterdir()} == {"configs", "ingest", "lock", "plan", "run.json"}
+    made = {path.name for path in (store / "work").iterdir()}
+    assert made == {"configs", "ingest", "lock", "plan", "progress.json", "run.json"}
     assert not (store / "checkpoints").exists()
 
 

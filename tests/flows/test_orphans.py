@@ -93,7 +93,7 @@ class Server:
         return SimpleNamespace(real=os.getuid())
 
 
-HERE = os.readlink("/proc/self/ns/pid")
+HERE = Path("/proc/self/ns/pid").readlink()
 
 
 @pytest.mark.parametrize(

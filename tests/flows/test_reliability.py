@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,7 +148,7 @@ def scored(store: PlantedStore, job: ReliabilityJob, **changes: Any) -> RunHere:
     run = RunHere(RunConfig.model_validate({**settings, "reliability": {}, **changes}))
     plan: Any = SimpleNamespace(shards=dict.fromkeys(store.shards), ingested=lambda: list(store.shards))
     here: Any = run
-    score_reliability.fn(here, plan, [job])
+    unwrap(score_reliability.fn)(here, plan, [job])
     return run
 
 

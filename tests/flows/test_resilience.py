@@ -52,7 +52,8 @@ def assert_nothing_half_done(store: Path) -> None:
             pq.ParquetFile(path).read()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_a_driver_killed_at_random_moments(inputs: Inputs, tmp_path: Path, kills: int) -> None:
     store = tmp_path / "store"
     config = inputs.config(store)

@@ -1,5 +1,6 @@
 """Other archives and bands through the very same flow: pictures with a truth, and all bands with a published file."""
 
+from inspect import unwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,10 +140,10 @@ def test_variants_of_a_network_share_the_backbone_trained_on_the_archive(monkeyp
         return {0: Path(f"{asked[3]}.safetensors")}
 
     monkeypatch.setattr(archive, "_fit", fit)
-    monkeypatch.setattr(archive, "branch_of", lambda *_: None)
+    monkeypatch.setattr(archive, "_branch", lambda *_: None)
     run: Any = SimpleNamespace(config=config, weights={})
     nothing: Any = None
-    found = [archive.fit_backbone.fn(run, nothing, nothing, name) for name in config.classifiers]
+    found = [unwrap(archive.fit_backbone.fn)(run, nothing, nothing, name) for name in config.classifiers]
     assert found == [Backbone("resnet18", "archive", Path("resnet18.safetensors"))] * 2
     assert fits[0][0] == fits[1][0]
     assert fits[0][1:] == fits[1][1:]

@@ -321,7 +321,8 @@ read_tar = bucket_ingest.read_tar
 def dying(path):
     for i, member in enumerate(read_tar(path)):
         if path == str(root) and i == 15 * 12:  # in the middle of shard 2
-            while {"shard-00000.bucket", "shard-00001.bucket"} & set(os.listdir(store / "work" / "buckets")):
+            full = {"shard-00000.bucket", "shard-00001.bucket"}
+            while full & {path.name for path in (store / "work" / "buckets").glob("*/*")}:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         yield member
@@ -336,7 +337,7 @@ def test_a_killed_run_keeps_what_was_sealed(archive_root: Path, tmp_path: Path, 
     killed = subprocess.run([sys.executable, "-c", KILLED, str(root), str(store)], check=False, capture_output=True)
     assert killed.returncode == -9, killed.stderr
     paths = StorePaths(store)
-    assert sorted(path.name for path in paths.buckets.iterdir()) == ["shard-00002.bucket", "shard-00003.bucket"]
+    assert sorted(path.name for path in paths.buckets.glob("*/*")) == ["shard-00002.bucket", "shard-00003.bucket"]
     plan, done = ingest_streamed(streamed(root, store), store)
     assert done == [2, 3]
     publish_archive(plan)
