@@ -11,6 +11,8 @@ from PIL import Image
 from infra.archives.images import drawn_split
 from tests.flows.stores import Inputs, maps_by_patch, run_flows
 
+pytestmark = pytest.mark.slow  # two stores, one of which lends to the other: minutes
+
 SHARE = 0.6
 SAMPLE = 24
 COLOURS = {"blue": (40, 40, 220), "red": (220, 40, 40)}
@@ -159,7 +161,6 @@ def test_the_corner_that_errs_is_found_and_flipped(
     assert value["adjusted", "predicted"] == pytest.approx(20 / 60)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("method", "size"), [("occlusion", 32), ("lime", 4)])
 def test_maps_of_costly_methods_score_the_sample_and_no_other_patch(costly: Path, method: str, size: int) -> None:
     """What speaks for one class speaks against the other: the labels of a patch are in different clusters."""
@@ -187,7 +188,6 @@ def test_maps_of_costly_methods_score_the_sample_and_no_other_patch(costly: Path
     assert of_corner == {(True, False), (False, True)}  # where most squares are, for the label and against it
 
 
-@pytest.mark.slow
 def test_every_method_keeps_its_rows(costly: Path) -> None:
     clusters = table(costly, "reliability_clusters")
     assert set(clusters.method) == {"occlusion", "lime"}
