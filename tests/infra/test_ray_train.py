@@ -173,32 +173,43 @@ def never_end(folder: Path, worker: TrainWorker) -> None:
         time.sleep(0.1)
 
 
+def full() -> None:
+    raise StoreError("the disk is full")
+
+
+def within(seconds: float, condition: Callable[[], object]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(condition())
+
+
 @pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
 @pytest.mark.usefixtures("_cluster")
 def test_no_worker_outlives_what_tell_raises(tmp_path: Path) -> None:
-    """The cluster has one core: the last call waits for ever where another run still holds it."""
-    states = tmp_path / "states"
-
-    def full_at_once() -> None:
-        raise StoreError("the disk is full")
-
-    def full_later() -> None:
-        if list(tmp_path.glob("rank-*")):
-            raise StoreError("the disk is full")
-
     with pytest.raises(StoreError, match="the disk is full"):
-        train_on_workers(save_environment, states, Resources(actors=1), 1, full_at_once)
-    assert "ray-train" not in {thread.name for thread in threading.enumerate()}
-    with pytest.raises(StoreError, match="the disk is full"):
-        train_on_workers(partial(never_end, tmp_path), states, Resources(actors=1), 1, full_later)
+        train_on_workers(
+            partial(never_end, tmp_path),
+            tmp_path / "states",
+            Resources(actors=1),
+            1,
+            lambda: full() if list(tmp_path.glob("rank-*")) else None,
+        )
     assert "ray-train" not in {thread.name for thread in threading.enumerate()}
     (begun,) = tmp_path.glob("rank-0-*")
-    worker = int(begun.name.rpartition("-")[2])
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(worker):
-        assert time.monotonic() < deadline, "the worker lives on"
-        time.sleep(0.1)
-    assert json.loads(train_on_workers(save_environment, states, Resources(actors=1), 1, lambda: None))
+    assert within(10, lambda: not psutil.pid_exists(int(begun.name.rpartition("-")[2]))), "the worker lives on"
+    assert within(10, lambda: ray.available_resources().get("CPU") == 1), "its core is kept"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+@pytest.mark.usefixtures("_cluster")
+def test_a_run_that_ended_before_it_began_is_run_again(tmp_path: Path) -> None:
+    """The cluster has one core: the second call would wait for the first one's."""
+    with pytest.raises(StoreError, match="the disk is full"):
+        train_on_workers(save_environment, tmp_path, Resources(actors=1), 1, full)
+    assert "ray-train" not in {thread.name for thread in threading.enumerate()}
+    assert json.loads(train_on_workers(save_environment, tmp_path, Resources(actors=1), 1, lambda: None))
 
 
 @pytest.mark.slow
