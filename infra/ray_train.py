@@ -242,9 +242,9 @@ def _controllers() -> dict[str, Any]:
 
     Ray Train keeps them to itself; the cluster's list of actors has them, asked of no dashboard.
     """
-    worker = ray._private.worker.global_worker  # noqa: SLF001
+    worker: Any = ray._private.worker.global_worker  # noqa: SLF001
     job = worker.current_job_id
-    actors: dict[str, dict[str, Any]] = ray._private.state.actors(job_id=job)  # type: ignore[no-untyped-call]  # noqa: SLF001
+    actors: dict[str, dict[str, Any]] = ray._private.state.actors(job_id=job)  # noqa: SLF001
     return {
         name: worker.core_worker.get_actor_handle(ray.ActorID.from_hex(name))
         for name, actor in actors.items()
