@@ -91,7 +91,13 @@ class Run:
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
         self._begin(title, {parts: list(seeds)})
-        report = run_fits(title, fit, parts, seeds, epochs, self.record.watching(stage_progress()), devices)
+        found, began = ShardOutcomes(title, len(seeds), epochs), time.monotonic()
+        tell = found.watching(self.record.watching(stage_progress()))
+        try:
+            report = run_fits(title, fit, parts, seeds, epochs, tell, devices, found.heard)
+        except BaseException:
+            self.record.count(found.interrupted(time.monotonic() - began))
+            raise
         self.record.add(report)
         shards_artifact(title, described(report), rows_of_fits(report))
 

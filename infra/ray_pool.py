@@ -328,22 +328,26 @@ def reconnect() -> None:
     Raises:
         ConfigError: The cluster does not answer.
     """
-    if _connect is not None and not _own_node_lives():
+    if _connect is not None and not own_node_lives():
         _idle.clear()
         ray.shutdown()
         _connect()
 
 
-def _own_node_lives() -> bool:
+def own_node_lives() -> bool:
     """Return whether the Ray node that this process is attached to is alive: without it no actor can be had."""
     own = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return all(node["Alive"] or node.get("NodeID") != own for node in nodes)  # dead ones stay in the list
 
 
-def _refuse_lost_node() -> None:
-    """Raise TransientError where this process's own node has died: Ray itself would wait for ever."""
-    if not _own_node_lives():
+def refuse_lost_node() -> None:
+    """Refuse to go on where this process's own node has died: Ray itself would wait for ever.
+
+    Raises:
+        TransientError: It has.
+    """
+    if not own_node_lives():
         raise TransientError(
             "the Ray node that this run's driver is attached to has died, perhaps for lack of memory; what is done "
             "stays: the same command goes on from here"
@@ -488,7 +492,7 @@ def run_pool[R](
     """
     if not items:
         return
-    _refuse_lost_node()
+    refuse_lost_node()
     n_actors, gpus, threads = _plan(len(items), resources)
     held = devices_of(n_actors, gpus, threads)
     for its_gpus, actor in _idle:
@@ -514,7 +518,7 @@ def run_pool[R](
                     f"{_PATIENCE_SECONDS / 60:.0f} minutes; what is done stays: start again once there are nodes"
                 )
             if not ready:
-                _refuse_lost_node()
+                refuse_lost_node()
                 continue
             (ref,) = ready
             slot = state.running.pop(ref)

@@ -6,6 +6,7 @@ state; a run whose driver dies goes on when it is called again on the same folde
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from infra.ray_pool import (
     devices_of,
     dismiss_idle,
     is_elastic,
+    own_node_lives,
+    refuse_lost_node,
     settings_for_workers,
     take_over,
 )
@@ -38,6 +41,15 @@ MAX_FAILURES = 3
 
 _STATE_FILE = "state.pt"
 _POLL_SECONDS = 1.0
+
+_ABORT_SECONDS = 75.0
+"""How long a run that is to end may take: while Ray Train waits for room, a minute at a time, it hears nothing."""
+
+_STOP_SECONDS = 10.0
+"""The same where the process is to end, and with it, for Ray, all that it began."""
+
+_CONTROLLER = "TrainController"
+"""Ray Train's name for the actor that leads a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +88,16 @@ def train_on_workers(
         folder: Where the states lie, seen by all nodes; of one run only.
         resources: `actors` workers; None: one a GPU, or one a node without GPUs.
         shares: What the workers share evenly, such as the samples of a step: their number is a divisor of it.
-        tell: Called about once a second while the workers run. What it raises ends the run, the states stay.
+        tell: Called about once a second while the workers run. What it raises ends the run, the states stay, and no
+            worker lives on.
 
     Raises:
         PipelineError: What the loop raised; a TrainingError, which all workers raise alike, at once.
         TrainingError: Workers kept dying.
         ConfigError: The cluster has nothing to train on.
+        TransientError: The node that this process is attached to died.
     """
+    refuse_lost_node()
     dismiss_idle()
     workers, per_worker = share(resources, shares)
     trainer = TorchTrainer(
@@ -100,6 +115,7 @@ def train_on_workers(
     )
     outcome = _in_thread(trainer, tell)
     if isinstance(outcome, BaseException):
+        refuse_lost_node()  # which takes the run's controller along
         events.warning("the training workers raised an error", exc_info=outcome)
         raise plain_error(outcome) from outcome
     if outcome.return_value is not None:
@@ -170,7 +186,11 @@ def _work(config: dict[str, Any]) -> str | None:
 
 
 def _in_thread(trainer: TorchTrainer, tell: Callable[[], None]) -> Any:  # noqa: ANN401  # Ray's
-    """Run the trainer in a thread, so that an interrupt reaches this one and not Ray; return its result or error."""
+    """Run the trainer in a thread, so that an interrupt reaches this one and not Ray; return its result or error.
+
+    What is raised here meanwhile ends the run before it goes on its way: workers that lived on would keep their GPUs
+    from the next run, or write beside it.
+    """
     outcome: list[Any] = []
 
     def fit() -> None:
@@ -181,7 +201,52 @@ def _in_thread(trainer: TorchTrainer, tell: Callable[[], None]) -> Any:  # noqa:
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        tell()
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            refuse_lost_node()
+            tell()
+    except BaseException as error:
+        _abort(thread, _ABORT_SECONDS if isinstance(error, Exception) else _STOP_SECONDS)
+        raise
     return outcome[0]
+
+
+def _abort(thread: threading.Thread, seconds: float) -> None:
+    """End the run that a thread waits for: its controller lets its workers go, and then itself; the thread follows.
+
+    On a node that has died there is no controller any more, and the thread may wait for ever.
+
+    Args:
+        thread: Calls the trainer's `fit`; may not have come to start its controller.
+        seconds: Until the controller is killed, at most. Its workers die with it; what it reserved for them may stay
+            so until this process leaves the cluster.
+    """
+    asked: dict[str, Any] = {}
+    deadline = time.monotonic() + seconds
+    while thread.is_alive() and own_node_lives():
+        late = time.monotonic() > deadline
+        for name, controller in _controllers().items():
+            if late:
+                events.warning("the training run did not end within %.0f s: its controller is killed", seconds)
+                ray.kill(controller)
+            elif name not in asked:
+                asked[name] = controller.abort.remote()
+        thread.join(_POLL_SECONDS)
+        if late:
+            return
+
+
+def _controllers() -> dict[str, Any]:
+    """Return the handles of the living controllers that this process has started, by their ids.
+
+    Ray Train keeps them to itself; the cluster's list of actors has them, asked of no dashboard.
+    """
+    worker: Any = ray._private.worker.global_worker  # noqa: SLF001
+    job = worker.current_job_id
+    actors: dict[str, dict[str, Any]] = ray._private.state.actors(job_id=job)  # noqa: SLF001
+    return {
+        name: worker.core_worker.get_actor_handle(ray.ActorID.from_hex(name))
+        for name, actor in actors.items()
+        if actor["ActorClassName"] == _CONTROLLER and actor["State"] != "DEAD"
+    }

@@ -25,10 +25,12 @@ class ShardOutcomes:
     stage: str
     shards: int
     """All of the stage, done before or not."""
+    steps: int = 1
+    """What progress counts in a shard, such as the epochs of a seed."""
     done: list[Done[ShardCount]] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
-    missing: int = 0
-    """Shards that were to do when the attempt began."""
+    missing: int | None = None
+    """Shards that were to do when the attempt began; None: it ended before that was known."""
 
     def heard(self, outcome: Done[ShardCount] | Failed) -> None:
         """Take one shard's outcome."""
@@ -41,7 +43,7 @@ class ShardOutcomes:
         """Return a progress that tells another, and keeps how much there was to do."""
 
         def both(stage: str, done: int, total: int, patches: int) -> None:
-            self.missing = total
+            self.missing = total // self.steps
             tell(stage, done, total, patches)
 
         return both
@@ -55,7 +57,7 @@ class ShardOutcomes:
         devices = self.done[-1].devices if self.done else None
         failures = tuple(ShardFailure(self.stage, item.item, item.error) for item in self.failed)
         patches, busy = sum(item.result.patches for item in self.done), sum(item.seconds for item in self.done)
-        skipped = self.shards - self.missing
+        skipped = 0 if self.missing is None else self.shards - self.missing
         return StageReport(self.stage, len(self.done), skipped, patches, seconds, failures, devices, busy)
 
     def rows(self) -> list[dict[str, Cell]]:

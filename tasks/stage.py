@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Protocol
 
-from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError
+from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError, TransientError
 from infra.parts import StageParts
 from infra.ray_pool import Devices, Done, Failed, Resources, Worker, run_pool
 from tasks.stage_watch import StageWatch
@@ -70,11 +70,17 @@ class StageReport:
 
 
 def both_attempts(first: StageReport, second: StageReport) -> StageReport:
-    """Return how a stage went that was begun again: what either attempt did, and what the second one left undone."""
+    """Return how a stage went that was begun again: what either attempt did, and what the second one left undone.
+
+    What the second one found done is the first one's work, as far as that says that it did any, or was there before.
+    """
+    if not (second.done or second.skipped or second.failures):  # it ended before it looked, or found as little as that
+        return replace(first, seconds=first.seconds + second.seconds)
+    by_first = min(first.done, second.skipped)
     return StageReport(
         first.stage,
-        first.done + second.done,
-        first.skipped,
+        by_first + second.done,
+        second.skipped - by_first,
         first.patches + second.patches,
         first.seconds + second.seconds,
         second.failures,
@@ -209,6 +215,7 @@ def run_fits(
     epochs: int,
     progress: Progress = silent,
     devices: Devices | None = None,
+    heard: Callable[[Done[ShardCount] | Failed], None] = unheard,
 ) -> StageReport:
     """Run the missing fits of a stage one after the other, each on all workers.
 
@@ -220,9 +227,11 @@ def run_fits(
         epochs: Epochs of a fit, at most.
         progress: Told of epochs, over all missing seeds.
         devices: What a fit holds.
+        heard: Told of every outcome; its seconds are those of all workers together.
 
     Raises:
         StoreError, ArchiveError, ConfigError: Nothing more can be done.
+        TransientError: Likewise; another attempt may succeed.
     """
     missing = [seed for seed in seeds if not parts.is_done(seed)]
     started, samples = time.monotonic(), 0
@@ -235,23 +244,26 @@ def run_fits(
             tell = partial(_tell_epochs, progress, watch, stage, place * epochs, total, samples)
             try:
                 seen = fit(seed, tell=tell).patches
-            except (StoreError, ArchiveError, ConfigError):
+            except (StoreError, ArchiveError, ConfigError, TransientError):
                 raise
             except PipelineError as error:
                 failures.append(ShardFailure(stage, seed, str(error)))
                 parts.write_failure(seed, 1, str(error))
                 watch.failed(seed, 1, str(error))
+                heard(Failed(seed, 1, str(error)))
             else:
                 samples += seen
                 its_seconds = time.monotonic() - begun
                 busy += its_seconds
-                watch.done(seed, seen, its_seconds, devices, devices.workers if devices else 1)
+                workers = devices.workers if devices else 1
+                watch.done(seed, seen, its_seconds, devices, workers)
+                heard(Done(seed, ShardCount(seen), its_seconds * workers, devices))
             progress(stage, (place + 1) * epochs, total, samples)
     seconds = time.monotonic() - started if missing else 0.0
     done = len(missing) - len(failures)
     held = devices if done else None
-    workers = held.workers if held else 0
-    return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures), held, busy * workers)
+    busy *= held.workers if held else 0
+    return StageReport(stage, done, len(seeds) - len(missing), samples, seconds, tuple(failures), held, busy)
 
 
 def _tell_epochs(

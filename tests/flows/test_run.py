@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
@@ -83,6 +84,41 @@ def test_a_stage_that_an_error_ended_goes_on_and_is_counted_once(run: Run, monke
     ]
     assert [output["title"] for output in run.record.outputs] == ["features", "train"]
     assert run.record.configs == ["12345678"]
+
+
+@pytest.mark.usefixtures("_server")
+def test_fits_that_an_error_ended_go_on_and_are_counted_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four seeds one was fitted before; the service goes away at the third, and is back."""
+    parts = StageParts(run.paths, "train", "12345678")
+    parts.write(0, pa.table({"a": [0]}))
+    ends = {2: TransientError("the service is away")}
+    asked: list[int] = []
+
+    def fit(seed: int, *, tell: Callable[[int], None]) -> ShardCount:
+        asked.append(seed)
+        tell(1)
+        if seed in ends:
+            raise ends.pop(seed)
+        parts.write(seed, pa.table({"a": [seed]}))
+        return ShardCount(10)
+
+    monkeypatch.setattr(flows_run, "reconnect", lambda: None)
+
+    @stage_task
+    def train(run: Run) -> None:
+        run.stage_of_fits("train", fit, parts, [0, 1, 2, 3], 2, CORE)
+
+    quick = train.with_options(retry_delay_seconds=0)
+
+    @flow(name="test-fits")
+    def fits() -> None:
+        quick(run)
+
+    fits()
+    assert asked == [1, 2, 2, 3]
+    (stage,) = run.record.stages
+    assert (stage.done, stage.skipped, stage.patches, stage.failures) == (3, 1, 30, ())
+    assert parts.failures() == {}
 
 
 @pytest.mark.usefixtures("_server")

@@ -15,6 +15,7 @@ import pytest
 from infra import ray_pool
 from infra.errors import TransientError
 from infra.ray_pool import Done, Resources, cluster, reconnect, run_pool
+from infra.ray_train import TrainWorker, train_on_workers
 from tests.infra.pool_workers import Scripted, Sleeping
 
 
@@ -65,3 +66,31 @@ def test_the_loss_of_the_driver_s_own_node_is_told_and_can_be_mended(tmp_path: P
         keep_working(tmp_path)
     reconnect()
     assert list(run_pool(partial(Scripted, tmp_path), [5], Resources(actors=1))) == [Done(5, 25)]
+
+
+def save_then_wait(folder: Path, worker: TrainWorker) -> None:
+    """Wait as long as nothing is saved; a second call ends."""
+    if worker.saved() is None:
+        worker.save(lambda: b"the state")
+        (folder / "saved").touch()
+        time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray's own options, when it makes its DataContext
+@pytest.mark.usefixtures("_cluster")
+def test_training_goes_on_after_the_loss_of_the_driver_s_own_node(tmp_path: Path) -> None:
+    raylets = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet" and p.is_running()]
+
+    def lose_the_node() -> None:
+        if raylets and (tmp_path / "saved").exists():
+            raylets.pop().kill()
+
+    loop = partial(save_then_wait, tmp_path)
+    with pytest.raises(TransientError, match="has died"):
+        train_on_workers(loop, tmp_path / "states", Resources(actors=1), 1, lose_the_node)
+    assert raylets == []
+    with pytest.raises(TransientError, match="has died"):  # the next seed's
+        train_on_workers(loop, tmp_path / "states", Resources(actors=1), 1, lambda: None)
+    reconnect()
+    assert train_on_workers(loop, tmp_path / "states", Resources(actors=1), 1, lambda: None) == b"the state"

@@ -1,14 +1,19 @@
 import json
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from infra import ray_pool, ray_train
-from infra.errors import ArchiveError, ConfigError, TrainingError
+from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, TransientError
 from infra.ray_pool import Devices, Resources, cluster
 from infra.ray_train import TrainWorker, devices, plain_error, share, train_on_workers
 from tests.infra.log_lines import objects, written
@@ -78,6 +83,59 @@ def test_a_worker_s_own_error_is_found_below_ray_s() -> None:
     assert plain_error(interrupt) is interrupt
 
 
+@pytest.fixture
+def own_node(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The driver's own Ray node, as a cluster of it alone tells of it; tests make it die."""
+    node: dict[str, Any] = {"NodeID": "own", "Alive": True, "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "own"))
+    return node
+
+
+def a_trainer(fit: Callable[[], object]) -> Callable[..., object]:
+    """Return what stands for the class of Ray Train's trainers, of which all fit alike."""
+    return lambda *_arguments, **_options: SimpleNamespace(fit=fit)
+
+
+def test_nothing_is_trained_where_the_driver_s_node_is_lost(own_node: dict[str, Any], tmp_path: Path) -> None:
+    own_node["Alive"] = False
+    with pytest.raises(TransientError, match="has died"):
+        train_on_workers(save_environment, tmp_path, Resources(), 1, lambda: None)
+
+
+def test_the_driver_s_node_is_lost_while_ray_train_waits_for_ever(
+    own_node: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(ray_train, "TorchTrainer", a_trainer(ended.wait))
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        told += 1
+        assert own_node["Alive"], "told after the loss"
+        own_node["Alive"] = False
+
+    try:
+        with pytest.raises(TransientError, match="has died"):
+            train_on_workers(save_environment, tmp_path, Resources(), 1, tell)
+    finally:
+        ended.set()
+    assert told == 1
+
+
+def test_what_ray_train_says_of_a_lost_node_is_no_error_of_training(
+    own_node: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit() -> None:
+        own_node["Alive"] = False
+        raise RuntimeError("the actor died")
+
+    monkeypatch.setattr(ray_train, "TorchTrainer", a_trainer(fit))
+    with pytest.raises(TransientError, match="has died"):
+        train_on_workers(save_environment, tmp_path, Resources(), 1, lambda: None)
+
+
 @pytest.fixture(scope="module")
 def _cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -107,6 +165,52 @@ def test_training_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.
     assert {name: found.get(name) for name in given} == given
     assert found["AWS_REGION"] == "of the node", "what a node has set counts for more"
     assert "AWS_SECRET_ACCESS_KEY" not in found
+
+
+def never_end(folder: Path, worker: TrainWorker) -> None:
+    (folder / f"rank-{worker.rank}-{os.getpid()}").touch()
+    while True:
+        time.sleep(0.1)
+
+
+def full() -> None:
+    raise StoreError("the disk is full")
+
+
+def within(seconds: float, condition: Callable[[], object]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(condition())
+
+
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+@pytest.mark.usefixtures("_cluster")
+def test_no_worker_outlives_what_tell_raises(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="the disk is full"):
+        train_on_workers(
+            partial(never_end, tmp_path),
+            tmp_path / "states",
+            Resources(actors=1),
+            1,
+            lambda: full() if list(tmp_path.glob("rank-*")) else None,
+        )
+    assert "ray-train" not in {thread.name for thread in threading.enumerate()}
+    (begun,) = tmp_path.glob("rank-0-*")
+    assert within(10, lambda: not psutil.pid_exists(int(begun.name.rpartition("-")[2]))), "the worker lives on"
+    free: Callable[[], dict[str, float]] = ray.available_resources
+    assert within(10, lambda: free().get("CPU") == 1), "its core is kept"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+@pytest.mark.usefixtures("_cluster")
+def test_a_run_that_ended_before_it_began_is_run_again(tmp_path: Path) -> None:
+    """The cluster has one core: the second call would wait for the first one's."""
+    with pytest.raises(StoreError, match="the disk is full"):
+        train_on_workers(save_environment, tmp_path, Resources(actors=1), 1, full)
+    assert "ray-train" not in {thread.name for thread in threading.enumerate()}
+    assert json.loads(train_on_workers(save_environment, tmp_path, Resources(actors=1), 1, lambda: None))
 
 
 @pytest.mark.slow

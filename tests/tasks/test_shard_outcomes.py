@@ -40,6 +40,18 @@ def test_an_interrupted_attempt_keeps_what_it_did() -> None:
     assert found.interrupted(9.0) == StageReport("predict none", 2, 3, 6, 9.0, failures, CORES, 2.0)
 
 
+def test_an_attempt_that_ended_before_it_looked_has_skipped_nothing() -> None:
+    assert ShardOutcomes("predict none", 10).interrupted(9.0) == StageReport("predict none", seconds=9.0)
+
+
+def test_the_progress_of_fits_counts_epochs() -> None:
+    """Of five seeds three are missing, of four epochs each."""
+    found = ShardOutcomes("train", 5, steps=4)
+    found.watching(silent)("train", 5, 12, 0)
+    found.heard(Done(2, ShardCount(8), 3.0, CORES))
+    assert found.interrupted(9.0) == StageReport("train", 1, 2, 8, 9.0, (), CORES, 3.0)
+
+
 def test_the_heading_counts_all_shards() -> None:
     report = StageReport("train none resnet18", 1, 2, 44, 6.25, (ShardFailure("train", 7, "loss is not finite"),))
     assert described(report) == "train none resnet18: 1 done, 2 done before, 1 failed; 44 patches in 6.2 s"

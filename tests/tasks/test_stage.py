@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, WeightsError
+from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, TransientError, WeightsError
 from infra.parts import StageParts
 from infra.ray_pool import Devices, Done, Failed, Resources, cluster
 from infra.storage import StorePaths
 from tasks import stage as stage_module
-from tasks.stage import ShardCount, ShardFailure, StageReport, run_fits, run_stage
+from tasks.stage import ShardCount, ShardFailure, StageReport, both_attempts, run_fits, run_stage
 from tests.infra.log_lines import objects, written
 from tests.tasks.stage_workers import PartWriter
 
@@ -221,7 +221,8 @@ def test_missing_fits_are_done_one_after_the_other(outputs: list[StageParts]) ->
     parts.write(1, pa.table({"a": [1]}))
     fit = _Fit(parts, {2: TrainingError("the loss is nan"), 3: WeightsError("the state is damaged")})
     told: list[tuple[str, int, int, int]] = []
-    report = run_fits("train", fit, parts, [0, 1, 2, 3, 4], 2, lambda *now: told.append(now), DEVICES)
+    heard: list[Done[ShardCount] | Failed] = []
+    report = run_fits("train", fit, parts, [0, 1, 2, 3, 4], 2, lambda *now: told.append(now), DEVICES, heard.append)
     assert fit.asked == [0, 2, 3, 4]
     assert (report.done, report.skipped, report.patches) == (2, 1, 20)
     assert report.devices == DEVICES
@@ -231,6 +232,13 @@ def test_missing_fits_are_done_one_after_the_other(outputs: list[StageParts]) ->
         ShardFailure("train", 3, "the state is damaged"),
     )
     assert parts.failures() == {2: "the loss is nan", 3: "the state is damaged"}
+    first, *bad, last = heard
+    assert bad == [Failed(2, 1, "the loss is nan"), Failed(3, 1, "the state is damaged")]
+    assert [first, last] == [Done(0, ShardCount(10)), Done(4, ShardCount(10))]
+    assert isinstance(first, Done)
+    assert isinstance(last, Done)
+    assert first.devices == DEVICES
+    assert first.seconds + last.seconds == pytest.approx(report.busy_seconds)
     epochs_and_samples = [(0, 0), (1, 0), (2, 10), (3, 10), (4, 10), (5, 10), (6, 10), (7, 10), (8, 20)]
     assert told == [("train", epochs, 8, samples) for epochs, samples in epochs_and_samples]
     again = _Fit(parts, {})
@@ -260,7 +268,16 @@ def test_the_log_tells_the_epochs_of_fits_that_take_long(
     assert told == ["2 of 6 epochs", "4 of 6 epochs", "6 of 6 epochs"], "after 80, 160 and 240 s"
 
 
-@pytest.mark.parametrize("error", [StoreError("full"), ArchiveError("gone"), ConfigError("no CPU"), KeyError("a bug")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreError("full"),
+        ArchiveError("gone"),
+        ConfigError("no CPU"),
+        TransientError("the node has died"),
+        KeyError("a bug"),
+    ],
+)
 def test_what_no_other_fit_can_survive_ends_the_stage(outputs: list[StageParts], error: Exception) -> None:
     fit = _Fit(outputs[0], {0: error})
     with pytest.raises(type(error)) as caught:
@@ -268,3 +285,34 @@ def test_what_no_other_fit_can_survive_ends_the_stage(outputs: list[StageParts],
     assert caught.value is error
     assert fit.asked == [0]
     assert outputs[0].failures() == {}
+
+
+FAILURE = ShardFailure("predict", 6, "no")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # ended before it looked; then 3 of 10 were there before
+        ((0, 0, ()), (7, 3, ()), (7, 3, ())),
+        # ended after 2 of 7; then these and the 3 before are skipped, one fails
+        ((2, 3, ()), (4, 5, (FAILURE,)), (6, 3, (FAILURE,))),
+        # one that was underway when the error came was written after all
+        ((2, 3, ()), (4, 6, ()), (6, 4, ())),
+        # the part of one that was there before is gone, and was made again
+        ((2, 3, ()), (6, 4, ()), (8, 2, ())),
+        # the second ended before it looked: all stands as it was
+        ((2, 3, (FAILURE,)), (0, 0, ()), (2, 3, (FAILURE,))),
+    ],
+)
+def test_shards_of_two_attempts_add_up(
+    first: tuple[int, int, tuple[ShardFailure, ...]],
+    second: tuple[int, int, tuple[ShardFailure, ...]],
+    expected: tuple[int, int, tuple[ShardFailure, ...]],
+) -> None:
+    one, other = (
+        StageReport("predict", done, skipped, 5 * done, 2.0, failures) for done, skipped, failures in (first, second)
+    )
+    both = both_attempts(one, other)
+    assert (both.done, both.skipped, both.failures) == expected
+    assert (both.patches, both.seconds) == (5 * (first[0] + second[0]), 4.0)
