@@ -435,12 +435,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         kind, rows = measure(args, folder)
+        tell(kind, rows, args.out)  # before half a million folders are removed
+
+
+def tell(kind: str, rows: Sequence[Row], out: Path | None) -> None:
+    """Print the table, and write it down if asked to."""
     growth = growth_of(rows)
     print(f"{kind}; clock and CPU (of the driver) in s, a shard in ms, memory in MB")
     print(f"{'what':28}{'patches':>9}{'shards':>8}{'actors':>8}{'clock':>9}{'CPU':>9}{'clock/shard':>12}"
           f"{'CPU/shard':>14}{'before':>9}{'peak':>9}")  # fmt: skip
     print("\n".join([line(row) for row in rows] + [f"{name}: {value:.2f}" for name, value in growth.items()]))
-    if args.out:
+    if out:
         about = {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -449,9 +454,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "ids": kind,
             "date": time.strftime("%Y-%m-%d"),
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"about": about, "rows": [asdict(row) for row in rows], "growth": growth}, indent=2)
-        args.out.write_text(text + "\n", encoding="utf-8")
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
