@@ -22,13 +22,23 @@ from infra.parts import StageParts
 from infra.ray_pool import Devices, Resources, Worker, is_elastic, reconnect
 from infra.storage import StorePaths, is_lost
 from tasks.run_record import RunRecord
-from tasks.shard_outcomes import ShardOutcomes, described, rows_of_fits
-from tasks.stage import Outputs, Ready, ShardCount, at_once, run_fits, run_stage
+from tasks.shard_outcomes import ShardOutcomes, described
+from tasks.stage import Outputs, Progress, Ready, ShardCount, StageReport, at_once, run_fits, run_stage
 
 RETRY_SECONDS = (30.0, 120.0)
 """Pauses before the second and the third attempt at a stage; within the time that a lease outlives its service."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt at a stage."""
+
+    outcomes: ShardOutcomes
+    tell: Progress
+    report: StageReport | None = None
+    """How it went; None until it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +79,9 @@ class Run:
         ready: Ready = at_once,
     ) -> None:
         """Run the missing items of a stage, which fill parts."""
-        self._begin(title, filled)
-        found, began = ShardOutcomes(title, len(items)), time.monotonic()
-        tell = found.watching(self.record.watching(stage_progress()))
-        try:
-            report = run_stage(title, build, outputs, items, resources or self.resources, tell, ready, found.heard)
-        except BaseException:
-            self.record.count(found.interrupted(time.monotonic() - began))
-            raise
-        self.record.add(report)
-        shards_artifact(title, described(report), found.rows())
+        with self._attempt(ShardOutcomes(title, len(items)), filled) as attempt:
+            held, told = resources or self.resources, attempt.outcomes.heard
+            attempt.report = run_stage(title, build, outputs, items, held, attempt.tell, ready, told)
 
     def stage_of_fits(
         self,
@@ -90,16 +93,24 @@ class Run:
         devices: Devices,
     ) -> None:
         """Fit each missing seed, one after the other, each with all workers."""
-        self._begin(title, {parts: list(seeds)})
-        found, began = ShardOutcomes(title, len(seeds), epochs), time.monotonic()
-        tell = found.watching(self.record.watching(stage_progress()))
+        with self._attempt(ShardOutcomes(title, len(seeds), epochs), {parts: list(seeds)}) as attempt:
+            told = attempt.outcomes.heard
+            attempt.report = run_fits(title, fit, parts, seeds, epochs, attempt.tell, devices, told)
+
+    @contextmanager
+    def _attempt(self, outcomes: ShardOutcomes, filled: Mapping[StageParts, list[int]]) -> Iterator["_Attempt"]:
+        """Record an attempt at a stage, whole or cut short, and show what became of its shards."""
+        self._begin(outcomes.stage, filled)
+        began = time.monotonic()
+        attempt = _Attempt(outcomes, outcomes.watching(self.record.watching(stage_progress())))
         try:
-            report = run_fits(title, fit, parts, seeds, epochs, tell, devices, found.heard)
+            yield attempt
         except BaseException:
-            self.record.count(found.interrupted(time.monotonic() - began))
+            self.record.count(outcomes.interrupted(time.monotonic() - began))
             raise
-        self.record.add(report)
-        shards_artifact(title, described(report), rows_of_fits(report))
+        assert attempt.report is not None
+        self.record.add(attempt.report)
+        shards_artifact(outcomes.stage, described(attempt.report), outcomes.rows())
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:

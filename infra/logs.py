@@ -249,10 +249,8 @@ class _Buffer(logging.Handler):
         with self._lines_lock:
             if self._more:
                 last = copy(self._records[-1])
-                last.msg, last.exc_text = (
-                    f"{self._more} further lines of this shard are in Ray's file of the worker",
-                    None,
-                )
+                last.msg = f"{self._more} further lines of this shard are in Ray's file of the worker"
+                last.exc_text = None
                 self._records.append(last)
             taken = tuple(self._records)
             self._records, self._more = [], 0

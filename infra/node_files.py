@@ -1,15 +1,13 @@
 """Files of a run's models on the nodes that need them: put into the store once, fetched once for each node."""
 
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import platformdirs
 
@@ -57,38 +55,24 @@ def local_file(path: Path) -> Iterator[Path]:
     if not isinstance(path, ObjectPath):
         yield path
         return
-    copy = _folder() / _digest(path) / path.name
-    with writing(copy), _locked(copy.parent):
+    folder = _folder()
+    copy = folder / _digest(path) / path.name
+    with writing(copy), _one_at_a_time(folder):
         try:
             os.utime(copy)
         except FileNotFoundError:
-            _sweep(copy.parent.parent)
+            _sweep(folder)
             write_atomically(copy, lambda temporary: _fetch(path, temporary), sync=False)
     yield copy
 
 
-def _locked(folder: Path) -> IO[str]:
-    """Return the open lock of a copy's folder, which is made anew where a sweep removed it meanwhile."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with suppress(FileExistsError):
-            folder.mkdir()
-        try:
-            lock = (folder / "lock").open("a")
-        except FileNotFoundError:
-            continue
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process of the node at the copies: what several want at once is nearly always one object."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_in_place(lock, folder):
-            return lock
-        lock.close()
-
-
-def _is_in_place(lock: IO[str], folder: Path) -> bool:
-    """Return whether a lock is the one that others find in the folder, not one that a sweep removed."""
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat())
-    except FileNotFoundError:
-        return False
+        yield
 
 
 def _folder() -> Path:
@@ -107,26 +91,7 @@ def _fetch(path: ObjectPath, temporary: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the folders of copies that were not used for long; a process that has one open keeps what it has."""
-    for place in folder.iterdir():
-        try:
-            with (place / "lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_in_place(lock, place):
-                    _remove_unused(place)
-        except (BlockingIOError, FileNotFoundError, NotADirectoryError):
-            continue  # somebody fetches it or has just removed it, or it is no folder of ours
-
-
-def _remove_unused(place: Path) -> None:
-    """Remove a copy that was not used for long with its folder, whose lock is held."""
-    files = [file for file in place.iterdir() if file.name != "lock"]
-    if any(time.time() - file.stat().st_mtime <= _KEPT_SECONDS for file in files):
-        return
-    for file in (*files, place / "lock"):
-        file.unlink(missing_ok=True)
-    try:
-        place.rmdir()
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:  # somebody who wants the copy anew has made a lock there
-            raise
+    """Remove the copies that were not used for long; a process that has one open keeps what it has."""
+    for place in [place for place in folder.iterdir() if place.is_dir()]:
+        if all(time.time() - file.stat().st_mtime > _KEPT_SECONDS for file in place.iterdir()):
+            shutil.rmtree(place)

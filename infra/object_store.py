@@ -11,13 +11,14 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PosixPath
+from threading import Thread
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -264,7 +265,6 @@ class Ahead(io.RawIOBase):
             FileNotFoundError: There is none.
         """
         self._path, self._size, self._at = path, size(path), 0
-        self._threads = ThreadPoolExecutor(_RANGES_AHEAD, thread_name_prefix="read-ahead")
         self._starts = iter(range(0, self._size, _READ_AHEAD))
         self._coming: deque[Future[bytes]] = deque()
         self._here = memoryview(b"")
@@ -274,8 +274,16 @@ class Ahead(io.RawIOBase):
     def _ask(self) -> None:
         """Have the next range fetched, where there is one more."""
         for start in islice(self._starts, 1):
-            end = min(start + _READ_AHEAD, self._size)
-            self._coming.append(self._threads.submit(get_part, self._path, start, end))
+            coming: Future[bytes] = Future()
+            self._coming.append(coming)
+            # A pool's threads are waited for when the process ends, and a request may take minutes to fail.
+            Thread(target=self._fetch, args=(start, coming), name="read-ahead", daemon=True).start()
+
+    def _fetch(self, start: int, coming: "Future[bytes]") -> None:
+        try:
+            coming.set_result(get_part(self._path, start, min(start + _READ_AHEAD, self._size)))
+        except BaseException as error:  # noqa: BLE001  # raised again by whoever waits for the range
+            coming.set_exception(error)
 
     def readable(self) -> bool:
         """Return True."""
@@ -299,11 +307,6 @@ class Ahead(io.RawIOBase):
         self._here = self._here[len(part) :]
         self._at += len(part)
         return len(part)
-
-    def close(self) -> None:
-        """Fetch no more, without waiting for what is on its way: a request may take minutes to fail."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        super().close()
 
 
 def object_path(url: str) -> ObjectPath:

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Final
 
 _POLL_SECONDS = 0.1
+_STOP_SECONDS = 10.0  # that an item in the making may take to end; one that waits for a dead line is left to the system
 
 
 class _End:
@@ -27,7 +28,7 @@ def prefetch_groups[T](items: Iterable[T], depth: int, most: int) -> Generator[l
     """Yield whatever items are ready, at least one at a time, in their order, made in a thread ahead of their use.
 
     The thread begins when the first item is asked for. It ends when the last item is made, when making one fails, whose
-    exception is raised here in its place, or when this generator is closed.
+    exception is raised here in its place, or when this generator is closed, or with the process.
 
     Args:
         items: Gone through in the thread; a generator is closed there at the end.
@@ -84,4 +85,4 @@ def prefetch_groups[T](items: Iterable[T], depth: int, most: int) -> Generator[l
             raise item.error
     finally:
         stopped.set()
-        thread.join()
+        thread.join(_STOP_SECONDS)

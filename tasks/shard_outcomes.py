@@ -1,6 +1,5 @@
 """What became of each shard of a stage: a table for people, and what is kept of a stage that was interrupted."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 
@@ -77,12 +76,6 @@ def described(report: StageReport) -> str:
     """Return what a table of a stage's shards is headed with: the counts of all."""
     counts = f"{report.done} done, {report.skipped} done before, {len(report.failures)} failed"
     return f"{report.stage}: {counts}; {report.patches} patches in {report.seconds:.1f} s"
-
-
-def rows_of_fits(report: StageReport) -> list[dict[str, Cell]]:
-    """Return the table of a stage of fits: the seeds that failed."""
-    failures: Sequence[ShardFailure] = report.failures[:FAILED_ROWS]
-    return [_row(failure.shard, "failed", None, None, 1, _short(failure.error)) for failure in failures]
 
 
 def _row(

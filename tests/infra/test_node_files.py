@@ -1,4 +1,3 @@
-import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import StoreError, TransientError
-from infra.node_files import _remove_unused, _sweep, local_file, share
+from infra.node_files import local_file, share
 from infra.object_store import ObjectPath
 from infra.storage import StorePaths, write_bytes
 from tests.infra.s3_server import Fault, S3Server
@@ -73,56 +72,37 @@ def test_what_was_not_used_for_days_is_removed(s3_folder: ObjectPath, cache: Pat
         pass
     with local_file(s3_folder / "c"):
         assert copies(cache) == ["b", "c"]
-        assert len(list((cache / "objects").iterdir())) == 2, "folders and locks go, too"
+        assert len([path for path in (cache / "objects").iterdir() if path.is_dir()]) == 2, "folders go, too"
     with local_file(s3_folder / "a") as file:
         assert file.read_bytes() == b"a"
 
 
-def old_folders(folder: Path, number: int) -> None:
-    for i in range(number):
-        place = folder / f"{i:03d}"
-        place.mkdir(parents=True)
-        for name in ("lock", "weights.safetensors")[: 1 + i % 2]:  # some were emptied by earlier versions
-            (place / name).touch()
-            os.utime(place / name, (time.time() - 3 * 86400,) * 2)
+def test_processes_that_want_others_and_sweep_do_not_meet(s3_folder: ObjectPath, cache: Path) -> None:
+    """Four at once, each of another object, with much that is old around them."""
+    names = ("a", "b", "c", "d")
+    for name in names:
+        write_bytes(s3_folder / name, name.encode())
 
+    def read(name: str) -> bytes:
+        with local_file(s3_folder / name) as file:
+            return file.read_bytes()
 
-def test_sweeps_that_meet_remove_everything_that_is_old(tmp_path: Path) -> None:
-    """Four at once, of which each finds gone what another has just removed."""
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(5):
-            old_folders(tmp_path / "objects", 60)
-            for sweep in [pool.submit(_sweep, tmp_path / "objects") for _ in range(4)]:
-                sweep.result()
-            assert list((tmp_path / "objects").iterdir()) == []
-
-
-def test_a_sweep_leaves_what_somebody_holds_or_used(tmp_path: Path) -> None:
-    old_folders(tmp_path, 4)
-    (tmp_path / "a file").touch()
-    os.utime(tmp_path / "003" / "weights.safetensors")
-    with (tmp_path / "001" / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["001", "003", "a file"]
-    assert sorted(path.name for path in (tmp_path / "001").iterdir()) == ["lock", "weights.safetensors"]
-
-
-def test_whoever_waited_for_a_folder_that_was_swept_makes_it_anew(s3_folder: ObjectPath, cache: Path) -> None:
-    write_bytes(s3_folder / "a", b"weights")
-    with local_file(s3_folder / "a") as copy:
-        place = copy.parent
-    with ThreadPoolExecutor(1) as pool, (place / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = pool.submit(lambda: local_file(s3_folder / "a").__enter__().read_bytes())
-        time.sleep(0.3)
-        assert not waiting.done()
-        os.utime(copy, (0, 0))
-        _remove_unused(place)
-        assert not place.exists()
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        assert waiting.result(timeout=30) == b"weights"
-    assert sorted(path.name for path in place.iterdir()) == ["a", "lock"]
+    (cache / "objects").mkdir(parents=True)
+    (cache / "objects" / "a file").touch()
+    for _ in range(5):
+        for i in range(60):
+            place = cache / "objects" / f"{i:03d}"
+            place.mkdir()
+            for old in range(i % 3):  # some were emptied
+                (place / str(old)).touch()
+                os.utime(place / str(old), (time.time() - 3 * 86400,) * 2)
+        for copy in (cache / "objects").glob("*/[abcd]"):
+            copy.unlink()
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(read, names)) == [b"a", b"b", b"c", b"d"]
+        kept = [path for path in (cache / "objects").iterdir() if path.is_dir()]
+        assert len(kept) <= 4
+        assert copies(cache) == ["a", "a file", "b", "c", "d"]
 
 
 def test_what_cannot_be_fetched_leaves_nothing(s3: S3Server, s3_folder: ObjectPath, cache: Path) -> None:

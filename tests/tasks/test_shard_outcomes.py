@@ -1,7 +1,7 @@
 """The table of a stage's shards, counted by hand."""
 
 from infra.ray_pool import Devices, Done, Failed
-from tasks.shard_outcomes import FAILED_ROWS, SLOWEST_ROWS, ShardOutcomes, described, rows_of_fits
+from tasks.shard_outcomes import FAILED_ROWS, SLOWEST_ROWS, ShardOutcomes, described
 from tasks.stage import ShardCount, ShardFailure, StageReport, silent
 
 CORES = Devices("cpu", 2.0, 2)
@@ -55,13 +55,3 @@ def test_the_progress_of_fits_counts_epochs() -> None:
 def test_the_heading_counts_all_shards() -> None:
     report = StageReport("train none resnet18", 1, 2, 44, 6.25, (ShardFailure("train", 7, "loss is not finite"),))
     assert described(report) == "train none resnet18: 1 done, 2 done before, 1 failed; 44 patches in 6.2 s"
-    assert rows_of_fits(report) == [
-        {
-            "shard": 7,
-            "outcome": "failed",
-            "patches": None,
-            "seconds": None,
-            "attempts": 1,
-            "error": "loss is not finite",
-        }
-    ]
