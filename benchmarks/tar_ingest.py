@@ -38,7 +38,8 @@ from infra.archives.tiff import decode
 from infra.bigearthnet.bands import S2_BANDS
 from infra.bigearthnet.classes import NAMES
 from infra.parts import StageParts
-from infra.ray_pool import Done, Resources, cluster, run_pool
+from infra.ray_cluster import cluster
+from infra.ray_pool import Done, Resources, run_pool
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
 from tasks.bucket_ingest import BucketFeed

@@ -24,7 +24,7 @@ from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, stretch_max_dn
 from infra.errors import ConfigError, IncompleteRunError
 from infra.logs import logged_run
 from infra.parts import StageParts
-from infra.ray_pool import cluster
+from infra.ray_cluster import cluster
 from infra.storage import StorePaths, locked_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network

@@ -81,7 +81,7 @@ def _shared_memory() -> Check:
 
 
 def _ray() -> Check:
-    from infra.ray_pool import cluster
+    from infra.ray_cluster import cluster
 
     def start() -> str:
         import ray

@@ -19,7 +19,8 @@ from flows.progress import shards_artifact, stage_progress
 from infra.errors import PipelineError, TransientError
 from infra.node_files import share
 from infra.parts import StageParts
-from infra.ray_pool import Devices, Resources, Worker, is_elastic, reconnect
+from infra.ray_cluster import is_elastic, reconnect
+from infra.ray_pool import Devices, Resources, Worker
 from infra.storage import StorePaths, is_lost
 from tasks.run_record import RunRecord
 from tasks.shard_outcomes import ShardOutcomes, described

@@ -12,7 +12,7 @@ from flows.run import resources_of
 from infra.archives.layouts import determining
 from infra.logs import logged_run
 from infra.node_files import share
-from infra.ray_pool import cluster, is_elastic
+from infra.ray_cluster import cluster, is_elastic
 from infra.storage import StorePaths, locked_store
 from infra.weights_store import sha256
 from sr_models.trained_weights import provenance

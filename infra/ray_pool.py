@@ -7,31 +7,25 @@ cluster of somebody else's, nodes come and go: the pool grows with those that jo
 """
 
 import logging
-import os
 import re
-import signal
-import socket
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
-# Ray tells of each dead worker on stdout in 1,200 characters, and of each lost node in 25 lines of its log; the pool
-# tells of it in one line. Read at Ray's import.
-os.environ.setdefault(
-    "RAY_DEDUP_LOGS_SKIP_REGEX",
-    "^(A worker died or was killed while executing a task|Raylet is terminated|The node with node id)",
+from infra.ray_cluster import (  # before Ray: it has a word to say until then
+    is_elastic,
+    living_nodes,
+    refuse_lost_node,
+    settings_for_workers,
+    take_over,
+    when_left,
 )
 
+# isort: split
 import ray
-from ray._private import ray_constants
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from infra import logs, metrics
@@ -51,22 +45,8 @@ _LOOK_SECONDS = 5.0
 _PATIENCE_SECONDS = 1800.0
 """How long a pool without one working actor waits for a node: providers take minutes to rent one."""
 
-_OBJECT_STORE_BYTES = 100 * 2**20
-"""Ray moves no pixels here, so a local cluster needs little shared memory."""
-
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
-
-_PORTS = 65536
-
 _ACCELERATOR = "accelerator_type:"
 """How Ray begins the name of the resource that tells a node's GPU."""
-
-_FOR_WORKERS = (
-    *("SUPERSCENE_SCRATCH", "SUPERSCENE_CACHE", "SUPERSCENE_OFFLINE"),
-    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION"),
-)
-"""Settings that workers take over from the driver. Credentials come from each node's own environment or role."""
 
 _NODE_DIED = "node has died"
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+?)\.?(?= Some common causes|\n|$)")
@@ -206,157 +186,12 @@ def _fault(error: Exception) -> _Fault:
     return _Fault(type(error) if isinstance(error, PipelineError) else None, type(error).__name__, str(error))
 
 
-def settings_for_workers() -> dict[str, str]:
-    """Return the settings of this process that workers on other nodes need; secrets are none of them."""
-    return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
-
-
-def take_over(settings: Mapping[str, str]) -> None:
-    """In a worker: set what the driver has set; what its own node has set counts for more."""
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-
-
 _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Host)
 """The pool replaces dead actors itself: a restart inside Ray would hide from it which shard an actor died on."""
 
 _idle: list[tuple[float, Any]] = []
 """(GPUs, actor) of hosts that wait for the next stage: importing torch anew costs seconds a stage."""
-
-_elastic = False
-"""Whether nodes may join: the cluster was reached by its address."""
-
-_connect: Callable[[], None] | None = None
-"""Makes the connection that this process has, once more."""
-
-
-@contextmanager
-def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start a local one on this machine, and leave it afterwards.
-
-    Args:
-        address: A cluster's address; None: `RAY_ADDRESS`, else a local cluster.
-        scratch: Folder for a local cluster's session files; None: Ray's own default.
-
-    Raises:
-        ConfigError: The cluster does not answer.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray tells after one second that an actor is gone, but after fifteen that its whole node is: wait for that.
-    os.environ.setdefault("RAY_timeout_ms_task_wait_for_death_info", "60000")
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    local: dict[str, Any] = {
-        "include_dashboard": False,
-        "num_cpus": available_cores(),
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "_temp_dir": str(scratch) if scratch else None,
-        "_metrics_export_port": _metrics_port(),
-    }
-    if address:
-        _refuse_silent_address(address)
-
-    def connect() -> None:
-        try:
-            with _own_sigterm():
-                ray.init(
-                    address=address or "local",
-                    log_to_driver=False,  # a worker's error and its lines come back with its shard's outcome
-                    logging_level=logging.ERROR,
-                    **({} if address else local),
-                )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if address:
-                raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
-            raise
-
-    with nullcontext() if address else _on_loopback():
-        connect()
-        global _elastic, _connect  # one connection a process, as Ray has
-        _elastic, _connect = bool(address), connect
-        try:
-            with metrics.kept_alive():
-                yield
-        finally:
-            _elastic, _connect = False, None
-            _idle.clear()
-            ray.shutdown()
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let a local cluster listen on 127.0.0.1 alone: Ray's ports run whatever they are sent.
-
-    On Linux Ray listens on all of a machine's addresses, and takes no loopback address by its options; this is what it
-    does on other systems by itself.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _metrics_port() -> int | None:
-    """Return the port of a local cluster's metrics that SUPERSCENE_METRICS_PORT names; None: whichever is free.
-
-    Raises:
-        ConfigError: It is no port.
-    """
-    text = os.environ.get("SUPERSCENE_METRICS_PORT")
-    if not text:
-        return None
-    if not (text.isdecimal() and 0 < int(text) < _PORTS):
-        raise ConfigError(f"SUPERSCENE_METRICS_PORT is {text!r}: give a port, 1 to {_PORTS - 1}, or leave it out")
-    return int(text)
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the process's handler of SIGTERM: Ray's ends it by SystemExit, and whoever started the run has another."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-
-
-def reconnect() -> None:
-    """Connect anew where this process's own node has died; a local cluster is started anew.
-
-    Raises:
-        ConfigError: The cluster does not answer.
-    """
-    if _connect is not None and not own_node_lives():
-        _idle.clear()
-        ray.shutdown()
-        _connect()
-
-
-def own_node_lives() -> bool:
-    """Return whether the Ray node that this process is attached to is alive: without it no actor can be had."""
-    own = ray.get_runtime_context().get_node_id()
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return all(node["Alive"] or node.get("NodeID") != own for node in nodes)  # dead ones stay in the list
-
-
-def refuse_lost_node() -> None:
-    """Refuse to go on where this process's own node has died: Ray itself would wait for ever.
-
-    Raises:
-        TransientError: It has.
-    """
-    if not own_node_lives():
-        raise TransientError(
-            "the Ray node that this run's driver is attached to has died, perhaps for lack of memory; what is done "
-            "stays: the same command goes on from here"
-        )
-
-
-def is_elastic() -> bool:
-    """Return whether nodes may join the cluster that this process is connected to: it was reached by its address."""
-    return _elastic
+when_left(_idle.clear)
 
 
 def dismiss_idle() -> None:
@@ -364,29 +199,6 @@ def dismiss_idle() -> None:
     for _, actor in _idle:
         ray.kill(actor)
     _idle.clear()
-
-
-def _refuse_silent_address(address: str) -> None:
-    """Raise ConfigError where nobody listens: Ray itself would go on trying for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto" and the like are looked up by Ray
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use, in a container with a quota too."""
-    process = psutil.Process()
-    affinity = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None  # macOS has none
-    cores = len(affinity or []) or os.cpu_count() or 1
-    if _CPU_QUOTA.is_file():
-        work, period = _CPU_QUOTA.read_text().split()
-        if work != "max":
-            cores = min(cores, max(1, int(work) // int(period)))
-    return cores
 
 
 @dataclass(slots=True)
@@ -438,7 +250,7 @@ class _State[R]:
 
     def grow(self) -> None:
         """Start an actor wherever a node that has joined has room for one, as long as there is work for it."""
-        room = _room(_living_nodes(), self.gpus)
+        room = _room([node["Resources"] for node in living_nodes()], self.gpus)
         wanted = (room if self.most is None else min(room, self.most)) - len(self.running)
         for _ in range(min(wanted, len(self.todo))):
             self.start()
@@ -507,12 +319,12 @@ def run_pool[R](
         while state.unfinished():
             ready = _first_ready(list(state.running))
             now = time.monotonic()
-            if _elastic and now - looked >= _LOOK_SECONDS:
+            if is_elastic() and now - looked >= _LOOK_SECONDS:
                 looked = now
                 state.grow()
             if ready or state.is_working():
                 worked = now
-            elif _elastic and now - worked > _PATIENCE_SECONDS:
+            elif is_elastic() and now - worked > _PATIENCE_SECONDS:
                 raise WorkerStartError(
                     f"no node of the cluster had room for an actor of 1 CPU and {gpus:g} GPUs for "
                     f"{_PATIENCE_SECONDS / 60:.0f} minutes; what is done stays: start again once there are nodes"
@@ -549,12 +361,6 @@ def _first_ready(refs: "list[ray.ObjectRef[Any]]") -> "list[ray.ObjectRef[Any]]"
         raise error.__cause__ from None
 
 
-def _living_nodes() -> list[dict[str, float]]:
-    """Return what each living node has, used or not."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
-
-
 def _room(nodes: Sequence[Mapping[str, float]], gpus: float) -> int:
     """Return the number of actors of one core and some GPUs that fit on nodes, each whole on one of them."""
     return sum(
@@ -565,14 +371,14 @@ def _room(nodes: Sequence[Mapping[str, float]], gpus: float) -> int:
 
 def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
     """Return the number of actors to begin with, and the GPUs and threads of each."""
-    nodes = _living_nodes()
+    nodes = [node["Resources"] for node in living_nodes()]
     cores = [int(node.get("CPU", 0)) for node in nodes]
     most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     gpus = resources.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if most_gpus else 0.0
     room = _room(nodes, gpus)
-    if not (room or _elastic):
+    if not (room or is_elastic()):
         if sum(cores) < 1:
             raise ConfigError("the Ray cluster has no CPU to run an actor on")
         raise ConfigError(
@@ -581,7 +387,7 @@ def _plan(n_items: int, resources: Resources) -> tuple[int, float, int]:
     if not room:
         logger.warning("no node has room for an actor of 1 CPU and %g GPUs: waiting for one", gpus)
     wanted = resources.actors or room
-    n_actors = max(1, min(wanted if _elastic else min(wanted, room), n_items))
+    n_actors = max(1, min(wanted if is_elastic() else min(wanted, room), n_items))
     at_once = max(1, min(n_actors, room))
     return n_actors, gpus, max(1, min(sum(cores) // at_once, max(cores, default=1)))
 
@@ -599,11 +405,9 @@ def devices_of(workers: int, gpus: float, cores: float) -> Devices:
 
 def _gpu_kind() -> str:
     """Return Ray's name for the cluster's GPUs, where it has one, and they are of one kind; else gpu."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     names = {
         name.removeprefix(_ACCELERATOR)
-        for node in nodes
-        if node["Alive"]
+        for node in living_nodes()
         for name in node["Resources"]
         if name.startswith(_ACCELERATOR)
     }
@@ -688,8 +492,7 @@ def _lost_actor(when: str, error: BaseException, *, its_node: bool) -> None:
 def _node_was_lost(node: str | None, error: BaseException) -> bool:
     if _NODE_DIED in str(error):
         return True
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return not any(n["NodeID"] == node and n["Alive"] for n in nodes)
+    return not any(living["NodeID"] == node for living in living_nodes())
 
 
 def _reason(error: BaseException) -> str:

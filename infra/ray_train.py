@@ -23,17 +23,15 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 
 from infra.errors import ConfigError, PipelineError, TrainingError
 from infra.logs import events
-from infra.ray_pool import (
-    Devices,
-    Resources,
-    devices_of,
-    dismiss_idle,
+from infra.ray_cluster import (
     is_elastic,
+    living_nodes,
     own_node_lives,
     refuse_lost_node,
     settings_for_workers,
     take_over,
 )
+from infra.ray_pool import Devices, Resources, devices_of, dismiss_idle
 from infra.temporary import temporary_folder
 
 MAX_FAILURES = 3
@@ -132,8 +130,7 @@ def share(resources: Resources, shares: int) -> tuple[int, dict[str, float]]:
     Raises:
         ConfigError: The cluster has no CPU, or none of the GPUs asked for and is this machine alone.
     """
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in nodes if node["Alive"]]
+    nodes = [node["Resources"] for node in living_nodes()]
     cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if resources.gpus_per_actor and not gpus:

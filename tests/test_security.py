@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray._private.worker import global_worker
 
-from infra.ray_pool import cluster
+from infra.ray_cluster import cluster
 from tests.unsafe_code import faults, faults_below
 
 PROJECT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_s
 from flows import run as flows_run
 from flows.config import RunConfig
 from flows.run import Run, may_pass, stage_task
-from infra import ray_pool
+from infra import ray_cluster
 from infra.errors import ArchiveError, ConfigError, IncompleteRunError, StoreError, TransientError, WeightsError
 from infra.parts import StageParts
 from infra.ray_pool import Devices, Done, Resources
@@ -172,7 +172,7 @@ def test_weights_are_where_all_workers_have_them(
     run: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, *, cluster: bool
 ) -> None:
     """In their own place on one machine, in the store where nodes may come from elsewhere."""
-    monkeypatch.setattr(ray_pool, "_elastic", cluster)
+    monkeypatch.setattr(ray_cluster, "_elastic", cluster)
     file = tmp_path_factory.mktemp("elsewhere") / "model.safetensors"
     file.write_bytes(b"weights")
     found = run.on_all_nodes(file)

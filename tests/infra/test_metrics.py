@@ -12,12 +12,12 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra import metrics, ray_pool
-from infra.errors import ConfigError
+from infra import metrics, ray_cluster
 from infra.logs import bound
 from infra.metrics import METRICS, GpuMemory
 from infra.parts import StageParts
-from infra.ray_pool import Resources, cluster
+from infra.ray_cluster import cluster
+from infra.ray_pool import Resources
 from infra.storage import StorePaths
 from tasks.stage import StageReport, run_stage
 from tests.tasks.stage_workers import PartWriter
@@ -36,7 +36,7 @@ def exporter() -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.delenv("SUPERSCENE_METRICS_PORT", raising=False)
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        patch.setattr(ray_pool, "available_cores", lambda: 2)
+        patch.setattr(ray_cluster, "available_cores", lambda: 2)
         patch.setattr(metrics, "_REFRESH_SECONDS", 0.5)
         with cluster():
             (node,) = ray.nodes()  # type: ignore[no-untyped-call]
@@ -159,18 +159,6 @@ def test_memory_is_what_torch_holds() -> None:
     assert 2**20 <= found.allocated <= found.peak <= found.reserved
     assert found.allocated == torch.cuda.memory_allocated()
     del held
-
-
-@pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "80.5"])
-def test_a_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
-    monkeypatch.setenv("SUPERSCENE_METRICS_PORT", port)
-    with pytest.raises(ConfigError, match="SUPERSCENE_METRICS_PORT"):
-        ray_pool._metrics_port()
-
-
-def test_a_port_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUPERSCENE_METRICS_PORT", "8080")
-    assert ray_pool._metrics_port() == 8080
 
 
 def test_the_manual_tells_every_metric() -> None:

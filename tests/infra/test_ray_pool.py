@@ -8,24 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
-from infra import ray_pool
+from infra import ray_cluster, ray_pool
 from infra.errors import ConfigError, StoreError
 from infra.logs import bound
-from infra.ray_pool import (
-    Devices,
-    Done,
-    Failed,
-    Resources,
-    Worker,
-    WorkerStartError,
-    available_cores,
-    cluster,
-    run_pool,
-)
+from infra.ray_cluster import cluster
+from infra.ray_pool import Devices, Done, Failed, Resources, Worker, WorkerStartError, run_pool
 from tests.infra.log_lines import objects, written
 from tests.infra.pool_workers import Environment, Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
 
@@ -36,7 +26,7 @@ CORES = 2
 def _cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr(ray_pool, "available_cores", lambda: CORES)
+        patch.setattr(ray_cluster, "available_cores", lambda: CORES)
         with cluster():
             yield
 
@@ -312,32 +302,6 @@ def test_a_cluster_without_room_is_told(
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     with pytest.raises(ConfigError, match=sentence):
         list(run_pool(Threads, [1], Resources(gpus_per_actor=2)))
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [(None, 8), ("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
-)
-def test_a_container_s_quota_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
-) -> None:
-    class Process:
-        def cpu_affinity(self) -> list[int]:
-            return list(range(8))
-
-    monkeypatch.setattr(psutil, "Process", Process)
-    monkeypatch.setattr(ray_pool, "_CPU_QUOTA", tmp_path / "cpu.max")
-    if quota:
-        (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert available_cores() == cores
-
-
-def test_a_system_without_affinity_has_all_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Process:
-        pass
-
-    monkeypatch.setattr(psutil, "Process", Process)
-    monkeypatch.setattr(ray_pool, "_CPU_QUOTA", tmp_path / "none")
-    assert available_cores() == os.cpu_count()
 
 
 def test_logs_have_what_workers_say_and_on_which_shard(tmp_path: Path) -> None:

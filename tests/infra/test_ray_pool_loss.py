@@ -12,9 +12,10 @@ from types import FrameType
 import psutil
 import pytest
 
-from infra import ray_pool
+from infra import ray_cluster
 from infra.errors import TransientError
-from infra.ray_pool import Done, Resources, cluster, reconnect, run_pool
+from infra.ray_cluster import cluster, reconnect
+from infra.ray_pool import Done, Resources, run_pool
 from infra.ray_train import TrainWorker, train_on_workers
 from tests.infra.pool_workers import Scripted, Sleeping
 
@@ -30,7 +31,7 @@ def stop(_number: int, _frame: FrameType | None) -> None:
 @pytest.fixture
 def _cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray_pool, "available_cores", lambda: 1)
+    monkeypatch.setattr(ray_cluster, "available_cores", lambda: 1)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with cluster():

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from infra import ray_pool
-from infra.ray_pool import Done, Resources, WorkerStartError, cluster, run_pool
+from infra.ray_cluster import cluster
+from infra.ray_pool import Done, Resources, WorkerStartError, run_pool
 from tests.infra.pool_workers import Scripted, Slow
 
 MEMORY = 100 * 2**20

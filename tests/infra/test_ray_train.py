@@ -12,9 +12,10 @@ import psutil
 import pytest
 import ray
 
-from infra import ray_pool, ray_train
+from infra import ray_cluster, ray_train
 from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, TransientError
-from infra.ray_pool import Devices, Resources, cluster
+from infra.ray_cluster import cluster
+from infra.ray_pool import Devices, Resources
 from infra.ray_train import TrainWorker, devices, plain_error, share, train_on_workers
 from tests.infra.log_lines import objects, written
 
@@ -142,7 +143,7 @@ def _cluster() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
         patch.setenv("AWS_REGION", "of the node")
-        patch.setattr(ray_pool, "available_cores", lambda: 1)
+        patch.setattr(ray_cluster, "available_cores", lambda: 1)
         with cluster():
             yield
 

@@ -15,11 +15,12 @@ import torch
 
 from classifiers import checkpoint
 from classifiers.training import TrainSettings, run_to_end
-from infra import ray_pool
+from infra import ray_cluster
 from infra.bigearthnet.classes import NAMES
 from infra.errors import TrainingError
 from infra.parts import StageParts
-from infra.ray_pool import Resources, cluster
+from infra.ray_cluster import cluster
+from infra.ray_pool import Resources
 from tasks import train
 from tasks.backbone import Backbone
 from tasks.branch import make_branch
@@ -49,7 +50,7 @@ def cores() -> int:
 def _local_ray(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
-    monkeypatch.setattr(ray_pool, "available_cores", lambda: cores)
+    monkeypatch.setattr(ray_cluster, "available_cores", lambda: cores)
 
 
 def job_of(plan: Plan, settings: TrainSettings = SETTINGS, sr: str = "none") -> TrainJob:

@@ -10,7 +10,8 @@ import pytest
 
 from infra.errors import ArchiveError, ConfigError, StoreError, TrainingError, TransientError, WeightsError
 from infra.parts import StageParts
-from infra.ray_pool import Devices, Done, Failed, Resources, cluster
+from infra.ray_cluster import cluster
+from infra.ray_pool import Devices, Done, Failed, Resources
 from infra.storage import StorePaths
 from tasks import stage as stage_module
 from tasks.stage import ShardCount, ShardFailure, StageReport, both_attempts, run_fits, run_stage

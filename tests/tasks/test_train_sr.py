@@ -11,9 +11,10 @@ import ray
 import torch
 from PIL import Image
 
-from infra import ray_pool
+from infra import ray_cluster
 from infra.errors import ConfigError, TrainingError, WeightsError
-from infra.ray_pool import Devices, Resources, cluster
+from infra.ray_cluster import cluster
+from infra.ray_pool import Devices, Resources
 from infra.storage import StorePaths
 from sr_models.trained_weights import provenance
 from sr_models.training import SrTrainSettings
@@ -58,7 +59,7 @@ def plain_state(job: SrTrainJob) -> bytes:
 def _ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
-    monkeypatch.setattr(ray_pool, "available_cores", lambda: 2)
+    monkeypatch.setattr(ray_cluster, "available_cores", lambda: 2)
 
 
 def test_the_config_tells_what_determines_the_weights(pictures: ImageFolder, tmp_path: Path) -> None:
