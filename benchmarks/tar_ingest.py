@@ -1,6 +1,6 @@
 """How fast ingest from BigEarthNet-S2.tar.zst is, beside `zstd -d | tar t` alone and writing Zarr alone.
 
-    python benchmarks/tar_ingest.py [--shards 8] [--shard-size 512] [--processes 2] [--repeats 5]
+    python benchmarks/tar_ingest.py [--shards 16] [--shard-size 512] [--processes 2] [--repeats 5]
                                     [--out benchmarks/results/tar_ingest.json]
 
 The archive is packed by tar and zstd at their defaults from patches of the synthetic archive, each copied many times
@@ -260,7 +260,7 @@ def show(result: Result) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Patches ingested from a tar archive per second.")
-    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--shard-size", type=int, default=512)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
