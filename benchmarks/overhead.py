@@ -1,16 +1,16 @@
 """What Prefect, Ray, Zarr and Parquet cost: `superscene predict` beside a bare loop over the same models and shards.
 
-    python benchmarks/overhead.py [--patches 192] [--shard-size 16] [--sr srresnet] [--network resnet50]
+    python benchmarks/overhead.py [--patches 224] [--shard-size 16] [--sr srresnet] [--network resnet50]
                                   [--method grad_cam] [--batch-size 16] [--repeats 2]
                                   [--out benchmarks/results/overhead.json]
 
-The bare loop is one process that has all pixels in memory as tensors and its models loaded: it super-resolves each
-batch, judges it, classifies it and makes its maps, by the functions that the flow's workers call, and keeps what comes
-out in lists. The run is the command as a user gives it, on an ingested store: Prefect's embedded server, Ray, one actor
-with as many threads as the loop, pixels read from Zarr, maps written to Zarr, rows to Parquet, tables published. Loops
-and runs take turns, a loop first and last, each run into a store that holds the ingested archive alone; the fastest of
-each counts, since other work on the machine comes and goes. The runs' probabilities are those of the loop, or there is
-no table.
+The bare loop is one process that has all pixels and reference maps in memory and its models loaded: it super-resolves
+each batch, judges it, classifies it, makes its maps and the noise that stands beside them, and says in numbers where
+those of the predicted labels point, by the functions that the flow's workers call, and keeps what comes out in lists.
+The run is the command as a user gives it, on an ingested store: Prefect's embedded server, Ray, one actor with as many
+threads as the loop, pixels read from Zarr, maps written to Zarr, rows to Parquet, tables published. Loops and runs take
+turns, a loop first and last, each run into a store that holds the ingested archive alone; the fastest of each counts,
+since other work on the machine comes and goes. The runs' probabilities are those of the loop, or there is no table.
 
 Start-up is told apart: from the command to the first shard. Its end is not seen from outside, so it is the time of the
 first shard's part less the mean time from one part to the next. Overhead is all else that the run takes longer than the
@@ -41,13 +41,19 @@ import classifiers
 import sr_models
 from benchmarks.prediction import MAX_DN, archive_of, checkpoint_of, device_name
 from classifiers.cam.explain import method_and_options
+from classifiers.cam.localisation import localise
+from classifiers.cam.summary import summarise
 from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier
 from classifiers.network import pool
+from infra.bigearthnet.reference_map import label_masks
 from infra.parts import StageParts
+from infra.zarr_store import ShardedStore
 from sr_models.quality import quality_columns
 from sr_models.stretch import to_unit
 from tasks.branch import Branch, BranchReader, make_branch, worker_device
+from tasks.explain import patch_seed
+from tasks.explanation_metrics import FLOOR
 from tasks.trained import load_trained
 
 GOAL = 0.05
@@ -101,23 +107,27 @@ class BareLoop:
         self._device = worker_device()
         reader = BranchReader(branch, self._device)
         self._engine = reader.engine
-        self._entry, self._options = method_and_options(method, {})
+        self._methods = [method_and_options(name, {}) for name in (method, FLOOR)]
         trained.network.eval().to(self._device).to(memory_format=torch.channels_last)
         self._ids: list[str] = []
-        self._batches: list[torch.Tensor] = []
+        self._batches: list[tuple[torch.Tensor, NDArray[np.uint16]]] = []
+        archive = ShardedStore(branch.paths.archive)
         for shard in sorted(branch.ingest.done()):
             patches = branch.inputs.patches(shard).sort_by("row")
-            pixels = torch.from_numpy(reader.archive_rows(shard)[patches["row"].to_numpy()])
+            rows = patches["row"].to_numpy()
+            pixels = torch.from_numpy(reader.archive_rows(shard)[rows])
+            codes = archive.read(shard, "reference_map")[rows].astype(np.uint16)
             self._ids += patches["patch_id"].to_pylist()
             starts = range(0, len(pixels), branch.batch_size)
-            self._batches += [pixels[start : start + branch.batch_size] for start in starts]
+            ends = ((start, start + branch.batch_size) for start in starts)
+            self._batches += [(pixels[start:end], codes[start:end]) for start, end in ends]
 
     def run(self) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Return the seconds of all shards, and each patch's probabilities."""
-        probs, maps, quality = [], [], []
-        began = time.perf_counter()
+        probs, maps, quality, numbers = [], [], [], []
+        began, start = time.perf_counter(), 0
         with torch.inference_mode():
-            for dn in self._batches:
+            for dn, codes in self._batches:
                 lr = dn.to(self._device)
                 sr = self._engine.super_resolve(lr, self._branch.max_dn)
                 quality.append(quality_columns(self._engine, lr, sr, self._branch.max_dn, None).cpu().numpy())
@@ -126,8 +136,18 @@ class BareLoop:
                 network = self._trained.network
                 activations = network.features(x)
                 probs.append(self._trained.probabilities(network.classify(pool(activations))).cpu().numpy())
-                target = Target(network, x, tuple(range(network.num_labels)), None, "sigmoid", activations)
-                maps.append(self._entry.run(target, self._options).float().cpu().numpy())
+                patch, label = np.nonzero(self._trained.decisions(probs[-1]))
+                masks = torch.from_numpy(label_masks(codes[patch], [self._trained.labels[i] for i in label]))
+                seeds = [patch_seed(name) for name in self._ids[start : start + len(dn)]]
+                start += len(dn)
+                labels = tuple(range(network.num_labels))
+                target = Target(network, x, labels, None, self._trained.activation, activations, seeds)
+                for entry, chosen in self._methods:
+                    found = entry.run(target, chosen).float()
+                    maps.append(found.cpu().numpy())
+                    of_label = label if entry.per_label else np.zeros_like(label)
+                    found = found[torch.from_numpy(patch), torch.from_numpy(of_label)]
+                    numbers += [summarise(found[:, None], codes.shape[1]), localise(found, masks.to(self._device))]
         return time.perf_counter() - began, dict(zip(self._ids, np.concatenate(probs), strict=True))
 
 
@@ -226,7 +246,7 @@ def show(costs: Costs, loops: Sequence[float], patches: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patches", type=int, default=192)
+    parser.add_argument("--patches", type=int, default=224)
     parser.add_argument("--shard-size", type=int, default=16)
     parser.add_argument("--sr", choices=sr_models.names(), default="srresnet")
     parser.add_argument("--network", choices=classifiers.names(), default="resnet50")
