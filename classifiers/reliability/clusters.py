@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from classifiers.cam.grid import on_grid
-from classifiers.reliability.spectral import spectral_clusters
 from infra.errors import ConfigError, ShapeError
+
+if TYPE_CHECKING:  # importing scikit-learn takes a quarter of a run's imports, and few runs cluster
+    from sklearn.neighbors import NearestNeighbors
 
 type Floats = NDArray[np.float32]
 
@@ -138,7 +139,9 @@ class MapClusters:
         return np.asarray(votes[first[:, 0], count[first, votes].argmax(axis=1)])
 
     @cached_property
-    def _index(self) -> NearestNeighbors:
+    def _index(self) -> "NearestNeighbors":
+        from sklearn.neighbors import NearestNeighbors
+
         n = min(self.neighbours, len(self.landmarks))
         return NearestNeighbors(n_neighbors=n, algorithm="brute").fit(self.landmarks)
 
@@ -256,6 +259,10 @@ def fit_clusters(maps: ArrayLike, settings: ClusterSettings = DEFAULTS) -> MapCl
 
     Source: Kierdorf and Roscher 2023, arXiv:2305.15149, section 2.5; Ng, Jordan and Weiss 2001.
     """
+    from sklearn.decomposition import PCA  # before its threads are limited
+
+    from classifiers.reliability.spectral import spectral_clusters
+
     values = np.asarray(maps)
     if values.ndim != 3:
         raise ShapeError(f"clusters are of maps (M, h, w), got {values.shape}")

@@ -85,6 +85,7 @@ def test_a_second_run_does_nothing_twice(inputs: Inputs) -> None:
     assert sum(stage["skipped"] for stage in run["stages"]) > 0
 
 
+@pytest.mark.slow  # tests/tasks/test_bucket_ingest.py compares the same without a command
 def test_tar_archives_are_ingested_as_the_folders_are(inputs: Inputs, tmp_path: Path) -> None:
     root = pack(inputs.archive, tmp_path / "packed", ".tar.zst")
     store = tmp_path / "store"
