@@ -7,6 +7,7 @@ cluster of somebody else's, nodes come and go: the pool grows with those that jo
 """
 
 import logging
+import os
 import re
 import sys
 import time
@@ -145,7 +146,10 @@ class _Answer:
 class _Host:
     """The one actor class: builds a worker, with its share of the cores, and runs it; then the next stage's."""
 
-    def __init__(self, asked: logs.LogSettings | None) -> None:
+    def __init__(self, asked: logs.LogSettings | None, threads: int) -> None:
+        # Ray has 1 there for an actor of one core. A torch that is loaded with that, and told more threads afterwards,
+        # takes a tenth longer (benchmarks/overhead.py); nothing here has loaded it yet.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         self._worker: Worker[object] | None = None
         self._context = logs.Context()
         if asked is not None:
@@ -244,7 +248,7 @@ class _State[R]:
         """Build a worker in an idle host, or in a new one."""
         reused = bool(_idle)
         host = _HostActor.options(num_cpus=1, num_gpus=self.gpus)
-        actor = _idle.pop()[1] if reused else host.remote(logs.settings())
+        actor = _idle.pop()[1] if reused else host.remote(logs.settings(), self.threads)
         answer = actor.build.remote(self.build, self.threads, logs.context(), settings_for_workers())
         self.running[answer] = _Slot(actor, reused)
 

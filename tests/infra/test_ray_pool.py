@@ -215,6 +215,14 @@ def test_hosts_that_died_while_idle_are_replaced(tmp_path: Path, monkeypatch: py
     assert outcomes(partial(Scripted, tmp_path), [1, 2, 3]) == squares([1, 2, 3])
 
 
+def test_torch_is_loaded_with_the_threads_that_it_will_have() -> None:
+    """Not with Ray's one for an actor of one core: told more afterwards, torch is slower."""
+    release_hosts()
+    (outcome,) = run_pool(Environment, [0], Resources(actors=1))
+    assert isinstance(outcome, Done)
+    assert outcome.result["OMP_NUM_THREADS"] == str(CORES)
+
+
 @pytest.mark.parametrize(("actors", "threads"), [(1, CORES), (2, 1)])
 def test_actors_share_the_cores(actors: int, threads: int) -> None:
     found = outcomes(Threads, range(4), actors)
