@@ -619,6 +619,19 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         ConfigError: The file is missing, is not YAML, names a variable that is not set, or says something that cannot
             be done; the message names the key.
     """
+    return validated(read_settings(path, overrides), str(path))
+
+
+def read_settings(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Return what a RUN.yaml says, ${NAME} replaced, before anybody asks whether it can be done.
+
+    Args:
+        path: As of `load_config`.
+        overrides: As of `load_config`.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or names a variable that is not set.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
@@ -631,7 +644,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         _override(values, override)
     if _counted(values, _MOST_VALUES) > _MOST_VALUES:
         raise ConfigError(f"{path} holds more than {_MOST_VALUES} values: do its aliases refer to each other?")
-    return validated(_expanded(values, str(path)), str(path))
+    expanded: dict[str, Any] = _expanded(values, str(path))
+    return expanded
 
 
 def _counted(value: object, most: int) -> int:

@@ -374,3 +374,11 @@ def is_locked(paths: StorePaths) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def left_behind(paths: StorePaths) -> str | None:
+    """Return whose lease of the store was not given back, and is held by nobody; None where there is none such.
+
+    A folder has none: its lock ends with the process.
+    """
+    return lease.left_behind(paths.work / _LEASE) if isinstance(paths.work, ObjectPath) else None

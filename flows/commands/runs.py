@@ -1,15 +1,19 @@
 """Commands that run the flows: everything, or up to a stage, and figures of what they made."""
 
 import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.arguments import Address, Overrides, RunYaml, store_place
-from flows.commands.output import tell
+from flows.commands.arguments import Address, AsJson, Overrides, RunYaml, load, store_place
+from flows.commands.documents import run_document
+from flows.commands.output import tell, tell_json
 from flows.commands.stores import show_scores
-from infra.errors import ConfigError
+from infra.errors import ConfigError, IncompleteRunError
 
 
 def run_until(
@@ -17,11 +21,11 @@ def run_until(
     overrides: list[str] | None,
     address: str | None,
     until: Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"],
+    *,
+    as_json: bool,
 ) -> None:
     """Run the archive flow up to a stage, and tell what came of it."""
-    from flows.config import load_config
-
-    config = load_config(run_yaml, overrides)
+    config = load(run_yaml, overrides)
     _join(address)
     from flows.archive import archive
     from flows.orphans import end_orphaned_servers
@@ -29,30 +33,61 @@ def run_until(
 
     end_orphaned_servers()
     with bars():
-        summary = archive(config, until)
-    tell(summary)
+        _tell_run(config.store, partial(archive, config, until), as_json=as_json)
 
 
-def run(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
+def _tell_run(store: Path, flow: Callable[[], str], *, as_json: bool) -> None:
+    """Run a flow and tell its summary, or its record, which is told where shards failed too."""
+    try:
+        summary = flow()
+    except IncompleteRunError:
+        if as_json:
+            tell_json(run_document(store))
+        raise
+    if as_json:
+        tell_json(run_document(store))
+    else:
+        tell(summary)
+
+
+def run(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
     """Run the whole archive flow; finished work is kept and skipped."""
-    run_until(run_yaml, overrides, address, "report")
+    run_until(run_yaml, overrides, address, "report", as_json=as_json)
 
 
-def ingest(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
+def ingest(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
     """Read the archive into the store."""
-    run_until(run_yaml, overrides, address, "ingest")
+    run_until(run_yaml, overrides, address, "ingest", as_json=as_json)
 
 
-def train(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
+def train(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
     """Train the classifiers, after what they need."""
-    run_until(run_yaml, overrides, address, "train")
+    run_until(run_yaml, overrides, address, "train", as_json=as_json)
 
 
-def train_sr(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
+def train_sr(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
     """Fit or fine-tune a super-resolution model on the archive's own images; a stopped run goes on."""
-    from flows.config import load_config
-
-    config = load_config(run_yaml, overrides)
+    config = load(run_yaml, overrides)
     _join(address)
     from flows.orphans import end_orphaned_servers
     from flows.progress import bars
@@ -60,13 +95,21 @@ def train_sr(run_yaml: RunYaml, overrides: Overrides = None, address: Address = 
 
     end_orphaned_servers()
     with bars():
-        summary = fit(config)
-    tell(summary)
+        fitted = fit(config)
+    if as_json:
+        tell_json(asdict(fitted))
+    else:
+        tell(str(fitted))
 
 
-def predict(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
+def predict(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
     """Predict every patch and make its maps, after what that needs."""
-    run_until(run_yaml, overrides, address, "predict")
+    run_until(run_yaml, overrides, address, "predict", as_json=as_json)
 
 
 def explain(
@@ -79,6 +122,7 @@ def explain(
     split: Annotated[str | None, typer.Option(help="Split of the sheet's patches; else validation.")] = None,
     classifier: Annotated[str | None, typer.Option(help="Whose maps; else the first of RUN.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="The figure: .png, .webp, .pdf or .svg; else explained.png.")] = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Make the maps of every patch, after what that needs; or, with --patch or --sheet, draw some and run nothing."""
     if patch is not None and sheet is not None:
@@ -90,23 +134,30 @@ def explain(
     if patch is None and sheet is None:
         if out is not None or classifier is not None:
             raise ConfigError("--out and --classifier are for figures: give --patch or --sheet too")
-        run_until(run_yaml, overrides, address, "explain")
+        run_until(run_yaml, overrides, address, "explain", as_json=as_json)
         return
-    from flows.config import load_config
+    config = load(run_yaml, overrides)
     from flows.explain import draw_patch, draw_sheet
 
-    config = load_config(run_yaml, overrides)
     figure = Path("explained.png") if out is None else out
     if patch is not None:
         written = draw_patch(config, patch, figure, label, classifier)
     else:
         written = draw_sheet(config, sheet or 1, split or "validation", figure, classifier)
-    typer.echo("written: " + ", ".join(str(path) for path in written))
+    if as_json:
+        tell_json({"written": written})
+    else:
+        typer.echo("written: " + ", ".join(str(path) for path in written))
 
 
-def reliability(run_yaml: RunYaml, overrides: Overrides = None, address: Address = None) -> None:
+def reliability(
+    run_yaml: RunYaml,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
     """Score how far each prediction can be trusted, by the cluster of its map, after what that needs."""
-    run_until(run_yaml, overrides, address, "reliability")
+    run_until(run_yaml, overrides, address, "reliability", as_json=as_json)
 
 
 def evaluate(
@@ -117,16 +168,17 @@ def evaluate(
         str | None,
         typer.Option(help="Only patches that meet a condition, from the predictions there are: country = 'Finland'."),
     ] = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Score the predictions, after what that needs; or, with --where, those of some patches, and run nothing."""
     if where is None:
-        run_until(run_yaml, overrides, address, "evaluate")
+        run_until(run_yaml, overrides, address, "evaluate", as_json=as_json)
         return
-    from flows.config import load_config
+    config = load(run_yaml, overrides)
     from infra.storage import StorePaths
     from tasks.evaluate_where import evaluate_where
 
-    show_scores(evaluate_where(StorePaths(load_config(run_yaml, overrides).store), where))
+    show_scores(evaluate_where(StorePaths(config.store), where), as_json=as_json)
 
 
 def demo(
@@ -135,6 +187,7 @@ def demo(
     store: Annotated[
         Path | None, typer.Option(help="Another place for the store: a folder, or its URL.", parser=store_place)
     ] = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Write a small synthetic archive, run the whole flow on it, and show where the report is."""
     from infra.storage import writing
@@ -150,8 +203,8 @@ def demo(
     end_orphaned_servers()
     with bars():
         write_demo_archive(folder, patches)
-        summary = archive(demo_config(folder, store))
-    tell(summary)
+        config = demo_config(folder, store)
+        _tell_run(config.store, partial(archive, config), as_json=as_json)
 
 
 def _join(address: str | None) -> None:

@@ -11,8 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from flows.commands.arguments import Store
-from flows.commands.output import cell, exact, plain, say
+from flows.commands.arguments import AsJson, Store
+from flows.commands.documents import scores_document, sql_document, status_document
+from flows.commands.output import cell, exact, plain, say, show_rows, tell_json
 
 if TYPE_CHECKING:
     from tasks.evaluate_where import Selection
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 _FRAMED = 120  # columns of a terminal from which on a table of ten numbers can have frames
 
 
-def status(store: Store) -> None:
+def status(store: Store, as_json: AsJson = False) -> None:  # noqa: FBT002  # typer
     """Show, per stage of the last run, the shards done, missing and failed, and the inputs in quarantine."""
     from infra.storage import StorePaths
     from tasks.status import store_status
 
     found = store_status(StorePaths(store))
+    if as_json:
+        tell_json(status_document(found))
+        return
     console = Console()
     console.print(f"run {found.run_id}: {found.state}; {found.patches} patches, {found.quarantined} in quarantine")
     if found.live is not None:
@@ -40,8 +44,11 @@ def status(store: Store) -> None:
             console.print(f"{stage.title}: shard {shard} failed: {error}", markup=False, highlight=False)
 
 
-def show_scores(found: "Selection") -> None:
-    """Show the scores of some patches: tables for a person, rows of tables/metrics for a program."""
+def show_scores(found: "Selection", *, as_json: bool) -> None:
+    """Show the scores of some patches: tables for a person, rows of tables/metrics for a program, or JSON."""
+    if as_json:
+        tell_json(scores_document(found))
+        return
     console = Console()
     if console.is_terminal:
         for chosen in found.tables():
@@ -74,6 +81,7 @@ def sql(
     store: Store,
     statement: Annotated[str, typer.Argument(help="One SELECT.")],
     all_configs: Annotated[bool, typer.Option("--all-configs", help="Show rows of every run.")] = False,  # noqa: FBT002  # typer
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Ask the tables in SQL; every table is a view, and nothing can be written."""
     from infra.query import query
@@ -82,15 +90,9 @@ def sql(
 
     paths = StorePaths(store)
     relation = query(paths.tables, None if all_configs else scored_configs(paths), statement)
-    rows = [["" if value is None else cell(value) for value in row] for row in relation.fetchall()]
-    console = Console()
-    if console.is_terminal:
-        table = Table(box=None)
-        for column in relation.columns:
-            table.add_column(plain(column), overflow="fold")
-        for row in rows:
-            table.add_row(*map(plain, row))
-        console.print(table)
+    if as_json:
+        tell_json(sql_document(relation))
+        return
+    rows = [[cell(value) for value in row] for row in relation.fetchall()]
+    if show_rows(relation.columns, rows):
         say(f"{len(rows)} rows")
-    else:  # for other programs: tab-separated, nothing cut
-        csv.writer(sys.stdout, dialect="excel-tab").writerows([relation.columns, *rows])

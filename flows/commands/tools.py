@@ -1,14 +1,19 @@
 """Commands beside the flows: what a run would do, whether the machine can, archives and scenes by themselves."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from flows.commands.arguments import Overrides, RunYaml
-from flows.commands.output import plain, say, tell
+from flows.commands.arguments import AsJson, Overrides, RunYaml, load
+from flows.commands.documents import plan_document
+from flows.commands.output import plain, say, tell, tell_json
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def plan(
@@ -17,35 +22,54 @@ def plan(
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="Of one GPU, or core: tells what the run costs.")
     ] = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Tell what a run would do: patches, shards, bytes, costly passes and hours of devices, before anything runs."""
-    from flows.config import load_config
+    config = load(run_yaml, overrides)
     from flows.estimate import estimate
 
-    config = load_config(run_yaml, overrides)
+    rows = estimate(config, price_per_hour)
+    if as_json:
+        tell_json(plan_document(config, rows))
+        return
     table = Table("what", "how much", box=None)
-    for what, amount in estimate(config, price_per_hour):
-        table.add_row(plain(what), plain(amount))
+    for row in rows:
+        table.add_row(plain(row.title), plain(row.text))
     Console().print(table)
 
 
-def doctor() -> None:
-    """Check the machine: what works, and what to do about what does not."""
-    from flows.doctor import checks
+def doctor(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A RUN.yaml, or a store: what they need is looked at too.", metavar="[RUN.yaml|STORE]"),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
+) -> None:
+    """Check the machine, and what a RUN.yaml or a store needs of it, and say what to do; exit code 2 if it cannot."""
+    from flows.doctor.case import case_of
+    from flows.doctor.checks import examine
 
-    table = Table("check", "", "found", "what to do", box=None)
-    results = checks()
-    for check in results:
-        table.add_row(check.name, "ok" if check.ok else "no", plain(check.found), plain(check.advice))
-    Console().print(table)
-    if not all(check.ok for check in results):
-        raise typer.Exit(1)
+    found = examine(case_of(target, overrides))
+    failed = sum(each.state == "fail" for each in found)
+    if as_json:
+        tell_json({"ok": not failed, "checks": [asdict(each) for each in found]})
+    else:
+        table = Table("check", "", "found", "what to do", box=None)
+        for each in found:
+            table.add_row(each.name, Text(each.state, _COLOURS[each.state]), plain(each.found), plain(each.advice))
+        Console().print(table)
+        warned = sum(each.state == "warn" for each in found)
+        say(f"{len(found)} checks: {failed} failed, {warned} warnings")
+    if failed:
+        raise typer.Exit(2)
 
 
 def synth(
     folder: Annotated[Path, typer.Argument(help="Where the archive goes.")],
     patches: Annotated[int, typer.Option(min=1, help="Patches to write.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Write a synthetic archive in BigEarthNet-v2 layout."""
     from flows.demo import write_archive
@@ -53,7 +77,10 @@ def synth(
 
     with bars():
         write_archive(folder, patches, seed)
-    typer.echo(f"{patches} patches in {folder}")
+    if as_json:
+        tell_json({"folder": folder, "patches": patches})
+    else:
+        typer.echo(f"{patches} patches in {folder}")
 
 
 def super_resolve(
@@ -71,6 +98,7 @@ def super_resolve(
         int | None, typer.Option(help="Edge of a window to discard; less is faster, and may show.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,  # noqa: FBT002  # typer
+    as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Super-resolve a scene of any size: a GeoTIFF in, a georeferenced GeoTIFF out."""
     from flows.progress import bars, terminal_progress
@@ -86,4 +114,7 @@ def super_resolve(
     except KeyboardInterrupt:
         say("superscene: stopped; nothing was written")
         raise typer.Exit(130) from None
-    tell(str(report))
+    if as_json:
+        tell_json(asdict(report))
+    else:
+        tell(str(report))
