@@ -223,7 +223,7 @@ def test_the_network_explained_is_that_of_the_first_seed_fitted(
 def test_options_that_do_not_fit_are_refused_before_anything_runs(
     arguments: list[str], words_of_it: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "run_until", lambda *_: pytest.fail("the flow ran"))
+    monkeypatch.setattr(runs, "run_until", lambda *_, **__: pytest.fail("the flow ran"))
     result = CliRunner().invoke(app, ["explain", "RUN.yaml", *arguments])
     assert isinstance(result.exception, PipelineError)
     assert words_of_it in str(result.exception)
