@@ -98,6 +98,7 @@ def spec(name: str) -> ClassifierSpec:
         UnknownNameError: There is none of that name.
     """
     if name not in CLASSIFIERS:
+        hint = did_you_mean(name, CLASSIFIERS)
         raise UnknownNameError(f"no classifier {name!r}: {hint}choose one of {', '.join(CLASSIFIERS)}")
     return CLASSIFIERS[name]
 
