@@ -9,8 +9,7 @@ from types import MappingProxyType
 
 import typer
 
-from flows import weights
-from flows.commands import results, runs, stores, tools
+from flows.commands import results, runs, stores, tools, weights
 from flows.commands.output import say
 from infra import logs
 from infra.errors import IncompleteRunError, PipelineError
@@ -50,7 +49,6 @@ app = typer.Typer(
     name="superscene",
     help="Turns a satellite archive into tables: super-resolution, land cover, explanations.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _name, _command in COMMANDS.items():

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands import completion
 from infra.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.config import RunConfig
 
-RunYaml = Annotated[Path, typer.Argument(help="The run's configuration, RUN.yaml.")]
+RunYaml = Annotated[
+    Path, typer.Argument(help="The run's configuration, RUN.yaml.", autocompletion=completion.run_yamls)
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
 
 Address = Annotated[
@@ -28,26 +31,31 @@ def load(run_yaml: Path, overrides: list[str] | None) -> "RunConfig":
     Raises:
         ConfigError: It is not there, or as `flows.config.load_config` says.
     """
-    if not run_yaml.is_file():
-        raise ConfigError(_no_settings(run_yaml))
+    refuse_missing(run_yaml)
     from flows.config import load_config
 
     return load_config(run_yaml, overrides)
 
 
-def _no_settings(run_yaml: Path) -> str:
-    """Return why a path is no RUN.yaml, and what to do."""
+def refuse_missing(run_yaml: Path) -> None:
+    """Refuse a RUN.yaml that is not there, or is a folder, and say which may have been meant.
+
+    Raises:
+        ConfigError: So it is.
+    """
+    if run_yaml.is_file():
+        return
     there = run_yaml if run_yaml.is_dir() else run_yaml.parent
     near = sorted(path for path in there.glob("*.y*ml") if path.is_file()) if there.is_dir() else []
     close = get_close_matches(run_yaml.name, [path.name for path in near], n=1, cutoff=0.5)
-    hint = ""
+    hint = "; docs/run-yaml.md says how to write one"
     if close:
         hint = f": did you mean {there / close[0]}?"
     elif near:
         hint = f": did you mean {near[0]}?" if len(near) == 1 else f"; there are {', '.join(map(str, near[:5]))}"
     if run_yaml.is_dir():
-        return f"{run_yaml} is a folder, where a RUN.yaml is needed{hint or '; docs/run-yaml.md says how to write one'}"
-    return f"there is no file {run_yaml}{hint or '; docs/run-yaml.md says how to write one'}"
+        raise ConfigError(f"{run_yaml} is a folder, where a RUN.yaml is needed{hint}")
+    raise ConfigError(f"there is no file {run_yaml}{hint}")
 
 
 def store_place(text: str) -> Path:
@@ -64,4 +72,9 @@ def store_place(text: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-Store = Annotated[Path, typer.Argument(help="A store: a folder, or its URL.", parser=store_place, metavar="STORE")]
+Store = Annotated[
+    Path,
+    typer.Argument(
+        help="A store: a folder, or its URL.", parser=store_place, metavar="STORE", autocompletion=completion.stores
+    ),
+]

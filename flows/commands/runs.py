@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.commands.arguments import Address, AsJson, Overrides, RunYaml, load, store_place
+from flows.commands.completion import CLASSIFIERS, SPLITS, one_of
 from flows.commands.documents import run_document
 from flows.commands.output import tell, tell_json
 from flows.commands.stores import show_scores
@@ -119,8 +120,12 @@ def explain(
     patch: Annotated[str | None, typer.Option(help="Draw this patch: methods by SR models.")] = None,
     label: Annotated[str | None, typer.Option(help="Label to explain; else the likeliest true one.")] = None,
     sheet: Annotated[int | None, typer.Option(min=1, help="Draw that many patches at random, and a CSV.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the sheet's patches; else validation.")] = None,
-    classifier: Annotated[str | None, typer.Option(help="Whose maps; else the first of RUN.yaml.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the sheet's patches; else validation.", autocompletion=one_of(SPLITS))
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Whose maps; else the first of RUN.yaml.", autocompletion=one_of(CLASSIFIERS))
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The figure: .png, .webp, .pdf or .svg; else explained.png.")] = None,
     as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.arguments import AsJson, Overrides, RunYaml, load
+from flows.commands.arguments import AsJson, Overrides, RunYaml, load, refuse_missing
+from flows.commands.completion import DTYPES, SR_MODELS, one_of, run_yamls
 from flows.commands.documents import plan_document
 from flows.commands.output import plain, say, tell, tell_json
 
@@ -41,12 +42,18 @@ def plan(
 def doctor(
     target: Annotated[
         str | None,
-        typer.Argument(help="A RUN.yaml, or a store: what they need is looked at too.", metavar="[RUN.yaml|STORE]"),
+        typer.Argument(
+            help="A RUN.yaml, or a store: what they need is looked at too.",
+            metavar="[RUN.yaml|STORE]",
+            autocompletion=run_yamls,
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Check the machine, and what a RUN.yaml or a store needs of it, and say what to do; exit code 2 if it cannot."""
+    if target is not None and Path(target).suffix.lower() in {".yaml", ".yml"}:
+        refuse_missing(Path(target))
     from flows.doctor.case import case_of
     from flows.doctor.checks import examine
 
@@ -86,10 +93,14 @@ def synth(
 def super_resolve(
     source: Annotated[str, typer.Argument(help="The scene: a GeoTIFF, or another raster that GDAL reads.")],
     target: Annotated[Path, typer.Argument(help="The GeoTIFF to write, cloud-optimised.")],
-    sr: Annotated[str, typer.Option(help="The model, such as realesrgan_general or bicubic.")],
+    sr: Annotated[
+        str, typer.Option(help="The model, such as realesrgan_general or bicubic.", autocompletion=one_of(SR_MODELS))
+    ],
     weights: Annotated[Path | None, typer.Option(help="The model's weight file.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; a GPU where there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", autocompletion=one_of(DTYPES))
+    ] = None,
     bands: Annotated[str | None, typer.Option(help="Red, green, blue: 4,3,2 or B04,B03,B02; else by name.")] = None,
     max_dn: Annotated[float | None, typer.Option(help="Clip above; 3000, 255 (uint8) or 0.3 (float32).")] = None,
     min_dn: Annotated[float, typer.Option(help="Clip below: 1000 for DN that carry that offset.")] = 0.0,
