@@ -43,7 +43,7 @@ def refuse_missing(run_yaml: Path) -> None:
     Raises:
         ConfigError: So it is.
     """
-    if run_yaml.is_file():
+    if run_yaml.exists() and not run_yaml.is_dir():  # a pipe is none, and can be read all the same
         return
     there = run_yaml if run_yaml.is_dir() else run_yaml.parent
     near = sorted(path for path in there.glob("*.y*ml") if path.is_file()) if there.is_dir() else []

@@ -54,7 +54,8 @@ def _host(url: str) -> str:
 
 def ports(case: Case) -> Finding:  # noqa: ARG001  # of this machine alone
     """Look whether the ports that commands take are free."""
-    own = {urlsplit(os.environ.get("PREFECT_API_URL", "")).port, _port_of(os.environ.get("RAY_ADDRESS", ""))}
+    addresses = (urlsplit(os.environ.get("PREFECT_API_URL", "")).netloc, os.environ.get("RAY_ADDRESS", ""))
+    own = {_port_of(address) for address in addresses}
     busy = [
         f"{port} ({what}) is in use{_by(port)}" for port, what in PORTS.items() if port not in own and not is_free(port)
     ]
