@@ -16,9 +16,9 @@ superscene doctor --json             # the same for a program: docs/json.md
 ```
 
 Each line of the answer has the name of a check, `ok`, `warn` or `fail`, what was found, and, unless all is well,
-what to do. `warn`: a run may be slow, or end before it is done. `fail`: it cannot work; then the exit code is 2, else 0.
-A check that has nothing to look at, such as that of an archive where none is named, is left out. Nothing is changed: where a
-folder is tried by writing to it, the file has no name, and is gone at once.
+what to do. `warn`: a run may be slow, or end before it is done. `fail`: it cannot work; the exit code is 2, else 0.
+A check that has nothing to look at, such as that of an archive where none is named, is left out. Nothing is changed:
+where a folder is tried by writing to it, the file has no name, and is gone at once.
 
 Starting Ray takes some seconds; all the rest takes two or three, most of which is loading torch.
 """
