@@ -655,7 +655,7 @@ def read_settings(path: Path, overrides: list[str] | None = None) -> dict[str, A
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date without such a day, bad UTF-8
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML{_yaml_fault(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; see the README for an example")
     for override in overrides or []:
@@ -664,6 +664,14 @@ def read_settings(path: Path, overrides: list[str] | None = None) -> dict[str, A
         raise ConfigError(f"{path} holds more than {_MOST_VALUES} values: do its aliases refer to each other?")
     expanded: dict[str, Any] = _expanded(values, str(path))
     return expanded
+
+
+def _yaml_fault(error: Exception) -> str:
+    """Return where a text is no YAML, and why, on one line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return f": {' '.join(str(error).split())}"
+    return f", line {mark.line + 1}, column {mark.column + 1}: {' '.join(str(problem).split())}"
 
 
 def _counted(value: object, most: int) -> int:

@@ -1,7 +1,7 @@
 """What is wrong with a setting, in the words of this project: which key, what it needs, what was found."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from pydantic import BaseModel
@@ -43,16 +43,35 @@ def faults(errors: Sequence[ErrorDetails], model: type[BaseModel], sections: Map
         model: Of the whole.
         sections: Of what lies within it, by name; `variants` and `sources` hold several of their kind.
     """
-    told: dict[tuple[int | str, ...], str] = {}
+    by_path: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for error in errors:
         path = tuple(part for part in error["loc"] if not _is_kind(part))
-        if len(path) < len(error["loc"]) and path in told:  # a setting of several kinds, which has an error of each
-            if error["type"] == "literal_error":
-                told[path] = told[path].replace(", and is", f" or {error.get('ctx', {}).get('expected')}, and is", 1)
-            continue
-        told[path] = _fault({**error, "loc": path}, model, sections)
-    short = {tuple(error["loc"]) for error in errors if error["type"] == "too_short" and error["input"]}
-    return "; ".join(message for path, message in told.items() if path not in short)
+        by_path.setdefault(path, []).append({**error, "loc": path})
+    cut = {
+        tuple(error["loc"]) for error in errors if error["type"] == "too_short" and error["input"]
+    }  # by faults in it
+    found = (_of_kinds(same) if len(same) > 1 else _fault(same[0], model, sections) for same in _uncut(by_path, cut))
+    return "; ".join(found)
+
+
+def _uncut(
+    by_path: Mapping[tuple[int | str, ...], list[ErrorDetails]], cut: Collection[tuple[int | str, ...]]
+) -> Iterator[list[ErrorDetails]]:
+    return (same for path, same in by_path.items() if path not in cut)
+
+
+def _of_kinds(errors: Sequence[ErrorDetails]) -> str:
+    """Return what is wrong with a setting that may be of several kinds, and has an error of each."""
+    needs = [_need(error).removeprefix("needs ").removeprefix("to be ") for error in errors]
+    *others, last = dict.fromkeys(needs)
+    where = ".".join(map(str, errors[0]["loc"]))
+    return f"{where}: needs {', '.join(others)}{' or ' if others else ''}{last}{_found(errors[0])}"
+
+
+def _need(error: ErrorDetails) -> str:
+    if error["type"] == "literal_error":
+        return str(error.get("ctx", {}).get("expected", ""))
+    return _NEEDS.get(error["type"], error["msg"].removeprefix("Input should be "))
 
 
 def _is_kind(part: int | str) -> bool:

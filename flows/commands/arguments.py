@@ -1,19 +1,19 @@
 """Arguments and options that several commands take."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands import completion
+from flows.commands.places import refuse_missing
 from infra.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.config import RunConfig
 
 RunYaml = Annotated[
-    Path, typer.Argument(help="The run's configuration, RUN.yaml.", autocompletion=completion.run_yamls)
+    Path, typer.Argument(help="The run's configuration.", metavar="RUN.yaml", autocompletion=completion.run_yamls)
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.epochs=3.")]
 
@@ -35,27 +35,6 @@ def load(run_yaml: Path, overrides: list[str] | None) -> "RunConfig":
     from flows.config import load_config
 
     return load_config(run_yaml, overrides)
-
-
-def refuse_missing(run_yaml: Path) -> None:
-    """Refuse a RUN.yaml that is not there, or is a folder, and say which may have been meant.
-
-    Raises:
-        ConfigError: So it is.
-    """
-    if run_yaml.exists() and not run_yaml.is_dir():  # a pipe is none, and can be read all the same
-        return
-    there = run_yaml if run_yaml.is_dir() else run_yaml.parent
-    near = sorted(path for path in there.glob("*.y*ml") if path.is_file()) if there.is_dir() else []
-    close = get_close_matches(run_yaml.name, [path.name for path in near], n=1, cutoff=0.5)
-    hint = "; docs/run-yaml.md says how to write one"
-    if close:
-        hint = f": did you mean {there / close[0]}?"
-    elif near:
-        hint = f": did you mean {near[0]}?" if len(near) == 1 else f"; there are {', '.join(map(str, near[:5]))}"
-    if run_yaml.is_dir():
-        raise ConfigError(f"{run_yaml} is a folder, where a RUN.yaml is needed{hint}")
-    raise ConfigError(f"there is no file {run_yaml}{hint}")
 
 
 def store_place(text: str) -> Path:

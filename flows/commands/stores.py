@@ -14,6 +14,7 @@ from rich.table import Table
 from flows.commands.arguments import AsJson, Store
 from flows.commands.documents import scores_document, sql_document, status_document
 from flows.commands.output import cell, exact, plain, say, show_rows, tell_json
+from flows.commands.places import refuse_no_store
 
 if TYPE_CHECKING:
     from tasks.evaluate_where import Selection
@@ -24,6 +25,7 @@ _FRAMED = 120  # columns of a terminal from which on a table of ten numbers can 
 
 def status(store: Store, as_json: AsJson = False) -> None:  # noqa: FBT002  # typer
     """Show, per stage of the last run, the shards done, missing and failed, and the inputs in quarantine."""
+    refuse_no_store(store)
     from infra.storage import StorePaths
     from tasks.status import store_status
 
@@ -84,6 +86,7 @@ def sql(
     as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Ask the tables in SQL; every table is a view, and nothing can be written."""
+    refuse_no_store(store)
     from infra.query import query
     from infra.storage import StorePaths
     from tasks.run_record import scored_configs

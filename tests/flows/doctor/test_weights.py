@@ -19,7 +19,7 @@ def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_folder_and_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights.stored(Case()).found == f"0 stored in {tmp_path / 'weights'}"
-    small_file(tmp_path / "weights" / "one" / "w.pth")
+    small_file(tmp_path / "weights" / "one" / "w.pth", seed=0)
     finding = weights.stored(Case())
     assert (finding.state, finding.found) == ("ok", f"1 stored in {tmp_path / 'weights'}")
     monkeypatch.setattr(WeightsStore, "writable", lambda _: False)
@@ -30,7 +30,7 @@ def test_the_folder_and_what_is_in_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_weights_that_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = small_file(tmp_path / "w.pth")
+    file = small_file(tmp_path / "w.pth", seed=0)
     official = OfficialFile("w.pth", "https://example.org/w.pth", sha256(file))
     put_in_table(monkeypatch, small_spec(official))
     asked = Case(run_yaml=RUN, sr=("none", "bicubic", NAME), classifiers=("resnet50",))
@@ -51,7 +51,7 @@ def test_weights_that_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_stored_file_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = small_file(tmp_path / "w.pth")
+    file = small_file(tmp_path / "w.pth", seed=0)
     official = OfficialFile("w.pth", "https://example.org/w.pth", sha256(file))
     put_in_table(monkeypatch, small_spec(official))
     small_file(WeightsStore.default().path(NAME, official), seed=1)
