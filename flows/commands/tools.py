@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flows.commands.arguments import AsJson, Overrides, RunYaml, load
@@ -63,9 +63,12 @@ def doctor(
     if as_json:
         tell_json({"ok": not failed, "checks": [asdict(each) for each in found]})
     else:
-        table = Table("check", "", "found", "what to do", box=None)
+        table = Table("check", "", Column("found; and what to do", overflow="fold"), box=None)
         for each in found:
-            table.add_row(each.name, Text(each.state, _COLOURS[each.state]), plain(each.found), plain(each.advice))
+            words = plain(each.found)
+            if each.advice:
+                words.append("; ").append(f"what to do: {each.advice}", style="bold")
+            table.add_row(each.name, Text(each.state, _COLOURS[each.state]), words)
         Console().print(table)
         warned = sum(each.state == "warn" for each in found)
         say(f"{len(found)} checks: {failed} failed, {warned} warnings")

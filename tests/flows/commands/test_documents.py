@@ -137,7 +137,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     first = {"name": "a", "state": "warn", "found": "odd", "advice": "mend"}
     second = {"name": "b", "state": "ok", "found": "well", "advice": ""}
     assert asked("doctor") == {"ok": True, "checks": [first, second]}
-    assert shown("doctor").split("\n")[1].split() == ["a", "warn", "odd", "mend"]
+    assert shown("doctor").split("\n")[1].split() == ["a", "warn", "odd;", "what", "to", "do:", "mend"]
     monkeypatch.setattr(checks, "CHECKS", {"all": (*table, Check("c", "", "mend", lambda _: fail("ill")))})
     told = asked("doctor", code=2)
     assert told["ok"] is False

@@ -26,7 +26,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("train runs", ["runs is a folder, where a RUN.yaml is needed", "did you mean runs/mine.yaml?"]),
     ("plan elsewhere/RUN.yaml", ["there is no file elsewhere/RUN.yaml", "docs/run-yaml.md"]),
     ("ingest notes.txt", ["notes.txt holds no settings", "README"]),
-    ("predict broken.yaml", ["broken.yaml is not YAML, line 2, column 4", "expected the node content"]),
+    ("predict broken.yaml", ["broken.yaml is not YAML, line 3, column 1", "expected the node content"]),
     # a wrong command, option or value
     ("rnu RUN.yaml", ["No such command 'rnu'", "Did you mean 'run'?"]),
     ("weights fech hat", ["No such command 'fech'", "Did you mean 'fetch'?"]),
