@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from infra.errors import StoreError
 from infra.parquet_files import read_parquet
 from infra.storage import StorePaths, write_text
 from infra.tables import RUNS, publish
@@ -178,20 +179,36 @@ class RunRecord:
 
 
 def live_record(paths: StorePaths) -> dict[str, Any] | None:
-    """Return the record of the last run, finished or not; None where there was none."""
-    path = _live_path(paths)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Return the record of the last run, finished or not; None where there was none.
+
+    Raises:
+        StoreError: It is damaged.
+    """
+    return _read(_live_path(paths))
 
 
 def live_stage(paths: StorePaths, run_id: str) -> LiveStage | None:
-    """Return how far the stage is that a run is at; None where it has not begun one, or another version runs it."""
-    path = _progress_path(paths)
-    if not path.exists():
-        return None
-    live = json.loads(path.read_text(encoding="utf-8"))
-    if live.get("run_id") != run_id or live.keys() != {known.name for known in fields(LiveStage)}:
+    """Return how far the stage is that a run is at; None where it has not begun one, or another version runs it.
+
+    Raises:
+        StoreError: What tells it is damaged.
+    """
+    live = _read(_progress_path(paths))
+    if live is None or live.get("run_id") != run_id or live.keys() != {known.name for known in fields(LiveStage)}:
         return None
     return LiveStage(**live)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise StoreError(f"{path} is damaged: remove it, the next run writes it anew")
 
 
 def published_configs(paths: StorePaths) -> list[set[str]]:
