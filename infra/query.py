@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath
 from infra.parquet_files import parquet_dataset, read_schemas
+from infra.tables import SCHEMAS, check_versions
 
 _OF_EVERY_RUN = "configs"
 """What each config stands for; the only table with a column `config` whose rows are not of a run."""
@@ -28,7 +29,7 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
             `reference_config`), but for tables/configs; None shows all.
 
     Raises:
-        StoreError: There are no tables, or one cannot be read.
+        StoreError: There are no tables, one cannot be read, or a newer superscene wrote it.
     """
     found = {folder.name: sorted(folder.rglob("*.parquet")) for folder in sorted(tables.glob("*"))}
     found = {name: files for name, files in found.items() if files}
@@ -61,7 +62,8 @@ def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
     """Return a table's files, columns united by name; folders `key=value` give further columns, of strings.
 
     Raises:
-        StoreError: A file is a link to one outside of the table's folder, which may be anybody's.
+        StoreError: A file is a link to one outside of the table's folder, which may be anybody's; or a newer superscene
+            wrote it, or none.
     """
     if not isinstance(folder, ObjectPath):
         inside = folder.resolve()
@@ -72,7 +74,9 @@ def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
         part.partition("=")[0] for file in files for part in file.relative_to(folder).parent.parts if "=" in part
     )
     hive = pa.schema([(key, pa.string()) for key in keys])
-    schema = pa.unify_schemas([*read_schemas(files), hive], promote_options="default")
+    schemas = read_schemas(files)
+    check_versions(files, schemas, ours=folder.name in SCHEMAS)
+    schema = pa.unify_schemas([*schemas, hive], promote_options="default")
     return parquet_dataset(files, schema.remove_metadata(), folder, hive)
 
 
