@@ -9,8 +9,8 @@ from infra.tables import CHANGES, HIVE_COLUMNS, MEANING, SCHEMA_VERSION, SCHEMAS
 
 _INTRODUCTION = f"""# Tables
 
-Schema version {SCHEMA_VERSION}. Made from `infra/tables` by `docs/make_tables.py`. How to read them with DuckDB, pandas,
-Polars, GeoPandas and QGIS: [recipes](tables-howto.md).
+Schema version {SCHEMA_VERSION}. Made from `infra/tables` by `docs/make_tables.py`. How to read them with DuckDB,
+pandas, Polars, GeoPandas and QGIS: [recipes](tables-howto.md).
 
 Files are Parquet, zstd. Their metadata hold what is here too: `description`, `unit` and `source` of every column,
 `superscene.schema_version`, and `superscene.complete`, which says whether every shard is in. *metrics.md* is

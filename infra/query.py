@@ -31,20 +31,8 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
     Raises:
         StoreError: There are no tables, one cannot be read, or a newer superscene wrote it.
     """
-    found = {folder.name: sorted(folder.rglob("*.parquet")) for folder in sorted(tables.glob("*"))}
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise StoreError(f"there are no tables in {tables}: run the flow first")
     connection = duckdb.connect(":memory:")
-    for name, files in found.items():
-        try:
-            dataset = _dataset(tables / name, files)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # a column twice, a name not in UTF-8
-            raise StoreError(f"the table {tables / name} cannot be read: {error}") from error
-        if configs is not None and name != _OF_EVERY_RUN:
-            wanted = pa.array(sorted(configs), pa.string())
-            for column in {"config", "reference_config"} & {*dataset.schema.names}:
-                dataset = dataset.filter(pc.field(column).isin(wanted))
+    for name, dataset in views(tables, configs).items():
         connection.register(name, dataset)
     for setting in (
         "python_enable_replacements = false",  # a variable of ours is no table
@@ -56,6 +44,38 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
     ):
         connection.execute(f"SET {setting}")
     return connection
+
+
+def views(tables: Path, configs: Collection[str] | None, names: Collection[str] | None = None) -> dict[str, ds.Dataset]:
+    """Return the tables as they are shown, by name.
+
+    Args:
+        tables: The store's `tables` folder.
+        configs: As `connect` has it.
+        names: Tables wanted, those of them that are there; None: all.
+
+    Raises:
+        StoreError: There are no tables, one cannot be read, or a newer superscene wrote it.
+    """
+    folders = sorted(folder for folder in tables.glob("*") if names is None or folder.name in names)
+    found = {folder.name: files for folder in folders if (files := sorted(folder.rglob("*.parquet")))}
+    if not found:
+        raise StoreError(f"there are no tables in {tables}: run the flow first")
+    return {name: _view(tables / name, files, configs) for name, files in found.items()}
+
+
+def _view(folder: Path, files: list[Path], configs: Collection[str] | None) -> ds.Dataset:
+    try:
+        dataset = _dataset(folder, files)
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # a column twice, a name not in UTF-8
+        raise StoreError(f"the table {folder} cannot be read: {error}") from error
+    if configs is not None and folder.name != _OF_EVERY_RUN:
+        wanted = pa.array(sorted(configs), pa.string())
+        for column in {"config", "reference_config"} & {*dataset.schema.names}:
+            dataset = dataset.filter(pc.field(column).isin(wanted))
+    return dataset
 
 
 def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
