@@ -1,7 +1,7 @@
 """Tables of version 1, kept as its code wrote them, are read by all that reads tables.
 
-tests/infra/tables/v1 is `tables/` of a store of numbers (tests/tasks/report_store.py: one classifier, two branches, three
-seeds, judged maps of two methods, and reliability), published by the commit before version 2.
+tests/infra/tables/v1 is `tables/` of a store of numbers (tests/tasks/report_store.py: one classifier, two branches,
+three seeds, judged maps of two methods, and reliability), published by the commit before version 2.
 """
 
 import shutil
@@ -62,8 +62,8 @@ def test_sql_and_open_table_read_every_table_as_pandas_does(paths: StorePaths, n
 
 
 def test_sql_answers_with_the_numbers_that_were_written(paths: StorePaths) -> None:
-    asked = "SELECT sr, avg(value) FROM metrics WHERE metric = 'ap_macro' AND split = 'test' AND country IS NULL GROUP BY sr"
-    found = dict(query(paths.tables, scored_configs(paths), asked).fetchall())
+    rows = "FROM metrics WHERE metric = 'ap_macro' AND split = 'test' AND country IS NULL"
+    found = dict(query(paths.tables, scored_configs(paths), f"SELECT sr, avg(value) {rows} GROUP BY sr").fetchall())
     assert found == pytest.approx({sr: AP["resnet18", sr] for sr in ("none", "bicubic")})
 
 
@@ -96,7 +96,7 @@ def test_evaluate_reads_them(paths: StorePaths) -> None:
     assert len(scored) == 4
     assert open_table(job.folder, predictions_schema(19)).count_rows() == 12
     selection = evaluate_where(paths, "country = 'Austria' AND split = 'test'", Bootstrap(n_resamples=10))
-    assert selection.n_patches == 4
+    assert selection.n == 4
 
 
 def test_the_paper_s_tables_are_made_and_exported_from_them(paths: StorePaths, tmp_path: Path) -> None:
