@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import shapely
@@ -126,10 +126,16 @@ def _cells(column: pa.Array, field: "pa.Field[pa.DataType]") -> pa.Array:
     return pa.array([None if value is None else as_text(value) for value in column.to_pylist()], pa.string())
 
 
-def _as_text(field: "pa.Field[pa.DataType]") -> Callable[[object], str] | None:
+def _as_text(field: "pa.Field[pa.DataType]") -> Callable[[Any], str] | None:
     """Return what makes text of a column's values; None where CSV can hold them."""
     if pa.types.is_nested(field.type):
-        return lambda value: json.dumps(value, ensure_ascii=False)
-    if pa.types.is_binary(field.type):
-        return lambda value: str(shapely.to_wkt(shapely.from_wkb(value), rounding_precision=-1))
-    return None
+        return _json
+    return _wkt if pa.types.is_binary(field.type) else None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _wkt(wkb: bytes) -> str:
+    return str(shapely.to_wkt(shapely.from_wkb(wkb), rounding_precision=-1))

@@ -224,10 +224,10 @@ class _Items:
 def _asset(archive: ShardedStore, name: str, archive_url: str) -> _Asset | None:
     """Return what is to be said of an array; None where it holds no pixels."""
     array = archive.array(name)
-    dims = getattr(array.metadata, "dimension_names", None) or ()
-    if len(dims) < 3 or not (str(dims[-1]).startswith("x_") and str(dims[-2]).startswith("y_")):
+    dims = [str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()]
+    if len(dims) < 3 or not (dims[-1].startswith("x_") and dims[-2].startswith("y_")):
         return None
-    attributes, axes = dict(array.attrs), ", ".join(map(str, dims))
+    attributes, axes = dict(array.attrs), ", ".join(dims)
     fields: dict[str, Any] = {
         "href": f"{archive_url}/{name}",
         "title": str(attributes.get("long_name", name)),
@@ -240,7 +240,7 @@ def _asset(archive: ShardedStore, name: str, archive_url: str) -> _Asset | None:
     }
     if attributes.get("gsd_m") is not None:
         fields["gsd"] = float(str(attributes["gsd_m"]))
-    names = archive.group.get(str(dims[1]))
+    names = archive.group.get(dims[1])
     if len(dims) == 4 and isinstance(names, zarr.Array):
         fields["bands"] = [_band(str(band)) for band in np.asarray(names[:])]
     rows, columns = array.shape[-2:]

@@ -12,7 +12,7 @@ import geopandas as gpd
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyogrio
+import pyogrio  # type: ignore[import-untyped]
 import pytest
 
 from infra.query import query

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import geopandas as gpd
-import pyogrio
+import pyogrio  # type: ignore[import-untyped]
 import pytest
 import shapely
 
