@@ -14,9 +14,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from infra.errors import StoreError
-from infra.parquet_files import read_parquet
 from infra.storage import StorePaths, write_text
-from infra.tables import RUNS, publish
+from infra.tables import RUNS, publish, read_file
 from tasks.ingest import IngestCounts
 from tasks.stage import Progress, ShardFailure, StageReport, both_attempts
 
@@ -214,14 +213,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 def published_configs(paths: StorePaths) -> list[set[str]]:
     """Return the configs that each run published, the last run first."""
     files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
-    return [set(read_parquet(path, ["configs"])["configs"].to_pylist()[0]) for path in files]
+    return [set(read_file(path, ["configs"])["configs"].to_pylist()[0]) for path in files]
 
 
 def last_scored_run(paths: StorePaths) -> Path | None:
     """Return the file of the newest run that predicted something: what analysts see; else the newest of all."""
     files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
     for path in files:
-        (stages,) = read_parquet(path, ["stages"])["stages"].to_pylist()
+        (stages,) = read_file(path, ["stages"])["stages"].to_pylist()
         if any(stage["stage"].startswith("predict") for stage in stages):
             return path
     return files[0] if files else None
@@ -230,7 +229,7 @@ def last_scored_run(paths: StorePaths) -> Path | None:
 def scored_configs(paths: StorePaths) -> set[str] | None:
     """Return the configs of that run; None where no run has ended."""
     path = last_scored_run(paths)
-    return None if path is None else set(read_parquet(path, ["configs"])["configs"].to_pylist()[0])
+    return None if path is None else set(read_file(path, ["configs"])["configs"].to_pylist()[0])
 
 
 def git_commit() -> str | None:

@@ -1,65 +1,26 @@
-import json
 from pathlib import Path
-from typing import Any
 
-import duckdb
-import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import shapely
 
-from infra import tables
 from infra.object_store import ObjectPath
 from infra.parts import write_parquet
-from infra.query import query
-from infra.tables import METRICS, PATCHES, SCHEMAS, hive_folder, predictions_schema, publish, publish_parts, read_table
+from infra.tables import SCHEMA_VERSION, hive_folder, optional, publish, publish_parts, publishing, read_table, required
 from tests.infra.s3_server import S3Server
 
 SMALL = pa.schema(
     [
-        tables._required("name", pa.string(), "Name"),
-        tables._field("value", pa.float32(), "Value"),
+        required("name", pa.string(), "Name", "by hand"),
+        optional("value", pa.float32(), "Value", "by hand", "1"),
     ]
 )
 
 
 def small(*rows: tuple[str, float | None]) -> pa.Table:
     return pa.table({"name": [name for name, _ in rows], "value": pa.array([v for _, v in rows], pa.float64())})
-
-
-def example(type_: pa.DataType, i: int) -> Any:
-    """A value of a type; the larger i, the larger the value."""
-    if pa.types.is_fixed_size_list(type_):
-        return [example(type_.value_type, i)] * type_.list_size
-    if pa.types.is_list(type_):
-        return [example(type_.value_type, j) for j in range(i)]
-    if pa.types.is_struct(type_):
-        return {field.name: example(field.type, i) for field in type_}
-    if pa.types.is_boolean(type_):
-        return i % 2 == 1
-    if pa.types.is_string(type_):
-        return f"text {i}"
-    if pa.types.is_binary(type_):
-        return shapely.to_wkb(shapely.box(i, 40, i + 1, 41))
-    if pa.types.is_timestamp(type_):
-        return pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(i, "D")
-    return i
-
-
-def examples(schema: pa.Schema, n: int = 3) -> list[dict[str, Any]]:
-    return [{field.name: example(field.type, i) for field in schema} for i in range(n)]
-
-
-def plain(value: Any) -> Any:
-    """Lists for arrays of any kind, None for what stands for it in pandas."""
-    if isinstance(value, list | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def test_rows_are_sorted_and_cast_and_replace_what_was_there(tmp_path: Path) -> None:
@@ -96,14 +57,14 @@ def test_the_files_say_whether_a_shard_is_missing(tmp_path: Path, complete: bool
     publish(tmp_path, small(("a", 1)), SMALL, ["name"], complete=complete)
     metadata = pq.read_metadata(tmp_path / "data-00000.parquet").metadata or {}
     assert metadata[b"superscene.complete"] == (b"true" if complete else b"false")
-    assert metadata[b"superscene.schema_version"] == b"1"
+    assert metadata[b"superscene.schema_version"] == SCHEMA_VERSION.encode()
     assert b"geo" not in metadata
 
 
 def test_a_large_table_has_several_files_and_a_smaller_one_leaves_none_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "ROWS_PER_FILE", 3)
+    monkeypatch.setattr(publishing, "ROWS_PER_FILE", 3)
     (tmp_path / "data-of-another-00000.parquet").touch()
     (tmp_path / "notes.txt").touch()
     rows = [(f"{i}", float(i)) for i in range(8)]
@@ -139,10 +100,10 @@ def test_stems_of_one_folder_do_not_touch_one_another(tmp_path: Path) -> None:
 
 LONG = pa.schema(
     [
-        tables._required("name", pa.string(), "Name"),
-        tables._field("label", pa.string(), "Label, null for none"),
-        tables._required("number", pa.int32(), "Number"),
-        tables._field("value", pa.float64(), "Value"),
+        required("name", pa.string(), "Name", "by hand"),
+        optional("label", pa.string(), "Label, null for none", "by hand"),
+        required("number", pa.int32(), "Number", "by hand", "count"),
+        optional("value", pa.float64(), "Value", "by hand", "1"),
     ]
 )
 
@@ -168,8 +129,8 @@ def write_long_parts(folder: Path, cuts: tuple[int, ...]) -> list[Path]:
 def test_parts_are_published_as_all_their_rows_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...], rows_per_file: int
 ) -> None:
-    monkeypatch.setattr(tables, "ROWS_PER_FILE", rows_per_file)
-    monkeypatch.setattr(tables, "_ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(publishing, "ROWS_PER_FILE", rows_per_file)
+    monkeypatch.setattr(publishing, "_ROWS_PER_GROUP", 16)
     parts = write_long_parts(tmp_path / "parts", cuts)
     everything = pa.concat_tables(pq.ParquetFile(path).read() for path in parts)
     publish(tmp_path / "expected", everything, LONG, ["name", "label"], complete=False)
@@ -189,7 +150,7 @@ def test_parts_are_published_as_all_their_rows_at_once(
 
 
 def test_parts_that_are_published_are_not_published_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "ROWS_PER_FILE", 50)
+    monkeypatch.setattr(publishing, "ROWS_PER_FILE", 50)
     parts, folder = write_long_parts(tmp_path / "parts", (30, 60)), tmp_path / "table"
 
     def written(n_parts: int, *, complete: bool = True) -> bool:
@@ -216,7 +177,7 @@ def test_parts_that_are_published_are_not_published_again(tmp_path: Path, monkey
 def test_parts_on_object_storage_are_published_as_on_a_disk(
     s3: S3Server, s3_folder: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "ROWS_PER_FILE", 50)
+    monkeypatch.setattr(publishing, "ROWS_PER_FILE", 50)
     files = []
     for place in (tmp_path, s3_folder):
         parts, folder = write_long_parts(place / "parts", (1, 60)), place / "config=a" / "table"
@@ -251,79 +212,3 @@ def test_hive_columns_are_in_the_path_and_not_in_the_rows(tmp_path: Path) -> Non
     assert pd.read_parquet(tmp_path / "predictions").astype(object).to_dict("records") == [
         {"name": "a", "value": 1.0, "sr": "hat", "config": "abcdef01"}
     ]
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_every_column_says_what_it_means(tmp_path: Path, name: str) -> None:
-    schema = SCHEMAS[name]
-    publish(tmp_path, schema.empty_table(), schema, [])
-    stored = pq.read_schema(tmp_path / "data-00000.parquet")
-    assert stored.names == schema.names
-    for field in stored:
-        description = (field.metadata or {})[b"description"].decode()
-        assert len(description) >= 3, field
-        assert not description.endswith("."), field
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_pandas_and_duckdb_read_every_table(tmp_path: Path, name: str) -> None:
-    schema = SCHEMAS[name]
-    expected = examples(schema)
-    last = example(schema.field(0).type, 3)
-    nulls = {**expected[0], **{field.name: None for field in schema if field.nullable}, schema.names[0]: last}
-    rows = pa.Table.from_pylist([*reversed(expected), nulls], schema=schema)
-    publish(tmp_path / name, rows, schema, [schema.names[0]])
-    expected.append(nulls)
-
-    with_pandas = pd.read_parquet(tmp_path / name, dtype_backend="pyarrow")
-    for column in schema.names:
-        found = [None if value is pd.NA else plain(value) for value in with_pandas[column]]
-        assert found == [row[column] for row in expected], column
-
-    columns = ", ".join(f'"{field.name}"' for field in schema if field.name != "geometry")
-    with_duckdb = duckdb.sql(f"SELECT {columns} FROM read_parquet('{tmp_path / name}/**/*.parquet')")
-    assert with_duckdb is not None
-    with_sql = query(tmp_path, None, f"SELECT {columns} FROM {name}")
-    for found_rows in (with_duckdb.to_arrow_table().to_pylist(), with_sql.to_arrow_table().to_pylist()):
-        assert found_rows == [{k: v for k, v in row.items() if k != "geometry"} for row in expected]
-
-
-def test_predictions_hold_one_probability_for_each_label(tmp_path: Path) -> None:
-    schema = predictions_schema(2)
-    assert schema.field("probs").type == pa.list_(pa.float32(), 2)
-    row = {"patch_id": "p", "split": "test", "seed": 0, "probs": [0.25, 0.75], "predicted": ["b"], "labels": None}
-    publish(tmp_path, pa.Table.from_pylist([row], schema=schema), schema, ["patch_id", "seed"])
-    assert duckdb.execute(f"SELECT probs[2], predicted FROM '{tmp_path}/*.parquet'").fetchall() == [(0.75, ["b"])]
-    assert SCHEMAS["predictions"].field("probs").type.list_size == 19
-
-
-def test_geopandas_places_the_patches(tmp_path: Path) -> None:
-    boxes = [shapely.box(10, 50, 10.1, 50.2), shapely.box(-8.5, 40, -8.4, 40.1)]  # longitude, latitude
-    rows = examples(PATCHES, 2)
-    for row, polygon in zip(rows, boxes, strict=True):
-        row["geometry"] = shapely.to_wkb(polygon)
-    publish(tmp_path, pa.Table.from_pylist(rows, schema=PATCHES), PATCHES, ["patch_id"])
-    frame = gpd.read_parquet(tmp_path / "data-00000.parquet")
-    assert frame.crs.equals("OGC:CRS84")
-    assert frame.total_bounds.tolist() == [-8.5, 40, 10.1, 50.2]
-    assert [shapely.equals(a, b) for a, b in zip(frame.geometry, boxes, strict=True)] == [True, True]
-    metres = frame.to_crs(3035).area  # an equal-area projection: one degree is 111 km north, 111 km * cos(lat) east
-    assert metres[0] == pytest.approx(111_200**2 * 0.1 * 0.2 * np.cos(np.radians(50.1)), rel=0.01)
-
-
-def test_geo_metadata_is_that_of_geoparquet_1_1(tmp_path: Path) -> None:
-    publish(tmp_path, PATCHES.empty_table(), PATCHES, ["patch_id"])
-    geo = json.loads((pq.read_metadata(tmp_path / "data-00000.parquet").metadata or {})[b"geo"])
-    assert geo["version"] == "1.1.0"
-    assert geo["primary_column"] in PATCHES.names
-    assert geo["columns"]["geometry"]["encoding"] == "WKB"
-    assert "crs" not in geo["columns"]["geometry"]
-
-
-def test_metrics_answer_in_plain_sql(tmp_path: Path) -> None:
-    rows = examples(METRICS, 4)
-    for i, row in enumerate(rows):
-        row |= {"metric": "f1_macro", "label": None, "value": i / 4, "sr": ("none", "hat")[i % 2]}
-    publish(tmp_path / "metrics", pa.Table.from_pylist(rows, schema=METRICS), METRICS, ["config"])
-    found = query(tmp_path, None, "SELECT sr, avg(value) FROM metrics WHERE label IS NULL GROUP BY sr ORDER BY sr")
-    assert found.fetchall() == [("hat", (1 / 4 + 3 / 4) / 2), ("none", (0 + 2 / 4) / 2)]
