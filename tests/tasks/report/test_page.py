@@ -22,9 +22,9 @@ from infra.tables import METRICS, publish, read_table
 from tasks import gallery
 from tasks.charts import Line, line_chart, ticks
 from tasks.gallery import choose
-from tasks.report import duration, grouped, write_report
-from tasks.report_cells import NULL, number
-from tests.tasks.report_store import AP, CLASSIFIERS, F2, NASTY, SR, Made, Page, TableCell, Wanted, make_store
+from tasks.report.cells import NULL, number
+from tasks.report.page import duration, grouped, write_report
+from tests.tasks.report.report_store import AP, CLASSIFIERS, F2, NASTY, SR, Made, Page, TableCell, Wanted, make_store
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from infra.storage import StorePaths
 from infra.tables import CALIBRATION, COMPARISONS, METRICS, SR_QUALITY, TRAINING, read_table
 from tasks.last_run import last_run
 from tasks.quality_summary import ModelQuality, summarise
-from tasks.report_cells import Cell, Column, Row, number, with_best, with_best_of_line
-from tasks.report_means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
-from tasks.report_order import branch_order, shown_split
+from tasks.report.cells import Cell, Column, Row, number, with_best, with_best_of_line
+from tasks.report.means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
+from tasks.report.order import branch_order, shown_split
 
 METRIC_COLUMNS = (
     Column("acc", "ACC", "Sample accuracy: common labels over all labels, true or predicted"),

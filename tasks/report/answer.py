@@ -6,9 +6,9 @@ from typing import Literal
 
 from tasks.branch import CEILING
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import number, signed
-from tasks.report_means import Difference, Mean, Subject
-from tasks.report_numbers import Numbers
+from tasks.report.cells import number, signed
+from tasks.report.means import Difference, Mean, Subject
+from tasks.report.numbers import Numbers
 
 METRIC = "ap_macro"
 """What the answer is about: it needs no threshold."""

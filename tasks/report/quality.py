@@ -7,7 +7,7 @@ from typing import Literal
 
 from classifiers.metrics import Interval
 from tasks.quality_summary import ModelQuality, mean_name
-from tasks.report_cells import Cell, Column, Row, number, signed, with_best
+from tasks.report.cells import Cell, Column, Row, number, signed, with_best
 
 WALD_COLUMNS = (
     Column("psnr_db", "PSNR, dB", "peak signal-to-noise ratio, at most 100", 2),

@@ -20,11 +20,24 @@ from infra.zarr_store import ArraySpec, ShardedStore, create_store
 from tasks.charts import Line, Reliability, line_chart, reliability_chart
 from tasks.gallery_pixels import rgb_array
 from tasks.pictures import label_colours
-from tasks.report import write_report
-from tasks.report_cells import NULL, Cell, Column, Row, signed, with_best
-from tasks.report_numbers import Numbers
-from tests.tasks.report_store import ACC, AP, CLASSIFIERS, F2, HL, SR, STUDY, WIDTH, Made, Page, Wanted, make_store
-from tests.tasks.test_report import pictures, plain
+from tasks.report.cells import NULL, Cell, Column, Row, signed, with_best
+from tasks.report.numbers import Numbers
+from tasks.report.page import write_report
+from tests.tasks.report.report_store import (
+    ACC,
+    AP,
+    CLASSIFIERS,
+    F2,
+    HL,
+    SR,
+    STUDY,
+    WIDTH,
+    Made,
+    Page,
+    Wanted,
+    make_store,
+)
+from tests.tasks.report.test_page import pictures, plain
 
 ORDER = (*SR, "hr")
 """The ceiling is last, though RUN.yaml has it first."""

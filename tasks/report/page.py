@@ -16,16 +16,16 @@ from tasks.charts import colour_of, ticks
 from tasks.gallery import make_gallery
 from tasks.pictures import GAMMA, colour_stops, label_colours
 from tasks.quality_summary import CONTROL
-from tasks.report_answer import METRIC, Answer, answers
-from tasks.report_cells import Cell, Row, number
-from tasks.report_curves import calibration_panels, training_panels
-from tasks.report_differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
-from tasks.report_map_tables import METHOD_NAMES
-from tasks.report_maps import maps_of_run
-from tasks.report_means import CLAIMS_NEED_SEEDS
-from tasks.report_numbers import METRIC_COLUMNS, Numbers
-from tasks.report_quality import quality_notes, quality_tables
-from tasks.report_reliability import reliability_of_run
+from tasks.report.answer import METRIC, Answer, answers
+from tasks.report.cells import Cell, Row, number
+from tasks.report.curves import calibration_panels, training_panels
+from tasks.report.differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
+from tasks.report.map_tables import METHOD_NAMES
+from tasks.report.maps import maps_of_run
+from tasks.report.means import CLAIMS_NEED_SEEDS
+from tasks.report.numbers import METRIC_COLUMNS, Numbers
+from tasks.report.quality import quality_notes, quality_tables
+from tasks.report.reliability import reliability_of_run
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -104,7 +104,7 @@ def render(numbers: Numbers) -> str:
     there = dict.fromkeys([*run.sr, *(row.sr for row in numbers.metrics)])
     branches = sorted(there, key=lambda sr: sr == CEILING)
     found = answers(numbers)
-    return environment.get_template("report_template.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         run=run,
         numbers=numbers,
         branches=branches,
