@@ -248,10 +248,15 @@ class Numbers:
         return sorted(rows, key=lambda r: (*self.order(r["sr"], r["classifier"]), r["seed"], r["bin"]))
 
     @cached_property
+    def quality_rows(self) -> pa.Table:
+        """Rows of tables/sr_quality."""
+        pixels = {p for config in self.run.configs if (p := self.pixels(config))}
+        return self._of_run("sr_quality", SR_QUALITY, pixels)
+
+    @cached_property
     def quality(self) -> list[ModelQuality]:
         """What tables/sr_quality says of each SR model, in the order of RUN.yaml."""
-        pixels = {p for config in self.run.configs if (p := self.pixels(config))}
-        models = summarise(self._of_run("sr_quality", SR_QUALITY, pixels), self.patches)
+        models = summarise(self.quality_rows, self.patches)
         return sorted(models, key=lambda model: self.order(model.sr, ""))
 
     @cached_property
