@@ -42,7 +42,6 @@ class StripCell:
     """The detail on one branch."""
 
     sr: str
-    caption: str
     picture: Picture | None
     why_not: str
     figures: Sequence[tuple[Column, str]]
@@ -135,8 +134,7 @@ def _strip(
         row = measured.get((name, view.sr))
         figures = [] if row is None else [(c, _figure(c, row[c.name])) for c in _columns()]
         wrong = [] if row is None else faults(view.sr, row, control)
-        caption = pixels.caption(view.sr, view.width)
-        cells.append(StripCell(view.sr, caption, _detail(name, view, top, left), view.why_not, figures, wrong))
+        cells.append(StripCell(view.sr, _detail(name, view, top, left), view.why_not, figures, wrong))
     place = ", ".join(str(patch[key]) for key in ("country", "season", "acquired") if patch[key])
     window = np.zeros(base.shape[:2], np.bool_)
     edge = len(base) // WINDOW

@@ -125,9 +125,11 @@ DECISIONS = {
 """Of the two in clusters with three of four wrong, the hostile one's 0.625 is less sure than 1 - 0.25."""
 
 
-def make(root: Path, labels: Sequence[str | None] = (None,), of_run: bool = True) -> StorePaths:
+def make(
+    root: Path, labels: Sequence[str | None] = (None,), of_run: bool = True, wanted: Wanted | None = None
+) -> StorePaths:
     """A store with reliability of one classifier on two branches; rows of an earlier run, or only those."""
-    paths = make_store(root, Wanted(sr=SR)).paths
+    paths = make_store(root, wanted or Wanted(sr=SR)).paths
     metrics: list[dict[str, Any]] = []
     clusters: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []

@@ -297,8 +297,9 @@ def luminance(rgb: NDArray[np.float64]) -> float:
 def test_heat_maps_are_legible_and_even(made: Made, page: Page) -> None:
     """Ink on the strongest colour keeps WCAG's 4.5, and both ends are as light and as strong as each other."""
     style = made.paths.report.read_text(encoding="utf-8").split("</style>")[0]
-    inks = re.findall(r"--ink: #(\w{6})", style)
-    higher, lower = (re.findall(rf"--{name}: oklch\(([^)]+)\)", style) for name in ("higher", "lower"))
+    (inks,) = re.findall(r"--ink: light-dark\(#(\w{6}), #(\w{6})\)", style)
+    pair = r"light-dark\(oklch\(([^)]+)\), oklch\(([^)]+)\)\)"
+    ((higher,), (lower,)) = (re.findall(f"--{name}: {pair}", style) for name in ("higher", "lower"))
     assert len(inks) == len(higher) == len(lower) == 2  # light and dark
     for ink, *poles in zip(inks, higher, lower, strict=True):
         parts = np.array([int(ink[i : i + 2], 16) / 255 for i in (0, 2, 4)])
@@ -404,7 +405,7 @@ def test_pictures_of_another_archive(tmp_path: Path) -> None:
     """64 x 64 pixels of R, G, B, labels of its own, one of which no classifier knows, no tiles, no country."""
     made = make_store(tmp_path, Wanted(pictures=True, sr=("none", "bicubic")))
     page = page_of(made.paths)
-    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2 + 4 * 2
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2 + 4 * 2 + 3 * (1 + 2)
     (patch,) = pictures(page, "p1, none: true colour")
     np.testing.assert_array_equal(patch, to_picture(made.dn[1], 7))
     for caption in ("the patch, 64 px wide", "enlarged, 256 px wide"):
