@@ -1,13 +1,18 @@
-"""The rule that warns of made-up detail, against patches judged by hand."""
+"""The rule that warns of made-up detail, against patches judged by hand, and against the same in SQL."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from infra.query import query
 from infra.tables import SR_QUALITY
 from tasks.quality_summary import summarise
 from tasks.report.hallucination import INCONSISTENT, MADE_UP, ModelFaults, faults, model_faults
+from tasks.report.numbers import Numbers
+from tests.tasks.report.report_store import make_store
 
 
 def measured(mae: float | None, made: float | None, gained: float | None) -> dict[str, float | None]:
@@ -79,3 +84,14 @@ def test_the_means_are_judged_by_the_same_rule() -> None:
         "makes up more than it recovers (25 % of the detail against 12 %)",
     ]
     assert (found.sr, found.either) == ("gan", 2)
+
+
+def test_the_query_of_the_documentation_says_the_same(tmp_path: Path) -> None:
+    """Of srresnet's four patches, two have 0.375 made up, and all recover 0.125."""
+    text = (Path(__file__).parents[3] / "docs" / "report.md").read_text(encoding="utf-8")
+    (sql,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    numbers = Numbers(make_store(tmp_path).paths)
+    (found,) = model_faults(numbers.quality_rows, numbers.quality)
+    configs = {*numbers.run.configs, *numbers.quality_rows["config"].to_pylist()}
+    assert query(numbers.paths.tables, configs, sql).fetchall() == [("srresnet", 4, 0.5)]
+    assert (found.sr, found.n, found.share) == ("srresnet", 4, 0.5)

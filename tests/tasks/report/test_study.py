@@ -83,6 +83,23 @@ def test_the_answer_is_the_difference_and_its_interval(page: Page) -> None:
     assert not re.search("hr .{0,12}(highest|significantly)", page.text.split("SR models")[0])
 
 
+def test_the_answer_names_the_labels_that_gain_and_lose_most(made: Made, tmp_path: Path) -> None:
+    """On ten patches a label counts: of Urban fabric F2 falls from 0.75 to 0.5, of Mixed forest nothing changes."""
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("metrics")).to_pylist()
+    rows = [row | {"value": 10.0} if row["metric"] == "support" else row for row in rows]
+    shutil.rmtree(paths.table("metrics"))
+    publish(paths.table("metrics"), pa.Table.from_pylist(rows, METRICS), METRICS, [])
+    assert "F2 falls" not in page_of(made.paths).text  # two patches have it
+    first, second = (
+        page_of(paths).text.split(f"With {name}, ")[1].replace("\N{MINUS SIGN}", "-") for name in CLASSIFIERS
+    )
+    for text, interval in ((first, "-28.0 to -22.0"), (second, "-31.0 to -19.0")):
+        told = f"F2 falls most for Urban fabric (-25.0 points against bicubic, {interval}; significant)."
+        assert told in text.split("A point is")[0]
+    assert "rises most" not in page_of(paths).text
+
+
 def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     """The comparisons are there with their intervals, and yet nothing is called higher or significant."""
     page = page_of(
@@ -97,6 +114,7 @@ def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     assert "The ceiling, hr, the untouched high-resolution images, reaches 0.750." in answer
     assert "No significance is claimed" in answer
     assert "this run has two." in answer
+    assert "interval is +3.1 to +9.1 against none and +1.1 to +7.1 against bicubic." in answer
     for word in ("significantly", "✓"):
         assert word not in page.text.split("Gallery")[0]
     for name in ("minus-table", "label-minus-resnet18", "country-minus-resnet18"):
