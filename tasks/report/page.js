@@ -185,7 +185,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
   svg.setAttribute("role", "application");
   svg.setAttribute("aria-roledescription", "chart");
   svg.setAttribute("aria-label", `${svg.getAttribute("aria-label")}. ${KEYS}`);
-  tellValues(svg, () => series, 28);
+  tellValues(svg, () => series, 60);
 }
 for (const table of document.querySelectorAll("table.heat-map")) {
   const region = table.closest(".scroll");

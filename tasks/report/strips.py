@@ -30,6 +30,9 @@ RANKS = ("worst", "median", "best")
 WINDOW = 3
 """The detail shown is this part of the patch's edge: a third."""
 
+DRAWN_FROM = 0.1
+"""Share of the detail that is made up or recovered below which there is nothing to see."""
+
 FIGURES = ("psnr_db", "ssim", "improvement_share", "hallucination_share", "reflectance_mae")
 """Measures under a picture."""
 
@@ -88,7 +91,8 @@ def choose_patches(quality: pa.Table) -> dict[str, str]:
     """Return the worst, the median and the best patch, and which each is.
 
     Patches are ordered by the share of detail that is made up less the share that is recovered, mean over the networks
-    (over bicubic where there are none); where no patch has these, by falling PSNR; the name decides between equals.
+    (over bicubic where there are none); where no patch has these, by falling PSNR; the name decides between equals. Those
+    whose detail was left nearly as it is, such as open water, show nothing, and are chosen only where all are like that.
 
     Args:
         quality: Rows of `tables/sr_quality`.
@@ -99,8 +103,11 @@ def choose_patches(quality: pa.Table) -> dict[str, str]:
     harm = pc.subtract(rows["hallucination_share"], rows["improvement_share"])
     if harm.null_count == len(harm):
         harm = pc.negate(rows["psnr_db"])
-    scored = pa.table({"patch_id": rows["patch_id"], "harm": harm}).drop_null()
-    means = scored.group_by("patch_id").aggregate([("harm", "mean")])
+    drawn = pc.fill_null(pc.add(rows["hallucination_share"], rows["improvement_share"]), 0.0)
+    scored = pa.table({"patch_id": rows["patch_id"], "harm": harm, "drawn": drawn}).drop_null()
+    means = scored.group_by("patch_id").aggregate([("harm", "mean"), ("drawn", "mean")])
+    vivid = means.filter(pc.greater_equal(means["drawn_mean"], DRAWN_FROM))
+    means = vivid if vivid.num_rows else means
     means = means.sort_by([("harm_mean", "descending"), ("patch_id", "ascending")])
     ordered = means["patch_id"].to_pylist()
     chosen: dict[str, str] = {}

@@ -26,7 +26,7 @@ def quality(rows: list[tuple[str, str, float | None, float | None, float | None]
 
 
 def test_the_worst_the_median_and_the_best_by_the_networks_detail() -> None:
-    """Harm: a -0.1, b 0.2 (mean of 0.4 and 0), c 0.3, d 0, e unknown; bicubic is not asked."""
+    """Harm: a -0.1, b 0.2 (mean of 0.4 and 0), c 0.3, d 0; e unknown, f and w left as they are; bicubic not asked."""
     table = quality(
         [
             ("a", "hat", 0.1, 0.2, 40.0),
@@ -35,6 +35,8 @@ def test_the_worst_the_median_and_the_best_by_the_networks_detail() -> None:
             ("c", "hat", 0.3, 0.0, 2.0),
             ("d", "gan", 0.2, 0.2, 3.0),
             ("e", "hat", None, None, 0.0),
+            ("f", "hat", 0.09, 0.0, 60.0),
+            ("w", "hat", 0.0, 0.0, 90.0),
             ("a", "bicubic", 1.0, 0.0, 0.0),
         ]
     )
@@ -47,10 +49,12 @@ def test_few_patches_and_no_detail() -> None:
     assert choose_patches(two) == {"b": "worst", "a": "best"}
     by_psnr = quality([("a", "hat", None, None, 40.0), ("b", "hat", None, None, 30.0), ("c", "hat", None, None, 35.0)])
     assert choose_patches(by_psnr) == {"b": "worst", "c": "median", "a": "best"}
-    assert choose_patches(quality([("a", "bicubic", 0.5, 0.0, 1.0), ("b", "bicubic", 0.0, 0.0, 2.0)])) == {
+    assert choose_patches(quality([("a", "bicubic", 0.5, 0.0, 1.0), ("b", "bicubic", 0.0, 0.5, 2.0)])) == {
         "a": "worst",
         "b": "best",
     }
+    flat = quality([("a", "hat", 0.01, 0.0, 1.0), ("b", "hat", 0.0, 0.01, 2.0)])
+    assert choose_patches(flat) == {"a": "worst", "b": "best"}
     assert choose_patches(quality([])) == {}
 
 
