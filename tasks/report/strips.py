@@ -91,8 +91,8 @@ def choose_patches(quality: pa.Table) -> dict[str, str]:
     """Return the worst, the median and the best patch, and which each is.
 
     Patches are ordered by the share of detail that is made up less the share that is recovered, mean over the networks
-    (over bicubic where there are none); where no patch has these, by falling PSNR; the name decides between equals. Those
-    whose detail was left nearly as it is, such as open water, show nothing, and are chosen only where all are like that.
+    (over bicubic where there are none); where no patch has these, by falling PSNR; the name decides between equals.
+    Those whose detail was left nearly as it is, such as open water, are chosen only where all are like that.
 
     Args:
         quality: Rows of `tables/sr_quality`.
