@@ -24,7 +24,7 @@ from tasks.explained_patch import (
     truth_mask,
 )
 from tasks.plan import Plan, make_plan
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
 
 
 @dataclass(frozen=True, slots=True)

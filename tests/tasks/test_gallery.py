@@ -7,10 +7,10 @@ import numpy as np
 from infra.bigearthnet.classes import NAMES
 from tasks import gallery, gallery_sheet
 from tasks.gallery import choose_patches, make_gallery
-from tasks.report import render
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
+from tasks.report.page import render
 from tests.tasks.gallery_store import add_maps, change_settings
-from tests.tasks.report_store import Page, Wanted, make_store
+from tests.tasks.report.report_store import Page, Wanted, make_store
 
 
 def row(patch_id: str, labels: Sequence[str] | None, predicted: Sequence[str] = ()) -> dict[str, Any]:

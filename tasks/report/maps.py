@@ -10,9 +10,9 @@ from infra.storage import StorePaths
 from infra.tables import EXPLANATION_METRICS, read_table
 from tasks.explanation_metrics import EXCESS, FLOOR, UNIFORM, ZERO
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import Cell, Column, Row, number, signed, with_best
-from tasks.report_map_numbers import ByMetric, MapNumbers, MetricRow, config_of, map_numbers
-from tasks.report_map_tables import (
+from tasks.report.cells import Cell, Column, Row, number, signed, with_best
+from tasks.report.map_numbers import ByMetric, MapNumbers, MetricRow, config_of, map_numbers
+from tasks.report.map_tables import (
     AREA,
     COLUMNS,
     FLOORS,
@@ -27,8 +27,8 @@ from tasks.report_map_tables import (
     Maps,
     MapTable,
 )
-from tasks.report_means import of_configs
-from tasks.report_order import branch_order, shown_split
+from tasks.report.means import of_configs
+from tasks.report.order import branch_order, shown_split
 
 ONE_MAP = (("cam", "grad_cam", "hires_cam", "x_grad_cam"), ("grad_cam_pp", "smooth_grad_cam_pp"))
 """Methods that are one map, but for its unit, where a linear head sees pooled features."""

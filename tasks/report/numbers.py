@@ -16,9 +16,9 @@ from infra.storage import StorePaths
 from infra.tables import CALIBRATION, COMPARISONS, METRICS, SR_QUALITY, TRAINING, read_table
 from tasks.last_run import last_run
 from tasks.quality_summary import ModelQuality, summarise
-from tasks.report_cells import Cell, Column, Row, number, with_best, with_best_of_line
-from tasks.report_means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
-from tasks.report_order import branch_order, shown_split
+from tasks.report.cells import Cell, Column, Row, number, with_best, with_best_of_line
+from tasks.report.means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
+from tasks.report.order import branch_order, shown_split
 
 METRIC_COLUMNS = (
     Column("acc", "ACC", "Sample accuracy: common labels over all labels, true or predicted"),
@@ -248,10 +248,15 @@ class Numbers:
         return sorted(rows, key=lambda r: (*self.order(r["sr"], r["classifier"]), r["seed"], r["bin"]))
 
     @cached_property
+    def quality_rows(self) -> pa.Table:
+        """Rows of tables/sr_quality."""
+        pixels = {p for config in self.run.configs if (p := self.pixels(config))}
+        return self._of_run("sr_quality", SR_QUALITY, pixels)
+
+    @cached_property
     def quality(self) -> list[ModelQuality]:
         """What tables/sr_quality says of each SR model, in the order of RUN.yaml."""
-        pixels = {p for config in self.run.configs if (p := self.pixels(config))}
-        models = summarise(self._of_run("sr_quality", SR_QUALITY, pixels), self.patches)
+        models = summarise(self.quality_rows, self.patches)
         return sorted(models, key=lambda model: self.order(model.sr, ""))
 
     @cached_property

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import NULL
-from tasks.report_map_tables import (
+from tasks.report.cells import NULL
+from tasks.report.map_tables import (
     AREA,
     METHOD_NAMES,
     AreaLine,
@@ -14,7 +14,7 @@ from tasks.report_map_tables import (
     Maps,
     MapTable,
 )
-from tasks.report_markdown import aligned, bold, named
+from tasks.report.markdown import aligned, bold, named
 
 
 def maps_markdown(maps: Maps) -> str:

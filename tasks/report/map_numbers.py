@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tasks.explanation_metrics import ALL, SAMPLE, UNIFORM
 from tasks.quality_summary import CONTROL
-from tasks.report_map_tables import FLOORS
+from tasks.report.map_tables import FLOORS
 
 type MetricRow = Mapping[str, Any]
 type ByMetric = dict[str, MetricRow]

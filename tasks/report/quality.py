@@ -7,7 +7,7 @@ from typing import Literal
 
 from classifiers.metrics import Interval
 from tasks.quality_summary import ModelQuality, mean_name
-from tasks.report_cells import Cell, Column, Row, number, signed, with_best
+from tasks.report.cells import Cell, Column, Row, number, signed, with_best
 
 WALD_COLUMNS = (
     Column("psnr_db", "PSNR, dB", "peak signal-to-noise ratio, at most 100", 2),
@@ -114,6 +114,11 @@ def quality_notes(models: Sequence[ModelQuality]) -> list[str]:
     return notes
 
 
+def in_shown_units(column: Column, value: float | None) -> float | None:
+    """Return a measure in the unit of its column; None for null."""
+    return None if value is None or math.isnan(value) else value * _UNITS.get(column.name, 1.0)
+
+
 def _lines(models: Sequence[ModelQuality], columns: Sequence[Column]) -> list[QualityLine]:
     rows = [
         Row(model.sr, "", (), model.n, {c.name: _cell(c, model.means[mean_name(c.name)]) for c in columns})
@@ -130,7 +135,7 @@ def _lines(models: Sequence[ModelQuality], columns: Sequence[Column]) -> list[Qu
 
 
 def _cell(column: Column, interval: Interval) -> Cell:
-    value, low, high = (None if math.isnan(v) else v * _UNITS.get(column.name, 1.0) for v in interval)
+    value, low, high = (in_shown_units(column, v) for v in interval)
     return Cell(value, number(value, column.decimals), low=low, high=high)
 
 

@@ -15,11 +15,11 @@ from infra.storage import StorePaths
 from infra.tables import EXPLANATION_METRICS, publish, read_table
 from tasks.last_run import last_run
 from tasks.paper_tables import publish_paper_tables
-from tasks.report import write_report
-from tasks.report_cells import NULL
-from tasks.report_map_tables import METHOD_NAMES, Maps
-from tasks.report_maps import maps_of_run
-from tests.tasks.report_store import (
+from tasks.report.cells import NULL
+from tasks.report.map_tables import METHOD_NAMES, Maps
+from tasks.report.maps import maps_of_run
+from tasks.report.page import write_report
+from tests.tasks.report.report_store import (
     CLASSIFIERS,
     JUDD,
     MAP_METHODS,
@@ -34,7 +34,7 @@ from tests.tasks.report_store import (
     Wanted,
     make_store,
 )
-from tests.tasks.test_report import plain
+from tests.tasks.report.test_page import plain
 
 RANKED = ("layer_cam", "grad_cam", "grad_cam_pp", "eigen_cam", "smooth_grad_cam_pp")
 """By Judd AUC, HiResCAM being Grad-CAM; Score-CAM saw the sample alone."""

@@ -9,9 +9,9 @@ from infra.bigearthnet.seasons import Season
 from infra.tables import PAPER_METRICS
 from tasks.branch import CEILING
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import Column, number, signed
-from tasks.report_means import Difference, Subject
-from tasks.report_numbers import METRIC_COLUMNS, Numbers
+from tasks.report.cells import Column, number, signed
+from tasks.report.means import Difference, Subject
+from tasks.report.numbers import METRIC_COLUMNS, Numbers
 
 SEASONS = get_args(Season)
 """Seasons in their order."""

@@ -22,9 +22,9 @@ from infra.tables import METRICS, publish, read_table
 from tasks import gallery
 from tasks.charts import Line, line_chart, ticks
 from tasks.gallery import choose
-from tasks.report import duration, grouped, write_report
-from tasks.report_cells import NULL, number
-from tests.tasks.report_store import AP, CLASSIFIERS, F2, NASTY, SR, Made, Page, TableCell, Wanted, make_store
+from tasks.report.cells import NULL, number
+from tasks.report.page import duration, grouped, write_report
+from tests.tasks.report.report_store import AP, CLASSIFIERS, F2, NASTY, SR, Made, Page, TableCell, Wanted, make_store
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,9 @@ def pictures(page: Page, alt: str) -> list[Any]:
 
 def test_pictures_are_the_pixels(made: Made, page: Page) -> None:
     images = [a for tag, a in page.elements if tag == "img"]
-    # Four patches on three branches, each with one of two maps, the other is zero; then a sheet of the four on one.
-    assert len(images) == 4 * 3 * 2 + 4 * 2
+    # Four patches on three branches, each with one of two maps, the other is zero; then a sheet of the four on one;
+    # then strips of three patches, each with the three branches.
+    assert len(images) == 4 * 3 * 2 + 4 * 2 + 3 * (1 + 3)
     assert all(a["alt"] and a["src"].startswith("data:image/webp;base64,") for a in images)
     (patch,) = pictures(page, "p1, none: true colour")
     rgb = made.dn[1, [2, 1, 0]].transpose(1, 2, 0)  # B04, B03, B02 of B02, B03, B04, B08

@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.charts import Line, Reliability, colour_of, line_chart, reliability_chart
-from tasks.report_cells import number
-from tasks.report_means import Subject
-from tasks.report_numbers import Numbers
+from tasks.report.cells import number
+from tasks.report.means import Subject
+from tasks.report.numbers import Numbers
 
 
 @dataclass(frozen=True, slots=True)

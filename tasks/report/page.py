@@ -1,5 +1,7 @@
 """The report: one self-contained page made from the tables and the Zarr stores."""
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from infra.fingerprint import Json
 from infra.storage import StorePaths, write_text
@@ -16,17 +19,21 @@ from tasks.charts import colour_of, ticks
 from tasks.gallery import make_gallery
 from tasks.pictures import GAMMA, colour_stops, label_colours
 from tasks.quality_summary import CONTROL
-from tasks.report_answer import METRIC, Answer, answers
-from tasks.report_cells import Cell, Row, number
-from tasks.report_curves import calibration_panels, training_panels
-from tasks.report_differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
-from tasks.report_map_tables import METHOD_NAMES
-from tasks.report_maps import maps_of_run
-from tasks.report_means import CLAIMS_NEED_SEEDS
-from tasks.report_numbers import METRIC_COLUMNS, Numbers
-from tasks.report_quality import quality_notes, quality_tables
-from tasks.report_reliability import reliability_of_run
+from tasks.report.answer import METRIC, Answer, answers
+from tasks.report.cells import Cell, Row, number
+from tasks.report.costs import PER_PATCHES, device_hours
+from tasks.report.curves import calibration_panels, training_panels
+from tasks.report.differences import MINUS_COLUMNS, RARE, label_heat_maps, place_heat_maps, table_1_minus
+from tasks.report.hallucination import MADE_UP_FROM, MAE_LIMIT, model_faults
+from tasks.report.map_tables import METHOD_NAMES
+from tasks.report.maps import maps_of_run
+from tasks.report.means import CLAIMS_NEED_SEEDS
+from tasks.report.numbers import METRIC_COLUMNS, Numbers
+from tasks.report.quality import quality_notes, quality_tables
+from tasks.report.reliability import reliability_of_run
+from tasks.report.strips import make_strips
 
+_FOLDER = Path(__file__).parent
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -81,19 +88,25 @@ class ClaimAxis:
         return 100 * (value - self.low) / (self.high - self.low)
 
 
-def write_report(paths: StorePaths) -> None:
-    """Write `report/index.html` from the tables of the last run.
+def write_report(paths: StorePaths, out: Path | None = None) -> Path:
+    """Write the page from what the store holds, and return where it is.
+
+    Args:
+        paths: The store, a folder or on object storage; nothing in it but the page is written.
+        out: The page, any name; None: `report/index.html` of the store.
 
     Raises:
-        StoreError: The store holds no finished run, or cannot be written.
+        StoreError: The store holds no finished run, or the page cannot be written.
     """
-    write_text(paths.report, render(Numbers(paths)))
+    target = paths.report if out is None else out
+    write_text(target, render(Numbers(paths)))
+    return target
 
 
 def render(numbers: Numbers) -> str:
     """Return the page."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -104,9 +117,12 @@ def render(numbers: Numbers) -> str:
     there = dict.fromkeys([*run.sr, *(row.sr for row in numbers.metrics)])
     branches = sorted(there, key=lambda sr: sr == CEILING)
     found = answers(numbers)
-    return environment.get_template("report_template.html.j2").render(
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(
         run=run,
         numbers=numbers,
+        script=Markup(script),  # noqa: S704  # our own file
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         branches=branches,
         colour=lambda sr: colour_of(branches, sr),
         class_colours=label_colours(numbers.labels),
@@ -127,6 +143,12 @@ def render(numbers: Numbers) -> str:
         rare=RARE,
         quality=quality_tables(numbers.quality, numbers.degrade),
         quality_notes=quality_notes(numbers.quality),
+        model_faults=model_faults(numbers.quality_rows, numbers.quality),
+        mae_limit=MAE_LIMIT,
+        made_up_from=MADE_UP_FROM,
+        strips=make_strips(numbers),
+        hours=device_hours(run.stages, run.patches),
+        per_patches=PER_PATCHES,
         panels=training_panels(numbers, branches),
         calibration=calibration_panels(numbers, branches),
         gallery=make_gallery(numbers),

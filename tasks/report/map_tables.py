@@ -7,7 +7,7 @@ from types import MappingProxyType
 from classifiers.cam.explain import METHODS
 from tasks.explanation_metrics import EXCESS, FLOOR, UNIFORM
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import Cell, Column
+from tasks.report.cells import Cell, Column
 
 METHOD_NAMES: Mapping[str, str] = MappingProxyType(
     {

@@ -27,12 +27,12 @@ from infra.tables import (
     publish,
     read_table,
 )
-from tasks import report_reliability
 from tasks.charts import Line, line_chart
-from tasks.report import render
-from tasks.report_numbers import Numbers
-from tasks.report_reliability import DRAWN_LABELS, LEAST_RELIABLE, PROTOTYPE_SIZE, ReliabilityOfRun, reliability_of_run
-from tests.tasks.report_store import Page, TableCell, Wanted, make_store
+from tasks.report import reliability as report_reliability
+from tasks.report.numbers import Numbers
+from tasks.report.page import render
+from tasks.report.reliability import DRAWN_LABELS, LEAST_RELIABLE, PROTOTYPE_SIZE, ReliabilityOfRun, reliability_of_run
+from tests.tasks.report.report_store import Page, TableCell, Wanted, make_store
 
 SR = ("none", "bicubic")
 CLASSIFIER = "resnet18"
@@ -125,9 +125,11 @@ DECISIONS = {
 """Of the two in clusters with three of four wrong, the hostile one's 0.625 is less sure than 1 - 0.25."""
 
 
-def make(root: Path, labels: Sequence[str | None] = (None,), of_run: bool = True) -> StorePaths:
+def make(
+    root: Path, labels: Sequence[str | None] = (None,), of_run: bool = True, wanted: Wanted | None = None
+) -> StorePaths:
     """A store with reliability of one classifier on two branches; rows of an earlier run, or only those."""
-    paths = make_store(root, Wanted(sr=SR)).paths
+    paths = make_store(root, wanted or Wanted(sr=SR)).paths
     metrics: list[dict[str, Any]] = []
     clusters: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
@@ -279,7 +281,7 @@ def test_the_least_reliable_are_listed_those_least_sure_first(text: str) -> None
 
 def test_the_query_of_the_page_is_the_readme_s_and_lists_the_same(paths: StorePaths, text: str) -> None:
     (shown,) = re.findall(r'superscene sql STORE "(.*?)"', Page(section(text)).text)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     (block,) = (text for text in re.findall(r"```sql\n(.*?)```", readme, re.DOTALL) if "FROM reliability" in text)
     assert " ".join(shown.split()) == " ".join(block.split("\n", 1)[1].split())
     rows = query(paths.tables, Numbers(paths).run.configs, shown).fetchall()

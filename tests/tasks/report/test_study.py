@@ -20,11 +20,24 @@ from infra.zarr_store import ArraySpec, ShardedStore, create_store
 from tasks.charts import Line, Reliability, line_chart, reliability_chart
 from tasks.gallery_pixels import rgb_array
 from tasks.pictures import label_colours
-from tasks.report import write_report
-from tasks.report_cells import NULL, Cell, Column, Row, signed, with_best
-from tasks.report_numbers import Numbers
-from tests.tasks.report_store import ACC, AP, CLASSIFIERS, F2, HL, SR, STUDY, WIDTH, Made, Page, Wanted, make_store
-from tests.tasks.test_report import pictures, plain
+from tasks.report.cells import NULL, Cell, Column, Row, signed, with_best
+from tasks.report.numbers import Numbers
+from tasks.report.page import write_report
+from tests.tasks.report.report_store import (
+    ACC,
+    AP,
+    CLASSIFIERS,
+    F2,
+    HL,
+    SR,
+    STUDY,
+    WIDTH,
+    Made,
+    Page,
+    Wanted,
+    make_store,
+)
+from tests.tasks.report.test_page import pictures, plain
 
 ORDER = (*SR, "hr")
 """The ceiling is last, though RUN.yaml has it first."""
@@ -70,6 +83,23 @@ def test_the_answer_is_the_difference_and_its_interval(page: Page) -> None:
     assert not re.search("hr .{0,12}(highest|significantly)", page.text.split("SR models")[0])
 
 
+def test_the_answer_names_the_labels_that_gain_and_lose_most(made: Made, tmp_path: Path) -> None:
+    """On ten patches a label counts: of Urban fabric F2 falls from 0.75 to 0.5, of Mixed forest nothing changes."""
+    paths = copied(made, tmp_path)
+    rows = read_table(paths.table("metrics")).to_pylist()
+    rows = [row | {"value": 10.0} if row["metric"] == "support" else row for row in rows]
+    shutil.rmtree(paths.table("metrics"))
+    publish(paths.table("metrics"), pa.Table.from_pylist(rows, METRICS), METRICS, [])
+    assert "F2 falls" not in page_of(made.paths).text  # two patches have it
+    first, second = (
+        page_of(paths).text.split(f"With {name}, ")[1].replace("\N{MINUS SIGN}", "-") for name in CLASSIFIERS
+    )
+    for text, interval in ((first, "-28.0 to -22.0"), (second, "-31.0 to -19.0")):
+        told = f"F2 falls most for Urban fabric (-25.0 points against bicubic, {interval}; significant)."
+        assert told in text.split("A point is")[0]
+    assert "rises most" not in page_of(paths).text
+
+
 def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     """The comparisons are there with their intervals, and yet nothing is called higher or significant."""
     page = page_of(
@@ -84,6 +114,7 @@ def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     assert "The ceiling, hr, the untouched high-resolution images, reaches 0.750." in answer
     assert "No significance is claimed" in answer
     assert "this run has two." in answer
+    assert "interval is +3.1 to +9.1 against none and +1.1 to +7.1 against bicubic." in answer
     for word in ("significantly", "✓"):
         assert word not in page.text.split("Gallery")[0]
     for name in ("minus-table", "label-minus-resnet18", "country-minus-resnet18"):
@@ -284,8 +315,9 @@ def luminance(rgb: NDArray[np.float64]) -> float:
 def test_heat_maps_are_legible_and_even(made: Made, page: Page) -> None:
     """Ink on the strongest colour keeps WCAG's 4.5, and both ends are as light and as strong as each other."""
     style = made.paths.report.read_text(encoding="utf-8").split("</style>")[0]
-    inks = re.findall(r"--ink: #(\w{6})", style)
-    higher, lower = (re.findall(rf"--{name}: oklch\(([^)]+)\)", style) for name in ("higher", "lower"))
+    (inks,) = re.findall(r"--ink: light-dark\(#(\w{6}), #(\w{6})\)", style)
+    pair = r"light-dark\(oklch\(([^)]+)\), oklch\(([^)]+)\)\)"
+    ((higher,), (lower,)) = (re.findall(f"--{name}: {pair}", style) for name in ("higher", "lower"))
     assert len(inks) == len(higher) == len(lower) == 2  # light and dark
     for ink, *poles in zip(inks, higher, lower, strict=True):
         parts = np.array([int(ink[i : i + 2], 16) / 255 for i in (0, 2, 4)])
@@ -391,7 +423,7 @@ def test_pictures_of_another_archive(tmp_path: Path) -> None:
     """64 x 64 pixels of R, G, B, labels of its own, one of which no classifier knows, no tiles, no country."""
     made = make_store(tmp_path, Wanted(pictures=True, sr=("none", "bicubic")))
     page = page_of(made.paths)
-    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2 + 4 * 2
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4 * 2 * 2 + 4 * 2 + 3 * (1 + 2)
     (patch,) = pictures(page, "p1, none: true colour")
     np.testing.assert_array_equal(patch, to_picture(made.dn[1], 7))
     for caption in ("the patch, 64 px wide", "enlarged, 256 px wide"):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from infra.tables import COMPARISONS, METRICS
-from tasks.report_means import Difference, Mean, Subject, differences, n_seeds, of_configs, overall, seed_means
+from tasks.report.means import Difference, Mean, Subject, differences, n_seeds, of_configs, overall, seed_means
 
 SUBJECT = Subject("hat", "resnet50", "test")
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from tasks.branch import CEILING
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import NULL, Cell, Column, Row, number, signed, with_best, with_best_of_line
-from tasks.report_means import CLAIMS_NEED_SEEDS
-from tasks.report_order import branch_order, shown_split
+from tasks.report.cells import NULL, Cell, Column, Row, number, signed, with_best, with_best_of_line
+from tasks.report.means import CLAIMS_NEED_SEEDS
+from tasks.report.order import branch_order, shown_split
 
 COLUMNS = (
     Column("acc", "ACC", "sample accuracy"),

@@ -18,9 +18,9 @@ from infra.tables import RELIABILITY, RELIABILITY_CLUSTERS, RELIABILITY_METRICS,
 from tasks.charts import ClusterBar, Line, line_chart, outcome_bars
 from tasks.pictures import map_uri
 from tasks.reliability_judge import OF_FIT, SCORES
-from tasks.report_cells import Cell, number, signed
-from tasks.report_numbers import HiveFolder, Numbers
-from tasks.report_order import shown_split
+from tasks.report.cells import Cell, number, signed
+from tasks.report.numbers import HiveFolder, Numbers
+from tasks.report.order import shown_split
 
 LEAST_RELIABLE = 12
 """Predictions that are listed for a person to look at."""
