@@ -55,9 +55,8 @@ class Branch:
     @cached_property
     def seed(self) -> int:
         """The training seed shown: the run's first that the table has, else its least."""
-        there = {
-            int(seed) for file in self._files for seed in read_parquet(file, ["seed"])["seed"].unique().to_pylist()
-        }
+        columns = [read_parquet(file, ["seed"])["seed"].unique() for file in self._files]
+        there = {int(seed) for column in columns for seed in column.to_pylist()}
         return next((seed for seed in self._seeds if seed in there), min(there, default=0))
 
     def decisions(self, patches: Snapshot) -> Decisions:

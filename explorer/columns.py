@@ -45,7 +45,7 @@ def coded(column: pa.ChunkedArray) -> Coded:
 
 
 def label_bits(column: pa.ChunkedArray, labels: Sequence[str]) -> NDArray[np.uint8]:
-    """Return lists of labels as bits, (N, B), the first label in the lowest bit; names not among the labels are left out.
+    """Return lists of labels as bits, (N, B), the first label in the lowest bit; unknown names are left out.
 
     Args:
         column: list<string>; a null has no bit.

@@ -4,10 +4,11 @@ All patches' centres go once, 8 bytes each; a selection is a bit a patch, colour
 patches in view, when these are few.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from explorer.branches import Branch
 from explorer.filters import Filters, Selection, outcomes
@@ -29,6 +30,12 @@ class ColourQuery(Filters):
     """What patches are coloured by; of the filters only labels and branch count, for outcome and reliability."""
 
     by: Literal["split", "country", "season", "outcome", "reliability"] = "split"
+
+    @model_validator(mode="after")
+    def _has_branch(self) -> Self:
+        if self.branch is None and self.by in {"outcome", "reliability"}:
+            raise ValueError(f"by={self.by} needs a branch")
+        return self
 
 
 def centres(patches: Snapshot) -> bytes:
@@ -53,7 +60,7 @@ def colours(query: ColourQuery, patches: Snapshot, branch: Branch | None) -> byt
 
 
 def polygons(selection: Selection, patches: Snapshot) -> bytes:
-    """Return row and corners of selected patches, 36 bytes each: a uint32, four times longitude and latitude, float32."""
+    """Return selected patches, 36 bytes each: row, uint32, and four times longitude and latitude, float32."""
     rows = np.flatnonzero(selection.mask & np.isfinite(patches.centres[:, 0]))[:MOST_POLYGONS]
     records = np.empty(len(rows), np.dtype([("row", "<u4"), ("corners", "<f4", (4, 2))]))
     records["row"], records["corners"] = rows, patches.corners[rows]

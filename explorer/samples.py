@@ -1,11 +1,11 @@
 """Samples: rows of patches as the page lists them, in an order, a page at a time, or the nearest to a place."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from explorer.branches import Branch
 from explorer.columns import labels_of
@@ -24,6 +24,12 @@ class SamplesQuery(Filters):
     )
     offset: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     limit: Annotated[int, Field(ge=1, le=200)] = 48
+
+    @model_validator(mode="after")
+    def _has_branch(self) -> Self:
+        if self.branch is None and self.order == "reliability":
+            raise ValueError("order=reliability needs a branch")
+        return self
 
 
 class NearQuery(Filters):
