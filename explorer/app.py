@@ -132,10 +132,11 @@ class Explorer:
 
 
 def numbers_of(paths: StorePaths) -> Numbers | None:
-    """Return the tables of the last run; None where no run has ended."""
+    """Return the tables of the last run; None where no run has ended, or nobody knows the order of its labels."""
     if not any(paths.table("runs").glob("run-*.parquet")):
         return None
-    return Numbers(paths)
+    numbers = Numbers(paths)
+    return numbers if numbers.labels else None
 
 
 def make_app(store: Path, basemap: str | None = None) -> FastAPI:
