@@ -80,6 +80,7 @@ class Explorer:
         return {
             "name": self._root.name or str(self._root),
             "n": len(patches),
+            "held_bytes": patches.nbytes + sum(branch.nbytes for branch in self.branches.values()),
             "has_places": patches.has_places,
             "labels": [{"label": label, "colour": colour} for label, colour in self.tints.items()],
             "country": patches.country.names,

@@ -12,7 +12,7 @@ from infra.bigearthnet.classes import NAMES
 from tests.chromium import OpenPage, accessibility_findings, open_page, scrolls_sideways
 from tests.explorer.conftest import served
 from tests.explorer.oracle import frame, outcome
-from tests.explorer.store import METHODS, N, NASTY, SHARD, Made
+from tests.explorer.store import METHODS, NASTY, SHARD, Made, N
 
 
 @pytest.fixture
