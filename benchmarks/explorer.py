@@ -372,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             server.close()
     print(
         f"start {about['start_seconds']:.1f} s; resident {about['resident_mb_at_start']:.0f} MB at the start, "
-        f"{about['resident_mb_at_the_end']:.0f} MB at the end, of which columns of patches and branches {about['held_mb']:.0f} MB"
+        f"{about['resident_mb_at_the_end']:.0f} MB at the end; {about['held_mb']:.0f} MB of it columns"
     )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -106,12 +106,12 @@ class Branch:
         """Give the rows of the seed shown, file by file, with their places among the patches."""
         for file in files:
             table = read_coded(file, ["patch_id", "seed", *columns])
-            table = table.filter(pc.equal(table["seed"], self.seed)).unify_dictionaries()
+            table = table.filter(pc.equal(table["seed"], self.seed)).unify_dictionaries().combine_chunks()
             for chunk in table.to_batches():
                 names = chunk["patch_id"]
                 rows = patches.rows_of(names.dictionary)[names.indices.to_numpy()]
                 known = rows >= 0  # a run that publishes meanwhile may know of patches that came after the start
-                yield rows[known], pa.table(chunk).filter(pa.array(known))
+                yield rows[known], pa.Table.from_batches([chunk]).filter(pa.array(known))
 
     def _of_patch(self, files: Sequence[Path], patch_id: str) -> list[dict[str, Any]]:
         return [

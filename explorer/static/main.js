@@ -8,6 +8,7 @@ import { PatchMap } from "./map.js";
 import { PatchPage } from "./patch.js";
 
 const PER_PAGE = 48;
+const BOX = ["west", "south", "east", "north"];
 const $ = (id) => document.getElementById(id);
 
 const tell = (text) => ($("status").textContent = text);
@@ -48,6 +49,8 @@ class Browser {
       moved: () => $("in-view").checked && !$("browse").hidden && this.go({ page: null }, true),
       picked: guarded((place) => this.#pick(place)),
     });
+    const box = BOX.map((name) => Number(where().query.get(name) ?? NaN));
+    if (box.every(Number.isFinite)) this.map.lookAt(box);
   }
 
   get page() {
@@ -59,7 +62,7 @@ class Browser {
     const query = this.form.query;
     if ($("order").value !== "shuffled") query.set("order", $("order").value);
     if ($("in-view").checked && this.map) this.map.box.forEach((value, i) =>
-      query.set(["west", "south", "east", "north"][i], value.toFixed(5)));
+      query.set(BOX[i], value.toFixed(5)));
     if (page && page > 1) query.set("page", page);
     const address = `#/${query.toString() ? `?${query}` : ""}`;
     if (replace) history.replaceState(null, "", address);
@@ -86,7 +89,7 @@ class Browser {
   async #list(signal) {
     const query = conditions(this.query);
     if (this.query.has("west")) {
-      for (const name of ["west", "south", "east", "north"]) query.set(name, this.query.get(name));
+      for (const name of BOX) query.set(name, this.query.get(name) ?? "");
     }
     const asked = new URLSearchParams(query);
     asked.set("order", $("order").value);

@@ -80,8 +80,17 @@ export class PatchMap {
       top = Math.min(top, this.y[i]);
       bottom = Math.max(bottom, this.y[i]);
     }
+    this.#frame(left, right, top, bottom, 0.92);
+  }
+
+  // Shows a box, degrees, as `box` tells it.
+  lookAt([west, south, east, north]) {
+    this.#frame(mercatorX(west), mercatorX(east), mercatorY(north), mercatorY(south), 1);
+  }
+
+  #frame(left, right, top, bottom, share) {
     const { width, height } = this.points;
-    const scale = 0.92 * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(bottom - top, 1e-6));
+    const scale = share * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(bottom - top, 1e-6));
     this.#look((left + right) / 2, (top + bottom) / 2, scale);
   }
 
