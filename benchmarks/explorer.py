@@ -118,7 +118,7 @@ class Asked:
 
     def one(self, names: Sequence[str]) -> str:
         """Return a name at random."""
-        return str(names[self._rng.integers(len(names))])
+        return str(names[int(self._rng.integers(len(names)))])
 
     def filters(self) -> Query:
         """Return filters of the columns of tables/patches."""
@@ -256,7 +256,8 @@ def peers(server: Server, paths: StorePaths, requests: int) -> list[Row]:
     ]
     asked = Asked(server.store, [], [], 3)
     queries = [asked.filters() for _ in range(requests // 2 + 1)]
-    answers, rows = [], []
+    answers: list[tuple[int, list[str]]] = []
+    rows = []
     for what, way in ways:
         times = []
         for i, query in enumerate(queries):

@@ -26,6 +26,7 @@ from infra.storage import StorePaths
 from tasks.pictures import colour_stops, label_colours
 from tasks.report_numbers import Numbers
 
+OPENAPI = "/api/openapi.json"
 STATIC = Path(__file__).parent / "static"
 
 _SELECTIONS_KEPT = 32  # half a megabyte each on BigEarthNet
@@ -154,7 +155,12 @@ def make_app(store: Path, basemap: str | None = None) -> FastAPI:
     origin = None if basemap is None else check_basemap(basemap)
     opened = Explorer(StorePaths(store), basemap)
     app = FastAPI(
-        title="superscene explorer", version="1", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
+        title="superscene explorer",
+        version="1",
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=OPENAPI,
+        redirect_slashes=False,
     )
     app.add_middleware(Guard, basemap_origin=origin)
     _add_errors(app)

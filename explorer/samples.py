@@ -43,6 +43,7 @@ class NearQuery(Filters):
 
 def page_rows(query: SamplesQuery, selection: Selection, patches: Snapshot, branch: Branch | None) -> NDArray[np.int64]:
     """Return the rows of a page, in its order."""
+    rows: NDArray[np.signedinteger]
     if query.order == "shuffled":
         rows = patches.shuffled[selection.mask[patches.shuffled]]
     else:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import shapely
+from numpy.typing import NDArray
 
 from infra.bigearthnet.classes import NAMES
 from tests.explorer.store import THRESHOLD, Made
@@ -15,7 +16,7 @@ UNSEEN = 21
 
 def frame(made: Made, sr: str | None = None) -> pd.DataFrame:
     """Return the patches by patch_id, with centres, and a branch's predicted labels and least reliability."""
-    rows = pd.DataFrame(made.rows)
+    rows = pd.DataFrame(made.rows, dtype=object)  # None stays None
     centres = [None if g is None else shapely.from_wkb(g).centroid for g in rows["geometry"]]
     rows["lon"] = [np.nan if c is None else c.x for c in centres]
     rows["lat"] = [np.nan if c is None else c.y for c in centres]
@@ -26,6 +27,16 @@ def frame(made: Made, sr: str | None = None) -> pd.DataFrame:
         if sr in made.reliability:
             rows["least"] = np.nanmin(made.reliability[sr], axis=1)
     return rows.sort_values("patch_id", key=lambda names: names.map(str.encode)).reset_index(drop=True)
+
+
+def outcomes(rows: pd.DataFrame, labels: list[str] | None = None) -> list[set[str]]:
+    """Return `outcome` of every row."""
+    return [outcome(row, labels) for row in rows.to_dict("records")]
+
+
+def are(rows: pd.DataFrame, wanted: str, labels: list[str] | None = None) -> NDArray[np.bool_]:
+    """Return of which rows something is true."""
+    return np.array([wanted in found for found in outcomes(rows, labels)])
 
 
 def outcome(row: Any, labels: list[str] | None = None) -> set[str]:

@@ -4,7 +4,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from infra.bigearthnet.classes import NAMES
-from tests.explorer.oracle import frame, outcome
+from tests.explorer.oracle import frame, outcomes
 from tests.explorer.store import Made, N
 
 
@@ -27,10 +27,10 @@ def test_colours_are_places_in_the_names(client: TestClient, made: Made) -> None
 def test_colours_of_outcomes_and_reliability(client: TestClient, made: Made) -> None:
     rows, branch = frame(made, "none"), made.branches["none"]
     codes = {"right": 0, "wrong": 1}
-    of_rows = rows.apply(outcome, axis=1)
+    of_rows = outcomes(rows)
     expected = [next((code for name, code in codes.items() if name in found), 255) for found in of_rows]
     assert colours(client, by="outcome", branch=branch) == expected
-    of_label = rows.apply(lambda row: outcome(row, [NAMES[6]]), axis=1)
+    of_label = outcomes(rows, [NAMES[6]])
     expected = [next((code for name, code in codes.items() if name in found), 255) for found in of_label]
     assert colours(client, by="outcome", branch=branch, label=NAMES[6]) == expected
     assert colours(client, by="reliability", branch=branch) == [min(int(s * 10), 9) for s in rows["least"]]

@@ -11,7 +11,7 @@ from explorer.app import make_app
 from infra.bigearthnet.classes import NAMES
 from tests.chromium import OpenPage, accessibility_findings, open_page, scrolls_sideways
 from tests.explorer.conftest import served
-from tests.explorer.oracle import frame, outcome
+from tests.explorer.oracle import are, frame
 from tests.explorer.store import METHODS, NASTY, SHARD, Made, N
 
 
@@ -65,7 +65,7 @@ def test_filters_and_the_address_keep_step(opened: OpenPage, made: Made) -> None
     assert "country=Finland" in page.url
     page.locator("select[name=branch]").select_option(label="resnet18 on srresnet")
     page.locator("select[name=outcome]").select_option("wrong")
-    wrong = finland[finland.apply(lambda row: "wrong" in outcome(row), axis=1)]
+    wrong = finland[are(finland, "wrong")]
     shown(page, len(wrong))
     expect(page.locator("#grid .verdict").first).to_contain_text("✗ wrong")
     middle = float(wrong["least"].median())

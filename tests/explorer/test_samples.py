@@ -18,7 +18,7 @@ def test_pages_put_together_are_all_patches_once(client: TestClient, made: Made)
 
 
 def test_the_least_reliable_come_first(client: TestClient, made: Made) -> None:
-    query = {"branch": made.branches["srresnet"], "order": "reliability", "limit": 200}
+    query: dict[str, str | int] = {"branch": made.branches["srresnet"], "order": "reliability", "limit": 200}
     found = client.get("/api/samples", params=query).json()["samples"]
     expected = frame(made, "srresnet").set_index("patch_id")["least"]
     scores = [sample["reliability"] for sample in found]
@@ -27,7 +27,7 @@ def test_the_least_reliable_come_first(client: TestClient, made: Made) -> None:
 
 
 def test_samples_tell_what_the_tables_tell(client: TestClient, made: Made) -> None:
-    query = {"branch": made.branches["none"], "limit": 200}
+    query: dict[str, str | int] = {"branch": made.branches["none"], "limit": 200}
     found = {sample["patch_id"]: sample for sample in client.get("/api/samples", params=query).json()["samples"]}
     for row in frame(made, "none").to_dict("records"):
         sample = found[row["patch_id"]]

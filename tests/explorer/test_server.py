@@ -31,7 +31,7 @@ def test_it_listens_on_loopback_alone() -> None:
         for address in {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {HOST}:
             if not str(address).startswith("127."):
                 with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection((address, port), timeout=5).close()
+                    socket.create_connection((str(address), port), timeout=5).close()
 
 
 def test_a_store_without_patches_is_told_before_anything_is_served(tmp_path: Path) -> None:
