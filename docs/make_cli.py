@@ -19,8 +19,8 @@ def cli_page() -> str:
         "",
         "Made from the commands' own help by `docs/make_cli.py`.",
         "",
-        "Exit codes: 0 done; 1 some shards failed, their reasons are listed; 2 usage, configuration or environment, in one",
-        "sentence; 130 stopped, and the same command goes on.",
+        "Exit codes: 0 done; 1 some shards failed, their reasons are listed; 2 usage, configuration or environment;",
+        "130 stopped, and the same command goes on. What is wrong is told in one sentence.",
         "",
     ]
     for command, of in _commands(root, context):
