@@ -51,7 +51,7 @@ def in_language(*languages: str) -> list[Block]:
 
 
 def tables_with_reliability(inputs: Inputs, folder: Path) -> Path:
-    """Copy the reference store's tables, and add reliability, which it has none of: by hand, of this run and another."""
+    """Copy the reference store's tables, and add reliability, which it lacks: by hand, of this run and another."""
     shutil.copytree(inputs.reference / "tables", folder)
     row = {"label": "Pastures", "seed": 0, "predicted": True, "truth": None, "cluster": 0, "adjusted": True}
     scores = (("a", "test", 0.75, 0.9), ("b", "test", 0.25, 0.9), ("c", "test", 0.25, 0.6), ("d", "train", 0.0, 0.9))

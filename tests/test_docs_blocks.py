@@ -1,7 +1,8 @@
 """Every code block of README, CONTRIBUTING and docs: run where it can, checked against what it speaks of where not.
 
-Python and SQL run on a small store. YAML is validated as RUN.yaml. Shell lines of `superscene` are parsed by the command
-line itself, and its queries run; `make` targets and files must be there. What is neither is in a list here, with why.
+Python and SQL run on a small store. YAML is validated as RUN.yaml. Shell lines of `superscene` are parsed by the
+command line itself, and its queries run; `make` targets and files must be there. What is neither is in a list here,
+with why.
 """
 
 import re
@@ -130,16 +131,15 @@ def test_sql_of_the_shell_runs(tables: Path, statement: str) -> None:
 
 
 def lines_of(block: Block) -> list[str]:
-    """Return the commands of a block: comments, prompts and variables before a command taken off, chains taken apart."""
-    text = block.text.replace("\\\n", " ")
-    commands = [part for line in text.splitlines() for part in re.split(r" && ", line)]
-    words = [shlex.split(command, comments=True) for command in commands]
+    """Return the commands of a block: without comments and variables before a command, chains taken apart."""
     found = []
-    for command in words:
-        while len(command) > 1 and re.fullmatch(r"[A-Z_]+=.*", command[0]):
-            command = command[1:]
-        if command:
-            found.append(shlex.join(command))
+    for line in block.text.replace("\\\n", " ").splitlines():
+        for command in line.split(" && "):
+            words = shlex.split(command, comments=True)
+            while len(words) > 1 and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                del words[0]
+            if words:
+                found.append(shlex.join(words))
     return found
 
 

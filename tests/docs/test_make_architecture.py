@@ -1,4 +1,4 @@
-"""The picture of the architecture is the code's: redrawn it is the same, and its arrows are the imports that ast finds."""
+"""The picture of the architecture is the code's: redrawn it is the same, and its arrows are what ast finds."""
 
 import ast
 import re
@@ -61,10 +61,8 @@ def test_no_arrow_runs_through_a_box_or_on_another(picture: ET.Element) -> None:
         (int(r.attrib["x"]), int(r.attrib["y"]), int(r.attrib["width"]), int(r.attrib["height"]))
         for r in picture.iter("{*}rect")
     }
-    uprights = []
-    for arrow in picture.iter("{*}path"):
-        if match := re.fullmatch(r"M(\d+) (\d+)V(\d+)", arrow.attrib["d"]):
-            uprights.append(tuple(map(int, match.groups())))
+    matches = [re.fullmatch(r"M(\d+) (\d+)V(\d+)", arrow.attrib["d"]) for arrow in picture.iter("{*}path")]
+    uprights = [tuple(map(int, match.groups())) for match in matches if match]
     assert len(uprights) >= 8
     for x, top, bottom in uprights:
         for left, box_top, width, height in boxes:
