@@ -18,6 +18,7 @@ import pytest
 import typer
 import typer.main
 import yaml
+from typer.core import TyperGroup
 
 import classifiers
 import sr_models
@@ -168,7 +169,7 @@ def test_shell_lines_are_what_the_programs_take(where: str, line: str, monkeypat
 def takes(arguments: list[str]) -> None:
     """Let the command line parse its arguments, and do nothing else."""
     command, context = SUPERSCENE, typer.Context(SUPERSCENE, info_name="superscene")
-    while isinstance(command, typer.core.TyperGroup):
+    while isinstance(command, TyperGroup):
         name, *arguments = arguments
         if command is SUPERSCENE and name in BESIDE and name not in SUPERSCENE.list_commands(context):
             return
@@ -192,7 +193,7 @@ def test_commands_named_in_sentences_are_there(page: str, span: str) -> None:
     """With the options that are named with them; arguments may be left out in a sentence."""
     words = shlex.split(span)[1:]
     command, context = SUPERSCENE, typer.Context(SUPERSCENE, info_name="superscene")
-    while isinstance(command, typer.core.TyperGroup) and words:
+    while isinstance(command, TyperGroup) and words:
         name, *words = words
         if command is SUPERSCENE and name in BESIDE and name not in SUPERSCENE.list_commands(context):
             return
@@ -268,12 +269,12 @@ def test_a_model_of_one_s_own_works_in_another_process(page: str, tmp_path: Path
     ]
     run_yaml = tmp_path / "RUN.yaml"
     run_yaml.write_text(
-        "archive: {layout: bigearthnet-v2, root: archive}\nstore: store\nclassifiers: [resnet18]\ntrain: {backbone: random}\n"
+        "archive: {layout: bigearthnet-v2, root: archive}\nstore: store\nclassifiers: [resnet18]\n"
+        "train: {backbone: random}\n"
     )
     overrides = [word for words in settings for word in words if word != "--set"]
-    code.append(
-        f"from pathlib import Path; from flows.config import load_config; load_config(Path({str(run_yaml)!r}), {overrides!r})"
-    )
+    code.append("from pathlib import Path; from flows.config import load_config")
+    code.append(f"load_config(Path({str(run_yaml)!r}), {overrides!r})")
     if page == "CONTRIBUTING.md":
         code.append("import sr_models; print(sr_models.fingerprint('sharpened')['distribution'])")
     else:

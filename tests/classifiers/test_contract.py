@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import classifiers
 from classifiers import CLASSIFIERS, ClassifierSpec, check_classifier
-from infra.errors import ConfigError, UnknownNameError
+from infra.errors import ConfigError, UnknownNameError, WeightsError
 
 
 class Stages(nn.Sequential):
@@ -92,7 +92,7 @@ def test_each_fault_is_named(monkeypatch: pytest.MonkeyPatch, entry: ClassifierS
 
 def test_without_an_official_file_the_error_says_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, spec())
-    with pytest.raises(classifiers.registry.WeightsError, match=r"no weight file was given.*`weights: {mine: FILE}`"):
+    with pytest.raises(WeightsError, match=r"no weight file was given.*`weights: {mine: FILE}`"):
         classifiers.weights_file("mine")
 
 
