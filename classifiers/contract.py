@@ -9,12 +9,12 @@ from torch import Tensor
 
 from classifiers.cam.explain import explain
 from classifiers.cam.gradients import layer_activations
-from classifiers.network import Classifier, pool
+from classifiers.network import Classifier
 from classifiers.registry import ClassifierSpec, build, spec
 from infra.errors import ConfigError, PipelineError
 
 _LABELS = 4
-_CLOSE = 1e-4  # in units of the logits: what batches of another size may differ by
+_CLOSE = 1e-4  # in units of the activations: what batches of another size may differ by
 _FAILS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 
 
@@ -22,9 +22,8 @@ def check_classifier(name: str) -> None:
     """Check that a network does what its `ClassifierSpec` says, and what runs take for granted.
 
     Images of `min_size` and of 96 pixels, of three bands and of five, become `feature_channels` activations, those of
-    `target_layer`; the size of maps is told without data; logits are the head's of the pooled activations; each image
-    is by itself, and the same each time; a weight file of three bands fits a network of three and of five; a Grad-CAM
-    is made. A few seconds for a small network.
+    `target_layer`; the size of maps is told without data; each image is by itself, and the same each time; a weight
+    file of three bands fits a network of three and of five; a Grad-CAM is made. A few seconds for a small network.
 
     Args:
         name: One of `names()`.
@@ -55,17 +54,16 @@ def _wrong_activations(entry: ClassifierSpec, model: Classifier, channels: int) 
     for edge in sorted({entry.min_size, max(96, entry.min_size)}):
         images = _images(2, channels, edge)
         with torch.no_grad():
-            logits, found = model.forward_with_features(images)
-            alone = torch.cat([model(image[None]) for image in images])
-            again = model(images)
-        if found.ndim != 4 or found.shape[:2] != (2, entry.feature_channels):
-            return [f"{edge} pixels become {tuple(found.shape)}, where (2, {entry.feature_channels}, h, w) is needed"]
+            found = model.features(images)
+            if found.ndim != 4 or found.shape[:2] != (2, entry.feature_channels):
+                wanted = f"(2, {entry.feature_channels}, h, w)"
+                return [f"images of {edge} pixels become {tuple(found.shape)}, where {wanted} is needed"]
+            alone = torch.cat([model.features(image[None]) for image in images])
+            again = model.features(images)
+        if not torch.equal(again, found) or not torch.allclose(alone, found, atol=_CLOSE):
+            return ["what an image becomes depends on chance, or on those beside it in the batch"]
         if model.map_size((channels, edge, edge)) != found.shape[2:]:
             faults.append(f"at {edge} pixels the size of its activations depends on more than the size of the image")
-        if not torch.allclose(logits, model.classify(pool(found)), atol=_CLOSE):
-            faults.append("its logits are not those of the pooled activations")
-        if not torch.equal(again, logits) or not torch.allclose(alone, logits, atol=_CLOSE):
-            faults.append("what an image becomes depends on chance, or on those beside it in the batch")
         if not torch.allclose(layer_activations(model, images, entry.target_layer), found, atol=_CLOSE):
             faults.append(f"the output of target_layer, {entry.target_layer}, is not what the head pools")
     if not faults and not explain(model, _images(1, channels, 96), "grad_cam", labels=[0]).isfinite().all():

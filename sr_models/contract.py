@@ -89,7 +89,7 @@ def _sees_too_far(model: SrSpec, resolver: SuperResolver) -> list[str]:
     radius = model.receptive_radius
     if radius is None:
         return []
-    images = _images(1, 8, 2 * radius + 8)
+    images = _images(1, 8, 2 * radius + 32)
     changed = images.clone()
     changed[..., 0] = 1 - changed[..., 0]
     difference = (resolver(images) - resolver(changed)).abs().amax(dim=(0, 1, 2))

@@ -43,14 +43,14 @@ def test_redrawn_it_is_the_same(maker: dict[str, Any]) -> None:
 
 def test_its_arrows_are_the_imports_of_the_code(maker: dict[str, Any], picture: ET.Element) -> None:
     packages = maker["root_packages"]()
-    arrows = [(a.get("data-from"), a.get("data-to")) for a in picture.iter("{*}path") if a.get("data-from")]
+    arrows = [(a.get("data-from"), a.get("data-to")) for a in picture.findall(".//{*}path") if a.get("data-from")]
     assert len(set(arrows)) == len(arrows)
     expected = {(of, to) for of in packages for to in imported(of) & set(packages) if of != to}
     assert set(arrows) == expected
 
 
 def test_its_libraries_are_those_that_the_code_imports(maker: dict[str, Any], picture: ET.Element) -> None:
-    texts = ["".join(text.itertext()) for text in picture.iter("{*}text")]
+    texts = ["".join(text.itertext()) for text in picture.findall(".//{*}text")]
     for package in maker["root_packages"]():
         line = " ".join(name for name in maker["SHOWN"] if name in imported(package))
         assert line in texts[texts.index(f"{package}/") :], package
@@ -59,9 +59,9 @@ def test_its_libraries_are_those_that_the_code_imports(maker: dict[str, Any], pi
 def test_no_arrow_runs_through_a_box_or_on_another(picture: ET.Element) -> None:
     boxes = {
         (int(r.attrib["x"]), int(r.attrib["y"]), int(r.attrib["width"]), int(r.attrib["height"]))
-        for r in picture.iter("{*}rect")
+        for r in picture.findall(".//{*}rect")
     }
-    matches = [re.fullmatch(r"M(\d+) (\d+)V(\d+)", arrow.attrib["d"]) for arrow in picture.iter("{*}path")]
+    matches = [re.fullmatch(r"M(\d+) (\d+)V(\d+)", arrow.attrib["d"]) for arrow in picture.findall(".//{*}path")]
     uprights = [tuple(map(int, match.groups())) for match in matches if match]
     assert len(uprights) >= 8
     for x, top, bottom in uprights:
