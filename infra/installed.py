@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol
+from typing import Protocol, Self
 
 from infra.errors import ConfigError
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+]*")  # it becomes a folder, sr=NAM
 class Entry(Protocol):
     """What a table holds."""
 
-    def from_distribution(self, distribution: str) -> "Entry":
+    def from_distribution(self, distribution: str) -> Self:
         """Return the same entry, which says where it comes from."""
 
 
@@ -83,8 +83,7 @@ class ModelTable[T: Entry](Mapping[str, T]):
             raise ConfigError(f"{where} cannot be imported: {error}. Install it anew, or uninstall it") from error
         if not isinstance(found, self._kind):
             raise ConfigError(f"{where} is a {type(found).__name__}, where a {self._kind.__name__} is needed")
-        entry: T = found.from_distribution(_distribution(point))
-        return entry
+        return found.from_distribution(_distribution(point))
 
 
 def _distribution(point: EntryPoint) -> str:

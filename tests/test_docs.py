@@ -150,7 +150,7 @@ def test_the_example_of_coverage_is_of_one_method_of_the_last_run(
 
 
 def test_the_gain_example_is_what_pandas_finds(inputs: Inputs) -> None:
-    statement = next(s for s in blocks(QUESTIONS, "sql") if "AS gain" in s)
+    statement = next(s for s in blocks(QUESTIONS, "sql") if "SELECT label, value AS gain" in s)
     answer = query(inputs.reference / "tables", None, statement).df().set_index("label")["gain"]
     metrics = pd.read_parquet(inputs.reference / "tables" / "metrics")
     f2 = metrics.query("metric == 'f2' and split == 'test' and label.notna() and country.isna() and season.isna()")

@@ -15,6 +15,8 @@ from sr_models import SrSpec, check_sr_model
 class Enlarged(nn.Module):
     """Nearest neighbours, with a fault."""
 
+    calls: Tensor
+
     def __init__(self, fault: str = "") -> None:
         super().__init__()
         self.fault = fault
