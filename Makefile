@@ -7,13 +7,14 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PATCHES ?= 160
 CHAOS ?= --minutes 3
+STORE ?= demo/store
 
 export UV_PROJECT_ENVIRONMENT := .venv
 export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lint types contracts unit slow fuzz bench chaos lock clean
+.PHONY: help setup demo test lint types contracts unit slow fuzz bench chaos notebooks docs lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +64,12 @@ bench: setup  ## Every benchmark, results to benchmarks/results; sr_quality need
 
 chaos: setup  ## Kill, starve and cut off a run until it is done, and compare; CHAOS="--hours 8"
 	$(BIN)/python -m benchmarks.chaos --folder work/chaos $(CHAOS)
+
+notebooks: setup  ## Run the notebooks on the demo's store; STORE=demo/store
+	$(BIN)/python docs/run_notebooks.py $(STORE)
+
+docs: setup  ## The documentation's site, in work/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: | $(filter .tools/bin/uv,$(UV))  ## Resolve requirements.lock anew
 	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade --python-version 3.12 \

@@ -1,9 +1,10 @@
 """The classifiers one may name in a run, how each is built, and where its pretrained weights come from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from classifiers.heads import build_head
 from classifiers.network import Classifier
 from classifiers.weights import VISION_ENCODER, key_mismatch, read_tensors
 from infra.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean
+from infra.installed import ModelTable
 from infra.weights_store import OfficialFile, WeightsStore
 
 
@@ -18,8 +20,8 @@ from infra.weights_store import OfficialFile, WeightsStore
 class ClassifierSpec:
     """What a caller must know of one network."""
 
-    timm_name: str
-    """Name of the architecture in timm."""
+    timm_name: str | None
+    """Name of the architecture in timm; None: it is built by `backbone`."""
     feature_channels: int
     """K, channels of the last convolutional stage."""
     target_layer: str
@@ -30,14 +32,40 @@ class ClassifierSpec:
     """Prefix of the parameters of the published classification layer, which are dropped."""
     min_size: int
     """Smallest edge of an input, pixels."""
-    official_file: OfficialFile
-    """The published ImageNet weights."""
-    weights_licence: str
-    """Terms of the published weights."""
     licence: str
-    """Licence of the architecture's code in timm."""
+    """Licence of the architecture's code, in timm where it is from there."""
     paper: str
     """Where the network is described."""
+    official_file: OfficialFile | None = None
+    """The published ImageNet weights; None: there are none, and RUN.yaml names a file where one is wanted."""
+    weights_licence: str = "none"
+    """Terms of the published weights."""
+    backbone: Callable[[int], nn.Module] | None = None
+    """Builds the network, without pooling and classification layer, from the number of bands; None: timm does."""
+    distribution: str | None = None
+    """Name and version of the distribution that brings the network, None for this package's own. It is part of the
+    identity of what is trained, since another version may be another network."""
+
+    def from_distribution(self, distribution: str) -> Self:
+        """Return the entry as another distribution's, given its name and version."""
+        return replace(self, distribution=distribution)
+
+    def build_backbone(self, in_channels: int) -> nn.Module:
+        """Return the convolutional stages, from (N, in_channels, H, W) to (N, feature_channels, h, w).
+
+        Raises:
+            ConfigError: The entry says neither a name in timm nor how to build the network, or both.
+        """
+        if (self.timm_name is None) == (self.backbone is None):
+            raise ConfigError("a ClassifierSpec has either a timm_name or a backbone, and not both")
+        if self.backbone is not None:
+            return self.backbone(in_channels)
+        import timm  # 2 s that the driver and half of the workers need not spend
+
+        network: nn.Module = timm.create_model(
+            self.timm_name, pretrained=False, in_chans=in_channels, num_classes=0, global_pool=""
+        )
+        return network
 
 
 def _resnet(depth: int, feature_channels: int, sha256: str) -> ClassifierSpec:
@@ -56,7 +84,7 @@ def _resnet(depth: int, feature_channels: int, sha256: str) -> ClassifierSpec:
     )
 
 
-CLASSIFIERS: Mapping[str, ClassifierSpec] = MappingProxyType(
+_OWN: Mapping[str, ClassifierSpec] = MappingProxyType(
     {
         # torchvision's IMAGENET1K_V1 for resnet18, IMAGENET1K_V2 for the others
         "resnet18": _resnet(18, 512, "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"),
@@ -84,6 +112,10 @@ CLASSIFIERS: Mapping[str, ClassifierSpec] = MappingProxyType(
         ),
     }
 )
+
+CLASSIFIERS: Mapping[str, ClassifierSpec] = ModelTable(_OWN, "superscene.classifiers", ClassifierSpec)
+"""The networks by name: this package's, then those of other installed distributions, which offer a `ClassifierSpec` by
+an entry point of the group `superscene.classifiers`."""
 
 
 def names() -> tuple[str, ...]:
@@ -122,16 +154,20 @@ def weights_file(name: str, given: str | Path | None = None) -> Path:
         if not Path(given).is_file():
             raise _missing(name, entry, f"there is no file at {given}")
         return Path(given).absolute()
-    stored = WeightsStore.default().find(name, entry.official_file)
+    stored = WeightsStore.default().find(name, entry.official_file) if entry.official_file else None
     if stored is None:
         raise _missing(name, entry, "no weight file was given or stored")
     return stored
 
 
 def _missing(name: str, entry: ClassifierSpec, found: str) -> WeightsError:
-    return WeightsError(
-        f"{name} needs pretrained weights, but {found}. {entry.official_file.where_to_get(name, entry.weights_licence)}"
+    official = entry.official_file
+    advice = (
+        f"Name a file in RUN.yaml: `weights: {{{name}: FILE}}`."
+        if official is None
+        else official.where_to_get(name, entry.weights_licence)
     )
+    return WeightsError(f"{name} needs pretrained weights, but {found}. {advice}")
 
 
 def build(
@@ -162,11 +198,7 @@ def build(
             f"{name} needs at least one label and one input channel, got {num_labels} label(s) and "
             f"{in_channels} channel(s)"
         )
-    import timm  # 2 s that the driver and half of the workers need not spend
-
-    backbone: nn.Module = timm.create_model(
-        entry.timm_name, pretrained=False, in_chans=in_channels, num_classes=0, global_pool=""
-    )
+    backbone = entry.build_backbone(in_channels)
     classifier = Classifier(
         backbone,
         build_head(head, entry.feature_channels, num_labels),

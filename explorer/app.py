@@ -24,7 +24,7 @@ from explorer.snapshot import read_snapshot
 from infra.errors import PipelineError, StoreError, UnknownNameError
 from infra.storage import StorePaths
 from tasks.pictures import colour_stops, label_colours
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
 
 OPENAPI = "/api/openapi.json"
 STATIC = Path(__file__).parent / "static"

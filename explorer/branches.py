@@ -16,7 +16,7 @@ from explorer.columns import label_bits
 from explorer.snapshot import Snapshot
 from infra.parquet_files import read_coded, read_parquet, read_rows
 from infra.tables import read_table
-from tasks.report_numbers import HiveFolder, Numbers
+from tasks.report.numbers import HiveFolder, Numbers
 
 _OF_FIT = "fit"  # rows of tables/reliability_clusters that tell of the samples that clusters were fitted on
 

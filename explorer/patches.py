@@ -12,8 +12,8 @@ from explorer.snapshot import Snapshot
 from tasks.gallery_maps import StoredMaps
 from tasks.gallery_rows import BranchRows, explained_folders
 from tasks.pictures import map_uri
-from tasks.report_map_tables import METHOD_NAMES
-from tasks.report_numbers import Numbers
+from tasks.report.map_tables import METHOD_NAMES
+from tasks.report.numbers import Numbers
 
 NEIGHBOURS_KM = 10.0
 """How far neighbours may lie."""

@@ -19,7 +19,7 @@ from infra.zarr_store import ShardedStore
 from tasks.branch import CEILING
 from tasks.gallery_pixels import GalleryPixels, rgb_array
 from tasks.pictures import to_rgb8
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
 
 FALSE_COLOUR = ("B08", "B04", "B03")
 """Near infrared, red, green as red, green, blue: vegetation is red."""

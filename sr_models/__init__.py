@@ -1,6 +1,7 @@
 """Super-resolution models: one table of them, one way to load and run them, and measures of what they return."""
 
 from infra.weights_store import OfficialFile
+from sr_models.contract import check_sr_model
 from sr_models.engine import SrEngine
 from sr_models.registry import SR_MODELS, ShippedWeights, SrSpec, names, spec
 from sr_models.stretch import clipped_share, to_dn, to_unit
@@ -14,6 +15,7 @@ __all__ = [
     "SrEngine",
     "SrSpec",
     "SuperResolver",
+    "check_sr_model",
     "clipped_share",
     "fingerprint",
     "load",

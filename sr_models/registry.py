@@ -1,15 +1,17 @@
 """Every super-resolution model by its name in RUN.yaml, and what a caller must know about it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import nn
 
 from infra.bigearthnet.bands import RGB
 from infra.errors import UnknownNameError, did_you_mean
+from infra.installed import ModelTable
 from infra.weights_store import OfficialFile
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
 from sr_models.hat import hat
@@ -73,6 +75,13 @@ class SrSpec:
     """The published weights, None for a model without weights."""
     shipped: ShippedWeights | None = None
     """Weights that come with this package, used where no others are given or stored."""
+    distribution: str | None = None
+    """Name and version of the distribution that brings the model, None for this package's own. It is part of the
+    model's identity, since another version may compute other pixels."""
+
+    def from_distribution(self, distribution: str) -> Self:
+        """Return the entry as another distribution's, given its name and version."""
+        return replace(self, distribution=distribution)
 
     def build(self) -> nn.Module:
         """Return the network on the CPU, float32, with random parameters where it has any."""
@@ -87,7 +96,7 @@ _HAT_PARAMETERS = MappingProxyType(
     {"embed_dim": 180, "num_groups": 6, "num_blocks": 6, "compress_ratio": 3, "squeeze_factor": 30}
 )
 
-SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
+_OWN: Mapping[str, SrSpec] = MappingProxyType(
     {
         "none": SrSpec(
             title="the patch as it is",
@@ -249,7 +258,10 @@ SR_MODELS: Mapping[str, SrSpec] = MappingProxyType(
         ),
     }
 )
-"""The super-resolution models by name."""
+
+SR_MODELS: Mapping[str, SrSpec] = ModelTable(_OWN, "superscene.sr_models", SrSpec)
+"""The super-resolution models by name: this package's, then those of other installed distributions, which offer an
+`SrSpec` by an entry point of the group `superscene.sr_models`."""
 
 
 def names() -> tuple[str, ...]:

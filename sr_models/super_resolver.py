@@ -44,6 +44,8 @@ class SuperResolver:
     """Whether each band is treated alone, so that any number may go through as they are."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Layout of the network's parameters and of its input; channels last for convolutions."""
+    distribution: str | None = None
+    """Name and version of the distribution that brings the model; None for this package's own."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the batch enlarged, each image by itself.
@@ -97,7 +99,7 @@ class SuperResolver:
 
     def identity(self) -> dict[str, Scalar | None]:
         """Return whatever determines the output: what a `config` is made of. Never paths, device or batch size."""
-        return _identity(self.name, self.scale, self.parameters, self.weights_sha256, self.dtype)
+        return _identity(self.name, self.scale, self.parameters, self.weights_sha256, self.dtype, self.distribution)
 
     @contextmanager
     def _exact_float32(self) -> Iterator[None]:
@@ -153,7 +155,17 @@ def load(
         layout = torch.channels_last
     network = network.to(memory_format=layout)
     return SuperResolver(
-        name, model.scale, network, place, precision, digest, model.parameters, bands, model.bandwise, layout
+        name,
+        model.scale,
+        network,
+        place,
+        precision,
+        digest,
+        model.parameters,
+        bands,
+        model.bandwise,
+        layout,
+        model.distribution,
     )
 
 
@@ -169,13 +181,21 @@ def fingerprint(
     """
     model, precision = spec(name), _precision(name, dtype)
     file = weights_file(name, weights)
-    return _identity(name, model.scale, model.parameters, None if file is None else sha256(file), precision)
+    digest = None if file is None else sha256(file)
+    return _identity(name, model.scale, model.parameters, digest, precision, model.distribution)
 
 
 def _identity(
-    name: str, scale: int, parameters: Mapping[str, Scalar], digest: str | None, dtype: torch.dtype
+    name: str,
+    scale: int,
+    parameters: Mapping[str, Scalar],
+    digest: str | None,
+    dtype: torch.dtype,
+    distribution: str | None,
 ) -> dict[str, Scalar | None]:
-    return {**parameters, "sr": name, "scale": scale, "weights_sha256": digest, "dtype": _word(dtype)}
+    brought_by: dict[str, Scalar | None] = {} if distribution is None else {"distribution": distribution}
+    own: dict[str, Scalar | None] = {"sr": name, "scale": scale, "weights_sha256": digest, "dtype": _word(dtype)}
+    return {**parameters, **own, **brought_by}
 
 
 def _precision(name: str, dtype: str | torch.dtype | None) -> torch.dtype:

@@ -8,6 +8,7 @@ import classifiers
 from classifiers import checkpoint
 from classifiers.network import Classifier
 from classifiers.published import backbone_state, is_published
+from classifiers.registry import spec
 from infra.fingerprint import Json
 from infra.node_files import local_file
 from infra.storage import file_sha256
@@ -27,7 +28,9 @@ class Backbone:
     def identity(self) -> dict[str, Json]:
         """Return what determines it."""
         digest = None if self.file is None else file_sha256(self.file)
-        return {"classifier": self.network, "kind": self.kind, "sha256": digest}
+        identity: dict[str, Json] = {"classifier": self.network, "kind": self.kind, "sha256": digest}
+        distribution = spec(self.network).distribution
+        return identity if distribution is None else {**identity, "distribution": distribution}
 
 
 def load_network(backbone: Backbone, num_labels: int, bands: tuple[str, ...], head: str = "linear") -> Classifier:

@@ -1,4 +1,4 @@
-"""What the documentation says: the tables' page equals the schemas, and the README's examples run."""
+"""What the documentation says: made pages equal what they are made from, and examples answer what they say."""
 
 import re
 import runpy
@@ -7,28 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import xarray as xr
 import yaml
 
 from classifiers import explain, explain_methods
 from classifiers.cam.explain import METHODS
 from flows.config import RunConfig
 from infra.query import query
-from infra.tables import RELIABILITY, SCHEMA_VERSION, VERSION_KEY, hive_folder, publish
+from infra.tables import SCHEMA_VERSION, VERSION_KEY
+from tests.docs_pages import blocks_of, tables_with_reliability
 from tests.flows.stores import PROJECT, Inputs, shared_inputs
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
+QUESTIONS = (PROJECT / "docs" / "questions.md").read_text(encoding="utf-8")
+EXPLAIN = (PROJECT / "docs" / "explain.md").read_text(encoding="utf-8")
 RUN_YAML = (PROJECT / "docs" / "run-yaml.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return [block.text for block in blocks_of(text) if block.language == language]
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Inputs:
 def test_the_page_of_tables_is_made_from_the_schemas() -> None:
     made = runpy.run_path(str(PROJECT / "docs" / "make_tables.py"))["tables_page"]()
     assert (PROJECT / "docs" / "tables.md").read_text(encoding="utf-8") == made, "run python docs/make_tables.py"
+
+
+def test_the_page_of_the_command_line_is_made_from_its_help() -> None:
+    made = runpy.run_path(str(PROJECT / "docs" / "make_cli.py"))["cli_page"]()
+    assert (PROJECT / "docs" / "cli.md").read_text(encoding="utf-8") == made, "run python docs/make_cli.py"
+    assert "## superscene super-resolve\n" in made
+    assert "## superscene weights fetch\n" in made
+    assert "| `--set " in made
 
 
 def test_the_reference_of_run_yaml_is_complete_and_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,27 +89,7 @@ def test_every_explanation_method_is_told_with_its_options() -> None:
 
 @pytest.fixture(scope="module")
 def tables(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference store's tables, and reliability, which it has none of: scores by hand, of this run and another."""
-    folder = tmp_path_factory.mktemp("docs") / "tables"
-    shutil.copytree(inputs.reference / "tables", folder)
-    row = {"label": "Pastures", "seed": 0, "predicted": True, "truth": None, "cluster": 0, "adjusted": True}
-    scores = (("a", "test", 0.75, 0.9), ("b", "test", 0.25, 0.9), ("c", "test", 0.25, 0.6), ("d", "train", 0.0, 0.9))
-    rows: list[dict[str, Any]] = [
-        {**row, "patch_id": name, "split": split, "reliability": score, "cluster_error_rate": 1 - score, "prob": prob}
-        for name, split, score, prob in scores
-    ]
-    rows.append({**rows[0], "patch_id": "no map", "cluster": None, "reliability": None, "cluster_error_rate": None})
-    for sr in ("none", "bicubic"):
-        keys = {"sr": sr, "classifier": "resnet18", "config": "12345678"}
-        path = hive_folder(folder / "reliability", **keys)
-        publish(path, pa.Table.from_pylist(rows, RELIABILITY), RELIABILITY, ["patch_id"])
-    return folder
-
-
-@pytest.mark.parametrize("statement", blocks(README, "sql"))
-def test_the_sql_examples_answer(tables: Path, statement: str) -> None:
-    rows = query(tables, None, statement).fetchall()
-    assert rows
+    return tables_with_reliability(inputs, tmp_path_factory.mktemp("docs") / "tables")
 
 
 def of_two_classifiers(tables: Path, name: str) -> pd.DataFrame:
@@ -112,7 +100,7 @@ def of_two_classifiers(tables: Path, name: str) -> pd.DataFrame:
 
 def test_the_example_of_methods_has_one_row_for_each_method_and_classifier(tables: Path, tmp_path: Path) -> None:
     """The uniform map's rows stand beside those of each method in the table."""
-    statement = next(s for s in blocks(README, "sql") if "AS judd_auc" in s)
+    statement = next(s for s in blocks(QUESTIONS, "sql") if "AS judd_auc" in s)
     rows = of_two_classifiers(tables, "explanation_metrics")
     (tmp_path / "explanation_metrics").mkdir()
     table = pa.Table.from_pandas(rows).replace_schema_metadata({VERSION_KEY: SCHEMA_VERSION})
@@ -135,7 +123,7 @@ def test_the_example_of_methods_has_one_row_for_each_method_and_classifier(table
 
 def test_the_example_of_reliability_lists_the_least_reliable_first(tables: Path) -> None:
     """Of equal ones the less sure first; without the score of no map, and of the test split alone."""
-    statement = next(s for s in blocks(README, "sql") if "FROM reliability" in s)
+    statement = next(s for s in blocks(QUESTIONS, "sql") if "FROM reliability" in s)
     answer = query(tables, None, statement).df()
     assert answer["patch_id"].tolist() == ["c", "c", "b", "b", "a", "a"]
     assert answer["reliability"].tolist() == [0.25] * 4 + [0.75] * 2
@@ -154,10 +142,10 @@ def test_the_example_of_coverage_is_of_one_method_of_the_last_run(
     for path, value in ((folder.with_name("config=0000000a"), 8.0), (other, 5.0)):
         path.mkdir(parents=True)
         rows.assign(coverage=value).to_parquet(path / "data-00000.parquet")
-    (example,) = (text for text in blocks(README, "python") if "explained" in text and "pd." in text)
+    (example,) = (text for text in blocks(QUESTIONS, "python") if "explained" in text and "pd." in text)
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), found)
+    exec(compile(example, "docs", "exec"), found)
     answer = found["coverage"]
     expected = rows[rows["split"] == "test"].groupby("label", observed=True)["coverage"].mean()
     ours = answer.xs("none", level="sr").xs("resnet18", level="classifier")
@@ -166,7 +154,7 @@ def test_the_example_of_coverage_is_of_one_method_of_the_last_run(
 
 
 def test_the_gain_example_is_what_pandas_finds(inputs: Inputs) -> None:
-    statement = next(s for s in blocks(README, "sql") if "AS gain" in s)
+    statement = next(s for s in blocks(QUESTIONS, "sql") if "SELECT label, value AS gain" in s)
     answer = query(inputs.reference / "tables", None, statement).df().set_index("label")["gain"]
     metrics = pd.read_parquet(inputs.reference / "tables" / "metrics")
     f2 = metrics.query("metric == 'f2' and split == 'test' and label.notna() and country.isna() and season.isna()")
@@ -177,9 +165,9 @@ def test_the_gain_example_is_what_pandas_finds(inputs: Inputs) -> None:
 
 def test_the_example_of_super_resolution_carries_every_map_to_the_patch() -> None:
     """Of the last SR model, by torch's own enlargement of what `explain` gives."""
-    (example,) = (text for text in blocks(README, "python") if "on_grid" in text)
+    (example,) = (text for text in blocks(EXPLAIN, "python") if "on_grid" in text)
     found: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), found)
+    exec(compile(example, "docs", "exec"), found)
     assert {sr: cam.shape for sr, cam in found["on_patch"].items()} == dict.fromkeys(
         ("none", "bicubic", "srresnet"), (120, 120)
     )
@@ -189,15 +177,3 @@ def test_the_example_of_super_resolution_carries_every_map_to_the_patch() -> Non
     large = torch.nn.functional.interpolate(maps, size=120, mode="bilinear")[0, 0]
     assert large.any()
     torch.testing.assert_close(found["on_patch"]["srresnet"], large)
-
-
-@pytest.mark.parametrize("example", blocks(README, "python"))
-def test_the_python_examples_run(
-    inputs: Inputs, example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "store").symlink_to(inputs.reference)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out
-    assert {duckdb.__name__, xr.__name__} == {"duckdb", "xarray"}

@@ -23,7 +23,7 @@ from tasks.export_geopackage import export_geopackage
 from tasks.export_stac import export_stac
 from tasks.run_record import scored_configs
 from tests.tasks.export_store import PLACES, patch_rows, publish_patches
-from tests.tasks.report_store import STUDY, make_store
+from tests.tasks.report.report_store import STUDY, make_store
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tables-howto.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)

@@ -220,6 +220,7 @@ def test_refuses_weights_of_another_network_and_broken_files(tmp_path: Path) -> 
 def test_official_file_is_named_after_its_hash(name: str) -> None:
     """The convention of torch.hub, which tests the digits in the name against the file."""
     official = CLASSIFIERS[name].official_file
+    assert official is not None
     stem, digits = Path(official.name).stem.split("-")
     assert stem == name.replace("_", "")
     assert official.sha256 is not None
@@ -242,7 +243,9 @@ class TestWeightsFile:
         assert weights_file("resnet50", "mine.pth") == tmp_path / "mine.pth"
 
     def test_a_stored_file_must_be_the_official_one(self, store: WeightsStore) -> None:
-        path = store.path("resnet50", CLASSIFIERS["resnet50"].official_file)
+        official = CLASSIFIERS["resnet50"].official_file
+        assert official is not None
+        path = store.path("resnet50", official)
         path.parent.mkdir(parents=True)
         path.write_bytes(b"another")
         with pytest.raises(WeightsError, match="changed or damaged"):
@@ -250,6 +253,7 @@ class TestWeightsFile:
 
     def test_a_stored_file_is_found(self, store: WeightsStore, monkeypatch: pytest.MonkeyPatch) -> None:
         entry = CLASSIFIERS["resnet50"]
+        assert entry.official_file is not None
         official = replace(entry.official_file, sha256=hashlib.sha256(b"content").hexdigest())
         table = {"resnet50": replace(entry, official_file=official)}
         monkeypatch.setattr("classifiers.registry.CLASSIFIERS", table)

@@ -22,11 +22,11 @@ from tasks.last_run import last_run
 from tasks.metric_rows import Bootstrap
 from tasks.paper_tables import publish_paper_tables
 from tasks.report import render
-from tasks.report_maps import maps_of_run
-from tasks.report_numbers import Numbers
-from tasks.report_reliability import reliability_of_run
+from tasks.report.maps import maps_of_run
+from tasks.report.numbers import Numbers
+from tasks.report.reliability import reliability_of_run
 from tasks.run_record import scored_configs
-from tests.tasks.report_store import ACC, AP, JUDD
+from tests.tasks.report.report_store import ACC, AP, JUDD
 
 V1 = Path(__file__).parents[1] / "infra" / "tables" / "v1"
 FILES = sorted(V1.rglob("*.parquet"))

@@ -279,10 +279,10 @@ def test_the_least_reliable_are_listed_those_least_sure_first(text: str) -> None
     assert [row[-1].value for row in rows[:4]] == [0.875, 0.75, 0.75, 0.5]
 
 
-def test_the_query_of_the_page_is_the_readme_s_and_lists_the_same(paths: StorePaths, text: str) -> None:
+def test_the_query_of_the_page_is_the_documentation_s_and_lists_the_same(paths: StorePaths, text: str) -> None:
     (shown,) = re.findall(r'superscene sql STORE "(.*?)"', Page(section(text)).text)
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    (block,) = (text for text in re.findall(r"```sql\n(.*?)```", readme, re.DOTALL) if "FROM reliability" in text)
+    questions = (Path(__file__).parents[3] / "docs" / "questions.md").read_text(encoding="utf-8")
+    (block,) = (text for text in re.findall(r"```sql\n(.*?)```", questions, re.DOTALL) if "FROM reliability" in text)
     assert " ".join(shown.split()) == " ".join(block.split("\n", 1)[1].split())
     rows = query(paths.tables, Numbers(paths).run.configs, shown).fetchall()
     _, listed = lines(text, "doubtful-table")
