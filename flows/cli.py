@@ -34,6 +34,8 @@ COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
         "reliability": runs.reliability,
         "evaluate": runs.evaluate,
         "report": results.report,
+        "export": results.export,
+        "serve": results.serve,
         "demo": runs.demo,
         "synth": tools.synth,
         "super-resolve": tools.super_resolve,
