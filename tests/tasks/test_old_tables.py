@@ -21,9 +21,9 @@ from tasks.export import export_csv, names_of_tables
 from tasks.last_run import last_run
 from tasks.metric_rows import Bootstrap
 from tasks.paper_tables import publish_paper_tables
-from tasks.report import render
 from tasks.report.maps import maps_of_run
 from tasks.report.numbers import Numbers
+from tasks.report.page import render
 from tasks.report.reliability import reliability_of_run
 from tasks.run_record import scored_configs
 from tests.tasks.report.report_store import ACC, AP, JUDD
