@@ -1,7 +1,7 @@
 """What is wrong with a setting, in the words of this project: which key, what it needs, what was found."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from pydantic import BaseModel
@@ -45,19 +45,13 @@ def faults(errors: Sequence[ErrorDetails], model: type[BaseModel], sections: Map
     """
     by_path: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for error in errors:
+        if error["type"] == "too_short" and error["input"]:
+            continue  # a list counts as too short where what is in it has faults, which are told by themselves
         path = tuple(part for part in error["loc"] if not _is_kind(part))
         by_path.setdefault(path, []).append({**error, "loc": path})
-    cut = {
-        tuple(error["loc"]) for error in errors if error["type"] == "too_short" and error["input"]
-    }  # by faults in it
-    found = (_of_kinds(same) if len(same) > 1 else _fault(same[0], model, sections) for same in _uncut(by_path, cut))
-    return "; ".join(found)
-
-
-def _uncut(
-    by_path: Mapping[tuple[int | str, ...], list[ErrorDetails]], cut: Collection[tuple[int | str, ...]]
-) -> Iterator[list[ErrorDetails]]:
-    return (same for path, same in by_path.items() if path not in cut)
+    return "; ".join(
+        _of_kinds(same) if len(same) > 1 else _fault(same[0], model, sections) for same in by_path.values()
+    )
 
 
 def _of_kinds(errors: Sequence[ErrorDetails]) -> str:
@@ -97,7 +91,7 @@ def _found(error: ErrorDetails) -> str:
     """Return what was found; a section or a list by its kind, and nothing that may hold a password."""
     value = error["input"]
     if isinstance(value, dict | list | tuple):
-        return f", and {'is empty' if not value else 'has several'}"
+        return f", and is a {'section' if isinstance(value, dict) else 'list'}"
     text = "null" if value is None else repr(value)
     return "" if "://" in text or "@" in text or len(text) > _LONGEST else f", and is {text}"
 
