@@ -56,7 +56,7 @@ def faults(errors: Sequence[ErrorDetails], model: type[BaseModel], sections: Map
 
 def _of_kinds(errors: Sequence[ErrorDetails]) -> str:
     """Return what is wrong with a setting that may be of several kinds, and has an error of each."""
-    needs = [_need(error).removeprefix("needs ").removeprefix("to be ") for error in errors]
+    needs = [_need(error).removeprefix("needs ") for error in errors]
     *others, last = dict.fromkeys(needs)
     where = ".".join(map(str, errors[0]["loc"]))
     return f"{where}: needs {', '.join(others)}{' or ' if others else ''}{last}{_found(errors[0])}"
@@ -65,7 +65,7 @@ def _of_kinds(errors: Sequence[ErrorDetails]) -> str:
 def _need(error: ErrorDetails) -> str:
     if error["type"] == "literal_error":
         return str(error.get("ctx", {}).get("expected", ""))
-    return _NEEDS.get(error["type"], error["msg"].removeprefix("Input should be "))
+    return _NEEDS.get(error["type"], error["msg"].replace("Input should be", "to be", 1))
 
 
 def _is_kind(part: int | str) -> bool:
