@@ -1,7 +1,7 @@
 """What is wrong with a setting, in the words of this project: which key, what it needs, what was found."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from pydantic import BaseModel
@@ -45,24 +45,18 @@ def faults(errors: Sequence[ErrorDetails], model: type[BaseModel], sections: Map
     """
     by_path: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for error in errors:
+        if error["type"] == "too_short" and error["input"]:
+            continue  # a list counts as too short where what is in it has faults, which are told by themselves
         path = tuple(part for part in error["loc"] if not _is_kind(part))
         by_path.setdefault(path, []).append({**error, "loc": path})
-    cut = {
-        tuple(error["loc"]) for error in errors if error["type"] == "too_short" and error["input"]
-    }  # by faults in it
-    found = (_of_kinds(same) if len(same) > 1 else _fault(same[0], model, sections) for same in _uncut(by_path, cut))
-    return "; ".join(found)
-
-
-def _uncut(
-    by_path: Mapping[tuple[int | str, ...], list[ErrorDetails]], cut: Collection[tuple[int | str, ...]]
-) -> Iterator[list[ErrorDetails]]:
-    return (same for path, same in by_path.items() if path not in cut)
+    return "; ".join(
+        _of_kinds(same) if len(same) > 1 else _fault(same[0], model, sections) for same in by_path.values()
+    )
 
 
 def _of_kinds(errors: Sequence[ErrorDetails]) -> str:
     """Return what is wrong with a setting that may be of several kinds, and has an error of each."""
-    needs = [_need(error).removeprefix("needs ").removeprefix("to be ") for error in errors]
+    needs = [_need(error).removeprefix("needs ") for error in errors]
     *others, last = dict.fromkeys(needs)
     where = ".".join(map(str, errors[0]["loc"]))
     return f"{where}: needs {', '.join(others)}{' or ' if others else ''}{last}{_found(errors[0])}"
@@ -71,7 +65,7 @@ def _of_kinds(errors: Sequence[ErrorDetails]) -> str:
 def _need(error: ErrorDetails) -> str:
     if error["type"] == "literal_error":
         return str(error.get("ctx", {}).get("expected", ""))
-    return _NEEDS.get(error["type"], error["msg"].removeprefix("Input should be "))
+    return _NEEDS.get(error["type"], error["msg"].replace("Input should be", "to be", 1))
 
 
 def _is_kind(part: int | str) -> bool:
@@ -97,7 +91,7 @@ def _found(error: ErrorDetails) -> str:
     """Return what was found; a section or a list by its kind, and nothing that may hold a password."""
     value = error["input"]
     if isinstance(value, dict | list | tuple):
-        return f", and {'is empty' if not value else 'has several'}"
+        return f", and is a {'section' if isinstance(value, dict) else 'list'}"
     text = "null" if value is None else repr(value)
     return "" if "://" in text or "@" in text or len(text) > _LONGEST else f", and is {text}"
 

@@ -98,7 +98,7 @@ def scores_document(found: "Selection") -> dict[str, object]:
 
 def plan_document(config: "RunConfig", rows: Sequence["PlanRow"]) -> dict[str, object]:
     """Return what a run would do."""
-    numbers: dict[str, float | None] = {}
+    numbers: dict[tuple[str, ...], float | None] = {}
     for row in rows:
         numbers.update(row.numbers)
     return {"shard_size": config.shard_size, **_nested(numbers)}

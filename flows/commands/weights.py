@@ -208,8 +208,8 @@ def _listed(store: WeightsStore, model: "Model") -> Listed:
         if not official.pinned:
             digest = store.recorded(path)
             whose = "recorded" if digest else "not recorded"
-        size = path.stat().st_size
-        return Listed(model.name, official.file_name, size, "stored", digest, whose, model.licence, official.url)
+        n_bytes = path.stat().st_size
+        return Listed(model.name, official.file_name, n_bytes, "stored", digest, whose, model.licence, official.url)
     if shipped is not None:
         size = shipped.path.stat().st_size if shipped.path.is_file() else None
         return Listed(

@@ -137,16 +137,16 @@ def _instead(path: Path) -> str:
 
 def level(case: Case) -> Finding | None:
     """Look whether the root is the archive's own folder, not one above or below it."""
-    folder = case.local_archive
-    if folder is None or not folder.is_dir() or case.layout not in ROOTS:
+    folder, layout = case.local_archive, case.layout
+    if folder is None or layout is None or layout not in ROOTS or not folder.is_dir():
         return None
-    is_root, words = ROOTS[case.layout]
+    is_root, words = ROOTS[layout]
     if is_root(folder):
         return ok(f"{folder} {words}")
     for other in (*_below(folder, _DEEPER), *list(folder.absolute().parents)[:_DEEPER]):
         if is_root(other):
             return fail(f"{folder} is not the archive's root: {other} is, which {words}")
-    return fail(f"{folder} is no archive of the layout {case.layout}: its root {words}")
+    return fail(f"{folder} is no archive of the layout {layout}: its root {words}")
 
 
 def _below(folder: Path, levels: int) -> Iterator[Path]:

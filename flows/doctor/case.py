@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -135,19 +135,11 @@ def _like_yaml(path: Path) -> bool:
 
 
 def _case_of_settings(run_yaml: Path, overrides: list[str] | None) -> Case:
-    from flows.config import read_settings
+    from flows.config import RunConfig, read_settings
 
     settings = read_settings(run_yaml, overrides)
-    archive, train = _section(settings, "archive"), _section(settings, "train")
-    resources, variants = _section(settings, "resources"), _section(settings, "variants")
-    trained = _section(settings, "trained")
-    started = train.get("backbone", "weights") == "weights" and settings.get("models_from") is None
-    networks = []
-    for name in _names(settings.get("classifiers", ["resnet50"])):
-        variant = _section(variants, name)
-        own = _section(variant, "train").get("backbone", "weights" if started else "")
-        if name not in trained and own == "weights" and settings.get("models_from") is None:
-            networks.append(str(variant.get("network", name)))
+    default = RunConfig.model_fields
+    archive, resources = _section(settings, "archive"), _section(settings, "resources")
     actors, gpus = resources.get("actors"), resources.get("gpus_per_actor")
     return Case(
         run_yaml=run_yaml,
@@ -155,12 +147,25 @@ def _case_of_settings(run_yaml: Path, overrides: list[str] | None) -> Case:
         store=_place(settings.get("store")),
         layout=_text(archive.get("layout")),
         archive=_place(archive.get("root")),
-        sr=_names(settings.get("sr", ["none", "bicubic"])),
-        classifiers=tuple(dict.fromkeys(networks)),
+        sr=_names(settings.get("sr", default["sr"].default)),
+        classifiers=_started_from_files(settings, _names(settings.get("classifiers", default["classifiers"].default))),
         weights={str(name): str(file) for name, file in _section(settings, "weights").items()},
         actors=actors if isinstance(actors, int) else None,
         gpus=float(gpus) if isinstance(gpus, int | float) else None,
     )
+
+
+def _started_from_files(settings: Mapping[str, object], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the networks, of classifiers by these names, whose backbone starts from a weight file."""
+    if settings.get("models_from") is not None:
+        return ()
+    start = _section(settings, "train").get("backbone", "weights")
+    variants, networks = _section(settings, "variants"), []
+    for name in names:
+        variant = _section(variants, name)
+        if _section(variant, "train").get("backbone", start) == "weights" and name not in _section(settings, "trained"):
+            networks.append(str(variant.get("network", name)))
+    return tuple(dict.fromkeys(networks))
 
 
 def _section(settings: Mapping[str, object], name: str) -> dict[str, object]:
@@ -170,7 +175,7 @@ def _section(settings: Mapping[str, object], name: str) -> dict[str, object]:
 
 
 def _names(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, list) else ()
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
 
 
 def _text(value: object) -> str | None:

@@ -42,7 +42,7 @@ def driver(case: Case) -> Finding:
     return ok("no NVIDIA card: runs go on the CPU")
 
 
-def build(case: Case) -> Finding | None:
+def build(case: Case) -> Finding:
     """Look whether torch was built for GPUs where there is one."""
     import torch
 

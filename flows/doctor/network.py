@@ -3,7 +3,7 @@
 import os
 import socket
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 import psutil
 
@@ -41,7 +41,7 @@ def proxies(case: Case) -> Finding:  # noqa: ARG001  # of the environment alone
     odd = [kind for kind, url in named.items() if "://" not in url]
     if odd:
         return fail(f"{hosts}; {', '.join(sorted(odd))} has no scheme, such as http://")
-    reached = [host for host in _LOCAL if not proxy_bypass_environment(host)]
+    reached = [host for host in _LOCAL if not proxy_bypass(host)]
     if reached:
         return fail(f"{hosts}; NO_PROXY does not name {' and '.join(reached)}")
     return ok(f"{hosts}; not for {' and '.join(_LOCAL)}")
@@ -86,7 +86,8 @@ def is_free(port: int) -> bool:
 def _by(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            here = connection.laddr and connection.laddr.port == port
+            if here and connection.status == psutil.CONN_LISTEN and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()}, process {connection.pid}"
     except psutil.Error:  # other users' are not shown
         return ""

@@ -32,7 +32,8 @@ def needed(case: Case) -> Finding | None:
         try:
             count += find(name, case.weights.get(name)) is not None
         except WeightsError as error:
-            wrong.append(f"{name}: {_first_clause(error)}")
+            told = _first_clause(error)
+            wrong.append(told if name in told else f"{name}: {told}")
     return fail("; ".join(wrong)) if wrong else ok(f"{count} of {len(known)} models need files, and have them")
 
 

@@ -75,4 +75,4 @@ def test_rays_folder_is_where_ray_says(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("", "TMPDIR", "RAY_TMPDIR"):
         if name:
             monkeypatch.setenv(name, str(tmp_path / name))
-        assert str(files.ray_folder()) == get_default_ray_temp_dir()
+        assert str(files.ray_folder()) == get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
