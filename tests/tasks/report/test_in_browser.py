@@ -204,7 +204,7 @@ def test_a_heat_map_tells_its_intervals_by_keys(browser: Browser, url: str) -> N
         opened.assert_quiet()
 
 
-def test_intervals_and_hints_are_told_by_keys(browser: Browser, url: str) -> None:
+def test_intervals_and_hints_are_told_by_keys_and_pointer(browser: Browser, url: str) -> None:
     with open_page(browser, url) as opened:
         page = opened.page
         chart = page.locator('.forest[aria-label^="Macro average precision, resnet18"]')
@@ -214,6 +214,10 @@ def test_intervals_and_hints_are_told_by_keys(browser: Browser, url: str) -> Non
         head = page.locator("#metrics-table thead th").nth(3).get_by_role("button")
         head.evaluate("element => element.focus({ focusVisible: true })")
         assert tip(page) == "Sample accuracy: common labels over all labels, true or predicted"
+        page.locator("#metrics-table thead th").nth(4).hover()
+        assert tip(page).startswith("Hamming loss: share of wrong label decisions")
+        page.locator("#label-minus-resnet18 td.heat").first.hover()
+        assert tip(page).startswith("Urban fabric, none: -0.500 ✓")
         opened.assert_quiet()
 
 
