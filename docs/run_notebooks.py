@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -33,8 +32,8 @@ def run_notebook(path: Path, store: Path, timeout: int = 300) -> NotebookNode:
     os.environ["SUPERSCENE_STORE"] = str(store.resolve())
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     notebook = nbformat.read(path, as_version=4)
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # nobody else on this machine can talk to it
-    NotebookClient(notebook, km=kernel, timeout=timeout, resources={"metadata": {"path": path.parent}}).execute()
+    resources = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
     return notebook
 
 
