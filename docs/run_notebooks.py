@@ -32,10 +32,8 @@ def run_notebook(path: Path, store: Path, timeout: int = 300) -> NotebookNode:
     os.environ["SUPERSCENE_STORE"] = str(store.resolve())
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    )
-    client.execute()
+    resources = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
     return notebook
 
 
