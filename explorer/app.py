@@ -23,6 +23,7 @@ from explorer.samples import NearQuery, SamplesQuery, near, page_rows, samples
 from explorer.snapshot import read_snapshot
 from infra.errors import PipelineError, StoreError, UnknownNameError
 from infra.storage import StorePaths
+from infra.tables import check_store
 from tasks.pictures import colour_stops, label_colours
 from tasks.report.numbers import Numbers
 
@@ -64,8 +65,9 @@ class Explorer:
             basemap: URL of map tiles, checked; None: no request leaves this machine.
 
         Raises:
-            StoreError: There are no patches, or they cannot be read.
+            StoreError: There are no patches, or they cannot be read, or a newer superscene wrote them.
         """
+        check_store(paths.tables)
         self.patches = read_snapshot(paths)
         self.numbers = numbers_of(paths)
         self.branches = branches_of(self.numbers)
