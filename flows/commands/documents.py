@@ -86,7 +86,7 @@ def status_document(found: "StoreStatus") -> dict[str, object]:
 
 
 def sql_document(relation: "DuckDBPyRelation") -> dict[str, object]:
-    """Return the rows of an answer; rows are lists, since two columns may have one name."""
+    """Return the rows of an answer, in the order of the columns."""
     columns = [{"name": n, "type": str(t)} for n, t in zip(relation.columns, relation.types, strict=True)]
     return {"columns": columns, "rows": relation.fetchall()}
 
