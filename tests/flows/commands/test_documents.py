@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import app, main
 from flows.commands.documents import run_document
 from flows.commands.output import jsonable
+from flows.config import RunConfig
 from flows.doctor import checks
 from flows.doctor.case import Check, fail, ok, warn
+from infra.errors import IncompleteRunError
 from tests.flows.stores import PROJECT, Inputs, superscene
 
 PAGE = (PROJECT / "docs" / "json.md").read_text(encoding="utf-8")
@@ -168,3 +170,29 @@ def test_an_error_leaves_standard_output_empty(tmp_path: Path) -> None:
     result = superscene("status", tmp_path, "--json")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("superscene: ")
+
+
+@pytest.mark.parametrize("fault", [None, IncompleteRunError("predict bicubic: shard 3 failed")])
+def test_a_run_that_ends_whole_or_in_part(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: Exception | None
+) -> None:
+    """The flow is another here, the store the reference's: what is printed is that store's last run."""
+
+    def archive(config: RunConfig, until: str = "report") -> str:
+        if fault is not None:
+            raise fault
+        return f"until {until}"
+
+    monkeypatch.setattr("flows.archive.archive", archive)
+    monkeypatch.setattr("flows.orphans.end_orphaned_servers", lambda: 0)
+    run_yaml = str(inputs.config(inputs.reference, inputs.folder / "again.yaml"))
+    monkeypatch.setattr("sys.argv", ["superscene", "predict", run_yaml, "--json"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    told = capsys.readouterr()
+    assert exit_.value.code == (0 if fault is None else 1)
+    assert told.err == ("" if fault is None else f"{fault}\n")
+    document = json.loads(told.out)
+    assert document == json.loads(json.dumps(jsonable(run_document(inputs.reference))))
+    if fault is None:
+        assert shown("predict", run_yaml) == "until predict\n"
