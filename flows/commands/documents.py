@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def run_document(store: Path) -> dict[str, object]:
     ]
     return {
         **{key: record[key] for key in _OF_A_RUN},
+        "started": datetime.fromisoformat(record["started"]),
         "versions": json.loads(record["versions"]),
         "failures": failures,
         "store": paths.root,

@@ -66,6 +66,7 @@ def test_a_run_is_told_as_its_row_has_it(inputs: Inputs) -> None:
         assert told[key] == row[key]
     assert (told["status"], told["configs"], told["failures"]) == ("complete", list(row["configs"]), [])
     assert told["versions"] == json.loads(row["versions"])
+    assert told["started"][10] == "T"
     assert abs(row["started"] - datetime.fromisoformat(told["started"])) < timedelta(milliseconds=1)
     assert [stage["stage"] for stage in told["stages"]] == [stage["stage"] for stage in row["stages"]]
     assert sum(stage["patches"] for stage in told["stages"]) == sum(stage["patches"] for stage in row["stages"])
