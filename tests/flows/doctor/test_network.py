@@ -99,12 +99,13 @@ def test_a_prefect_server_that_answers_and_some_that_do_not(monkeypatch: pytest.
         "http://127.0.0.1:9/api": "fail",
         "127.0.0.1:4200": "fail",
         "http://127.0.0.1:70000/api": "fail",
+        "http://me:secret@127.0.0.1:9/api": "fail",
     }
     for url, state in urls.items():
         monkeypatch.setenv("PREFECT_API_URL", url)
         finding = network.prefect_server(Case())
         assert finding is not None
-        assert finding.state == state, url
+        assert (finding.state, "secret" in finding.found) == (state, False), url
 
 
 def test_localhost_that_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
