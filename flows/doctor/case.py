@@ -208,4 +208,4 @@ def gigabytes(n_bytes: float) -> str:
 
 def without_user(url: str) -> str:
     """Return an address without the user and the password that it may hold."""
-    return re.sub(r"(?<=://)[^/\s]*@", "", url)
+    return re.sub(r"(^|://)[^/\s]*@", r"\1", url)

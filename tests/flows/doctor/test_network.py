@@ -52,10 +52,14 @@ def test_what_a_proxy_leaves_out(monkeypatch: pytest.MonkeyPatch, left_out: str,
 
 
 def test_a_proxy_without_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "*")
-    finding = network.proxies(Case())
-    assert (finding.state, "http has no scheme" in finding.found) == ("fail", True)
+    for proxy in ("proxy.example:3128", "me:secret@proxy.example:3128"):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        finding = network.proxies(Case())
+        assert (finding.state, finding.found) == (
+            "fail",
+            "http: proxy.example:3128; http has no scheme, such as http://",
+        )
 
 
 def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
