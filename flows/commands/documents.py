@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def run_document(store: Path) -> dict[str, object]:
     ]
     return {
         **{key: record[key] for key in _OF_A_RUN},
+        "started": datetime.fromisoformat(record["started"]),
         "versions": json.loads(record["versions"]),
         "failures": failures,
         "store": paths.root,
@@ -86,7 +88,7 @@ def status_document(found: "StoreStatus") -> dict[str, object]:
 
 
 def sql_document(relation: "DuckDBPyRelation") -> dict[str, object]:
-    """Return the rows of an answer; rows are lists, since two columns may have one name."""
+    """Return the rows of an answer, in the order of the columns."""
     columns = [{"name": n, "type": str(t)} for n, t in zip(relation.columns, relation.types, strict=True)]
     return {"columns": columns, "rows": relation.fetchall()}
 

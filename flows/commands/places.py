@@ -8,7 +8,6 @@ from pathlib import Path
 
 from flows.commands.completion import is_store
 from infra.errors import ConfigError
-from infra.object_store import ObjectPath
 
 _MOST = 200
 """Entries of a folder that are looked at."""
@@ -39,6 +38,8 @@ def refuse_no_store(store: Path) -> None:
     Raises:
         ConfigError: So it is; the message says which may have been meant.
     """
+    from infra.object_store import ObjectPath  # takes a third of the time of `superscene --help`
+
     if isinstance(store, ObjectPath) or is_store(store):
         return
     if slash := re.match(r"(s3|gs|file):/(?!/)", str(store), re.IGNORECASE):

@@ -1,6 +1,7 @@
 """What the doctor examines, and how it says what it found."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,3 +204,8 @@ def nearest(path: Path) -> Path:
 def gigabytes(n_bytes: float) -> str:
     """Return a size for a person."""
     return f"{n_bytes / 1e9:.1f} GB"
+
+
+def without_user(url: str) -> str:
+    """Return an address without the user and the password that it may hold."""
+    return re.sub(r"(^|://)[^/\s]*@", r"\1", url)

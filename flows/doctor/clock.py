@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.doctor.case import Case, Finding, fail, nearest, ok, warn
+from flows.doctor.case import Case, Finding, fail, nearest, ok, warn, without_user
 from infra.object_store import ObjectPath, endpoint
 
 _DAY = 86_400.0
@@ -54,9 +54,9 @@ def object_storage(case: Case) -> Finding | None:
         answer = httpx.head(address, timeout=5.0, follow_redirects=False)
         theirs = parsedate_to_datetime(answer.headers["Date"]).timestamp()
     except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError) as error:
-        return warn(f"{address} does not tell its time: {type(error).__name__}")
+        return warn(f"{without_user(address)} does not tell its time: {type(error).__name__}")
     apart = time.time() - theirs
-    found = f"this clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} that of {address}"
+    found = f"this clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} that of {without_user(address)}"
     if abs(apart) > _REFUSED:
         return fail(found)
     return warn(found) if abs(apart) > _MINUTE else ok(found)

@@ -7,7 +7,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 import psutil
 
-from flows.doctor.case import Case, Finding, fail, ok, warn
+from flows.doctor.case import Case, Finding, fail, ok, warn, without_user
 
 PORTS = {
     8000: "superscene serve",
@@ -37,7 +37,7 @@ def proxies(case: Case) -> Finding:  # noqa: ARG001  # of the environment alone
     named = {kind: url for kind, url in getproxies_environment().items() if kind in {"http", "https", "all"}}
     if not named:
         return ok("none")
-    hosts = ", ".join(f"{kind}: {_host(url)}" for kind, url in sorted(named.items()))
+    hosts = ", ".join(f"{kind}: {without_user(url)}" for kind, url in sorted(named.items()))
     odd = [kind for kind, url in named.items() if "://" not in url]
     if odd:
         return fail(f"{hosts}; {', '.join(sorted(odd))} has no scheme, such as http://")
@@ -45,11 +45,6 @@ def proxies(case: Case) -> Finding:  # noqa: ARG001  # of the environment alone
     if reached:
         return fail(f"{hosts}; NO_PROXY does not name {' and '.join(reached)}")
     return ok(f"{hosts}; not for {' and '.join(_LOCAL)}")
-
-
-def _host(url: str) -> str:
-    """Return a proxy's host and port, without the password that its URL may hold."""
-    return url.rpartition("@")[2].rpartition("://")[2].rstrip("/")
 
 
 def ports(case: Case) -> Finding:  # noqa: ARG001  # of this machine alone
@@ -117,10 +112,10 @@ def prefect_server(case: Case) -> Finding | None:  # noqa: ARG001  # of the envi
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        return fail(f"{url} has no port that there is")
+        return fail(f"{without_user(url)} has no port that there is")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        return fail(f"{url} is no address such as http://127.0.0.1:4200/api")
-    return _answer(url, parts.hostname, port)
+        return fail(f"{without_user(url)} is no address such as http://127.0.0.1:4200/api")
+    return _answer(without_user(url), parts.hostname, port)
 
 
 def _answer(address: str, host: str, port: int) -> Finding:

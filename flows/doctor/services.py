@@ -4,7 +4,7 @@ import os
 
 import psutil
 
-from flows.doctor.case import Case, Finding, fail, ok, warn
+from flows.doctor.case import Case, Finding, fail, ok, warn, without_user
 from infra.errors import PipelineError
 
 
@@ -52,7 +52,7 @@ def prefect(case: Case) -> Finding:  # noqa: ARG001  # of the environment alone
         url = get_current_settings().api.url
     except Exception as error:  # noqa: BLE001  # whatever is wrong is what a doctor reports
         return fail(f"{type(error).__name__}: {error}")
-    return ok(f"server {url}" if url else "embedded server, started by each run")
+    return ok(f"server {without_user(url)}" if url else "embedded server, started by each run")
 
 
 def ray(case: Case) -> Finding:  # noqa: ARG001  # of this machine, or of the cluster that the environment names

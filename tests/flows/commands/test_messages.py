@@ -77,7 +77,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("sql damaged SELECT", ["there are no tables in damaged/tables", "run the flow first"]),
     # SQL
     ("sql half SELEC", ["sql: Parser Error", "SELEC"]),
-    ("sql half SELECT_*_FROM_klasses", ["klasses does not exist", "Did you mean", "classes"]),
+    ("sql half SELECT_*_FROM_classesx", ["classesx does not exist", "Did you mean", "classes"]),
     ("sql half SELECT_labl_FROM_classes", ["labl", "label"]),
     ("sql half DROP_TABLE_classes", ["one SELECT statement", "read-only"]),
     # models and files

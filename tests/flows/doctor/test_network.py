@@ -52,10 +52,14 @@ def test_what_a_proxy_leaves_out(monkeypatch: pytest.MonkeyPatch, left_out: str,
 
 
 def test_a_proxy_without_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "*")
-    finding = network.proxies(Case())
-    assert (finding.state, "http has no scheme" in finding.found) == ("fail", True)
+    for proxy in ("proxy.example:3128", "me:secret@proxy.example:3128"):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        finding = network.proxies(Case())
+        assert (finding.state, finding.found) == (
+            "fail",
+            "http: proxy.example:3128; http has no scheme, such as http://",
+        )
 
 
 def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
@@ -99,12 +103,13 @@ def test_a_prefect_server_that_answers_and_some_that_do_not(monkeypatch: pytest.
         "http://127.0.0.1:9/api": "fail",
         "127.0.0.1:4200": "fail",
         "http://127.0.0.1:70000/api": "fail",
+        "http://me:secret@127.0.0.1:9/api": "fail",
     }
     for url, state in urls.items():
         monkeypatch.setenv("PREFECT_API_URL", url)
         finding = network.prefect_server(Case())
         assert finding is not None
-        assert finding.state == state, url
+        assert (finding.state, "secret" in finding.found) == (state, False), url
 
 
 def test_localhost_that_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
