@@ -103,6 +103,11 @@ class Branch:
         return bool(self._reliability_files)
 
     @property
+    def is_read(self) -> bool:
+        """Whether the branch's columns are in memory."""
+        return self._decisions is not None and (self._least is not None or not self.has_reliability)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the columns that are held by now."""
         decisions, least = self._decisions, self._least
