@@ -69,6 +69,7 @@ def test_filters_and_the_address_keep_step(opened: OpenPage, made: Made) -> None
     expect(page.locator("#grid .verdict").first).to_contain_text("✗ wrong")
     middle = float(wrong["least"].median())
     page.get_by_label("to", exact=True).fill(str(middle))
+    expect(page).to_have_url(re.compile("reliability_max="))
     shown(page, int((wrong["least"] <= middle).sum()))
     page.go_back()
     shown(page, len(wrong))
