@@ -17,7 +17,7 @@ from infra.archives.model import BIGEARTHNET
 from infra.bigearthnet.bands import PATCH_METRES, S2_10M
 from infra.bigearthnet.classes import NAMES
 from infra.geo import footprints
-from infra.parts import stage_parts
+from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
 from infra.tables import (
     CLASSES,
@@ -48,7 +48,6 @@ _COLUMNS = ("ABCDEFGH", "JKLMNPQR", "STUVWXYZ")
 _ROWS = "ABCDEFGHJKLMNPQRSTUV"
 _BANDS = "NPQRSTUVWX"  # of 8 degrees each, from the equator north
 _CLUSTERS = 8
-_PATCHES_A_PART = 16_384
 
 
 def make_store(root: Path, patches: int) -> tuple[StorePaths, str]:
@@ -183,9 +182,19 @@ def _predictions(
             "labels": table["labels"],
         }
     )
+    parts = StageParts(paths, "predictions", config)
+    for shard, first, end in _shards(table):
+        parts.write(shard, rows.slice(first, end - first))
     folder = hive_folder(paths.table("predictions"), sr=sr, classifier=CLASSIFIER, config=config)
     publish(folder, rows, predictions_schema(len(NAMES)), ["patch_id", "seed"])
     return probs >= 0.5
+
+
+def _shards(table: pa.Table) -> list[tuple[int, int, int]]:
+    """Return the shards of patches in their order, and the first row of each and of the next one."""
+    shards, first = np.unique(table["shard"].to_numpy(), return_index=True)
+    ends = [*first[1:].tolist(), table.num_rows]
+    return list(zip(shards.tolist(), first.tolist(), ends, strict=True))
 
 
 def _reliability(
@@ -200,8 +209,8 @@ def _reliability(
     """Clusters at random: a row for each patch and label, in parts, which are then published in order."""
     parts = stage_parts(paths, "reliability", {"sr": sr})
     rates = rng.random((len(NAMES), _CLUSTERS)) * 0.4
-    for shard, first in enumerate(range(0, len(truth), _PATCHES_A_PART)):
-        some = table.slice(first, _PATCHES_A_PART)
+    for shard, first, end in _shards(table):
+        some = table.slice(first, end - first)
         n = some.num_rows
         cluster = rng.integers(0, _CLUSTERS, (n, len(NAMES)))
         rate = rates[np.arange(len(NAMES)), cluster].ravel()

@@ -1,6 +1,7 @@
 """The explorer's service: a page, and what it asks for, of one store; nothing is ever written."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +97,7 @@ class Explorer:
                     "classifier": branch.classifier,
                     "config": branch.config,
                     "has_reliability": branch.has_reliability,
+                    "is_read": branch.is_read,
                 }
                 for branch in self.branches.values()
             ],
@@ -104,6 +106,14 @@ class Explorer:
             "basemap": self._basemap,
             "map_colours": colour_stops(),
         }
+
+    def warm(self) -> None:
+        """Read the columns of all branches, so that nobody has to wait for them when a branch is first chosen."""
+        for branch in self.branches.values():
+            with suppress(PipelineError, OSError, pa.ArrowException):  # whoever chooses the branch is told
+                branch.decisions(self.patches)
+                if branch.has_reliability:
+                    branch.least_reliability(self.patches)
 
     def branch(self, name: str | None) -> Branch | None:
         """Return the branch that a query names, or none."""
@@ -164,6 +174,7 @@ def make_app(store: Path, basemap: str | None = None) -> FastAPI:
         openapi_url=OPENAPI,
         redirect_slashes=False,
     )
+    app.state.explorer = opened
     app.add_middleware(Guard, basemap_origin=origin)
     _add_errors(app)
     _add_queries(app, opened)

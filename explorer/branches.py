@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from explorer.columns import label_bits
 from explorer.snapshot import Snapshot
 from infra.parquet_files import read_coded, read_parquet, read_rows
+from infra.parts import StageParts
+from infra.storage import StorePaths
 from infra.tables import read_table
 from tasks.report.numbers import HiveFolder, Numbers
 
@@ -34,10 +36,13 @@ class Decisions:
 class Branch:
     """A network on the pixels of one SR model: one folder of tables/predictions."""
 
-    def __init__(self, folder: HiveFolder, reliability: HiveFolder | None, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, paths: StorePaths, folder: HiveFolder, reliability: HiveFolder | None, seeds: Sequence[int]
+    ) -> None:
         """Name a branch; nothing is read yet.
 
         Args:
+            paths: The store.
             folder: Of tables/predictions.
             reliability: Of tables/reliability; None where the run has none.
             seeds: Training seeds of the run, the first one first; the first that the table has is shown.
@@ -47,7 +52,7 @@ class Branch:
         self._files = sorted(folder.path.glob("*.parquet"))
         self.reliability_config = None if reliability is None else reliability.keys["config"]
         self._reliability_files = [] if reliability is None else sorted(reliability.path.glob("*.parquet"))
-        self._seeds = seeds
+        self._paths, self._seeds = paths, seeds
         self._lock = Lock()
         self._decisions: Decisions | None = None
         self._least: NDArray[np.float32] | None = None
@@ -80,18 +85,27 @@ class Branch:
                 self._least = least
             return self._least
 
-    def prediction(self, patch_id: str) -> dict[str, Any] | None:
+    def prediction(self, patch_id: str, shard: int) -> dict[str, Any] | None:
         """Return the row of tables/predictions of a patch; None where the branch did not see it."""
-        return next(iter(self._of_patch(self._files, patch_id)), None)
+        part = StageParts(self._paths, "predictions", self.config).path(shard)
+        return next(iter(self._of_patch(part, self._files, patch_id)), None)
 
-    def reliability(self, patch_id: str) -> dict[str, dict[str, Any]]:
+    def reliability(self, patch_id: str, shard: int) -> dict[str, dict[str, Any]]:
         """Return the rows of tables/reliability of a patch, by label."""
-        return {row["label"]: row for row in self._of_patch(self._reliability_files, patch_id)}
+        if self.reliability_config is None:
+            return {}
+        part = StageParts(self._paths, "reliability", self.reliability_config).path(shard)
+        return {row["label"]: row for row in self._of_patch(part, self._reliability_files, patch_id)}
 
     @property
     def has_reliability(self) -> bool:
         """Whether the run scored how reliable the decisions are."""
         return bool(self._reliability_files)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the branch's columns are in memory."""
+        return self._decisions is not None and (self._least is not None or not self.has_reliability)
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +127,16 @@ class Branch:
                 known = rows >= 0  # a run that publishes meanwhile may know of patches that came after the start
                 yield rows[known], pa.Table.from_batches([chunk]).filter(pa.array(known))
 
-    def _of_patch(self, files: Sequence[Path], patch_id: str) -> list[dict[str, Any]]:
+    def _of_patch(self, part: Path, published: Sequence[Path], patch_id: str) -> list[dict[str, Any]]:
+        """Return a patch's rows of the seed shown.
+
+        Args:
+            part: What the table was made of for the patch's shard: the same rows, in a file a thousandth as large. A
+                store whose `work` folder was not copied with it has none.
+            published: The table's files.
+            patch_id: The patch.
+        """
+        files = [part] if part.exists() else published
         return [
             row
             for file in files
@@ -129,7 +152,7 @@ def branches_of(numbers: Numbers | None) -> dict[str, Branch]:
     scored = {(f.keys["sr"], f.keys["classifier"]): f for f in numbers.hive("reliability")}
     seeds = (numbers.run.settings.get("train") or {}).get("seeds") or ()
     found = [
-        Branch(folder, scored.get((folder.keys["sr"], folder.keys["classifier"])), seeds)
+        Branch(numbers.paths, folder, scored.get((folder.keys["sr"], folder.keys["classifier"])), seeds)
         for folder in numbers.hive("predictions")
     ]
     return {branch.name: branch for branch in found}

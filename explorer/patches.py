@@ -84,7 +84,7 @@ class PatchViews:
     def branch(self, row: int, branch: Branch) -> dict[str, Any]:
         """Return what a branch decided on a patch, label by label, and which methods explained it."""
         patch = self._patches.table_row(row)
-        prediction = branch.prediction(patch["patch_id"])
+        prediction = branch.prediction(patch["patch_id"], patch["shard"])
         has_pixels = bool(self._patches.has_pixels[row])
         why_not = self._pictures.why_not(patch, branch.sr, branch.config) if has_pixels else "its pixels are not here"
         return {
@@ -121,7 +121,7 @@ class PatchViews:
         self, patch: Mapping[str, Any], branch: Branch, prediction: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         rows = BranchRows(branch.sr, branch.config, {patch["patch_id"]: prediction})
-        scores = branch.reliability(patch["patch_id"])
+        scores = branch.reliability(patch["patch_id"], patch["shard"])
         decisions = []
         for label in rows.labels(patch, self._tints).values():
             score = scores.get(label.name, {})

@@ -8,6 +8,7 @@ const EARTH_KM = 40075;
 const PATCH_KM = 1.2;
 const FOOTPRINT_PX = 7; // from this width on, corners are fetched
 const NO_COLOUR = 255;
+const DEGREES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30]; // between lines of the map
 const STEPS = 10; // of reliability
 const TILE_PX = 256;
 const MAX_SCALE = 2 ** 26;
@@ -177,7 +178,10 @@ export class PatchMap {
   }
 
   #tiles() {
-    if (!this.store.basemap) return;
+    if (!this.store.basemap) {
+      this.#degrees();
+      return;
+    }
     const context = this.below.getContext("2d");
     const { width, height } = this.below;
     const { x, y, scale } = this.view;
@@ -193,6 +197,39 @@ export class PatchMap {
         }
       }
     }
+  }
+
+  // Without tiles, lines of longitude and latitude say where one looks.
+  #degrees() {
+    const context = this.below.getContext("2d");
+    const { width, height } = this.below;
+    const { x, y, scale } = this.view;
+    const step = DEGREES.find((degrees) => (degrees / 360) * scale >= 110 * this.ratio) ?? DEGREES.at(-1);
+    const digits = Math.max(0, Math.ceil(-Math.log10(step)));
+    const [west, south, east, north] = this.box;
+    context.clearRect(0, 0, width, height);
+    context.strokeStyle = context.fillStyle = getComputedStyle(this.below).color;
+    context.font = `${11 * this.ratio}px system-ui, sans-serif`;
+    context.lineWidth = 1;
+    const line = (from, to) => {
+      context.globalAlpha = 0.18;
+      context.beginPath();
+      context.moveTo(...from);
+      context.lineTo(...to);
+      context.stroke();
+      context.globalAlpha = 0.75;
+    };
+    for (let i = Math.ceil(west / step); i * step <= east; i++) {
+      const px = width / 2 + (mercatorX(i * step) - x) * scale;
+      line([px, 0], [px, height]);
+      context.fillText(`${Math.abs(i * step).toFixed(digits)}° ${i < 0 ? "W" : "E"}`, px + 4 * this.ratio, height - 5 * this.ratio);
+    }
+    for (let i = Math.ceil(south / step); i * step <= north; i++) {
+      const py = height / 2 + (mercatorY(i * step) - y) * scale;
+      line([0, py], [width, py]);
+      context.fillText(`${Math.abs(i * step).toFixed(digits)}° ${i < 0 ? "S" : "N"}`, 5 * this.ratio, py - 4 * this.ratio);
+    }
+    context.globalAlpha = 1;
   }
 
   #tile(zoom, col, row) {

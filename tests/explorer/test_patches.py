@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from matplotlib import colormaps
@@ -16,6 +17,9 @@ from torch.nn.functional import interpolate
 
 from explorer.app import make_app
 from infra.bigearthnet.classes import NAMES
+from infra.parts import StageParts
+from infra.storage import StorePaths
+from infra.tables import hive_folder, predictions_schema, read_table
 from tests.explorer.conftest import client_of
 from tests.explorer.oracle import UNSEEN
 from tests.explorer.store import METHODS, NASTY, SHARD, THRESHOLD, Made, N
@@ -64,6 +68,24 @@ def test_decisions_of_a_branch(client: TestClient, made: Made, i: int) -> None:
             assert line["of_cluster"]["error_rate"] == pytest.approx(1 - scores[k])
             assert line["of_cluster"]["n"] == 320  # the fit's samples, not a split's
             assert line["of_cluster"]["prototype"] == [0, 0.25, 0.5, 1]
+
+
+def test_parts_are_read_where_they_are(made: Made, tmp_path: Path) -> None:
+    """A shard's part is small; here it says 1/2 of everything, so that it shows which one was read."""
+    shutil.copytree(made.paths.root, tmp_path / "store")
+    paths, (_, _, config) = StorePaths(tmp_path / "store"), made.branches["none"].split("/")
+    folder = hive_folder(paths.table("predictions"), sr="none", classifier="resnet18", config=config)
+    rows = [{**row, "probs": [0.5] * len(NAMES)} for row in read_table(folder).to_pylist()]
+    StageParts(paths, "predictions", config).write(0, pa.Table.from_pylist(rows, predictions_schema(len(NAMES))))
+    client = client_of(make_app(paths.root))
+
+    def probs(i: int) -> list[float]:
+        url = f"/api/patches/{made.rows[i]['patch_id']}/branch"
+        labels = client.get(url, params={"branch": made.branches["none"]}).json()["labels"]
+        return [line["prob"] for line in labels]
+
+    assert probs(0) == [0.5] * len(NAMES)
+    assert probs(SHARD) == pytest.approx(made.probs["none"][SHARD].tolist())
 
 
 def test_methods_are_those_that_saw_the_patch(client: TestClient, made: Made) -> None:
