@@ -51,7 +51,12 @@ def _section(command: TyperCommand, context: typer.Context) -> list[str]:
     lines = [f"## {context.command_path}", "", f"`{usage}`", "", inspect.cleandoc(command.help or ""), ""]
     records = [parameter.get_help_record(context) for parameter in command.params if parameter.name != "help"]
     if rows := [record for record in records if record is not None]:
-        lines += ["| | |", "|---|---|", *(f"| `{_cell(name)}` | {_shown(text)} |" for name, text in rows), ""]
+        lines += [
+            "| argument, option | |",
+            "|---|---|",
+            *(f"| `{_cell(name)}` | {_shown(text)} |" for name, text in rows),
+            "",
+        ]
     return lines
 
 
