@@ -8,8 +8,11 @@ import pyarrow as pa
 from infra.archives.model import BIGEARTHNET
 from infra.geo import footprints
 from infra.storage import StorePaths
-from infra.tables import PATCHES, publish
+from infra.tables import PATCHES, SCHEMAS, publish, read_table
 from infra.zarr_store import archive_arrays, create_store
+
+V1 = Path(__file__).parents[1] / "infra" / "tables" / "v1"
+"""Tables of an earlier version, see test_old_tables.py."""
 
 SHARD_SIZE = 4
 
@@ -70,3 +73,11 @@ def make_export_store(root: Path) -> StorePaths:
     create_store(paths.archive, archive_arrays(BIGEARTHNET), SHARD_SIZE, 2, {})
     publish_patches(paths, patch_rows())
     return paths
+
+
+def publish_results(paths: StorePaths) -> None:
+    """Write the tables of a small run, but for the patches: those of tests/infra/tables/v1, of this version."""
+    for folder in {file.parent for file in V1.rglob("*.parquet")}:
+        name = folder.relative_to(V1).parts[0]
+        if name != "patches":
+            publish(paths.tables / folder.relative_to(V1), read_table(folder), SCHEMAS[name], [])
