@@ -11,7 +11,7 @@ from torch import nn
 from classifiers.heads import build_head
 from classifiers.network import Classifier
 from classifiers.weights import VISION_ENCODER, key_mismatch, read_tensors
-from infra.errors import ConfigError, UnknownNameError, WeightsError
+from infra.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean
 from infra.installed import ModelTable
 from infra.weights_store import OfficialFile, WeightsStore
 
@@ -130,7 +130,8 @@ def spec(name: str) -> ClassifierSpec:
         UnknownNameError: There is none of that name.
     """
     if name not in CLASSIFIERS:
-        raise UnknownNameError(f"no classifier {name!r}: choose one of {', '.join(CLASSIFIERS)}")
+        hint = did_you_mean(name, CLASSIFIERS)
+        raise UnknownNameError(f"no classifier {name!r}: {hint}choose one of {', '.join(CLASSIFIERS)}")
     return CLASSIFIERS[name]
 
 

@@ -26,6 +26,7 @@ from infra.logs import logged_run
 from infra.parts import StageParts
 from infra.ray_cluster import cluster
 from infra.storage import StorePaths, locked_store
+from infra.tables import check_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
 from tasks.branch import Branch, Inputs, make_branch
@@ -56,7 +57,7 @@ from tasks.patch_pixels import band_set
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.reliability import ReliabilityJob
-from tasks.report import write_report
+from tasks.report.page import write_report
 from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
@@ -110,6 +111,7 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             "`reliability: {}` for the defaults"
         )
     paths = StorePaths(config.store.resolve())
+    check_store(paths.tables)  # what a newer superscene wrote is not mixed with tables of this one
     record = RunRecord(paths, config.model_dump_json(), datetime.now(UTC))
     with logged_run(record.run_id), locked_store(paths), cluster():
         run = _start(config, record)

@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import (
@@ -25,9 +26,10 @@ import classifiers
 import sr_models
 from classifiers.cam.explain import METHODS, OptionValue, method_and_options
 from classifiers.reliability import ClusterSettings
+from flows.config_faults import faults
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
-from infra.errors import ConfigError, WeightsError
+from infra.errors import ConfigError, WeightsError, did_you_mean
 from infra.storage import location
 from tasks.patch_pixels import Resampling
 
@@ -510,9 +512,8 @@ class RunConfig(_Section):
             try:
                 chosen = self.train_of(name)
             except ValidationError as error:
-                raise ValueError(
-                    "; ".join(f"variants.{name}.train.{_fault(fault)}" for fault in error.errors())
-                ) from error
+                within = [{**fault, "loc": ("variants", name, "train", *fault["loc"])} for fault in error.errors()]
+                raise ValueError(faults(cast("list[ErrorDetails]", within), RunConfig, SECTIONS)) from error
             if chosen.head != "linear" and (needs := [m for m in self.explain.methods if METHODS[m].linear_head_only]):
                 raise ValueError(
                     f"explain.methods: {', '.join(needs)} needs a head of one linear layer, and {name} has "
@@ -546,6 +547,21 @@ class RunConfig(_Section):
         return self
 
 
+SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {
+        "archive": ArchiveConfig,
+        "train": TrainConfig,
+        "train_sr": TrainSrConfig,
+        "sources": SrSourceConfig,
+        "variants": VariantConfig,
+        "explain": ExplainConfig,
+        "reliability": ReliabilityConfig,
+        "resources": ResourceConfig,
+    }
+)
+"""What lies within a RUN.yaml, by name."""
+
+
 def _local_folder(path: Path | None) -> Path | None:
     if path is not None and re.match(r"^[a-z][a-z0-9+.-]*:/", str(path)):
         raise ValueError(f"{path} is an address; only folders of a file system can be used")
@@ -554,7 +570,9 @@ def _local_folder(path: Path | None) -> Path | None:
 
 def _known(name: str, choices: tuple[str, ...], what: str) -> str:
     if name not in choices:
-        raise ValueError(f"there is no {what} called {name!r}; there are {', '.join(choices)}")
+        raise ValueError(
+            f"there is no {what} called {name!r}: {did_you_mean(name, choices)}there are {', '.join(choices)}"
+        )
     return name
 
 
@@ -619,19 +637,41 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         ConfigError: The file is missing, is not YAML, names a variable that is not set, or says something that cannot
             be done; the message names the key.
     """
+    return validated(read_settings(path, overrides), str(path))
+
+
+def read_settings(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Return what a RUN.yaml says, ${NAME} replaced, before anybody asks whether it can be done.
+
+    Args:
+        path: As of `load_config`.
+        overrides: As of `load_config`.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or names a variable that is not set.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date without such a day, bad UTF-8
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML{_yaml_fault(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; see the README for an example")
     for override in overrides or []:
         _override(values, override)
     if _counted(values, _MOST_VALUES) > _MOST_VALUES:
         raise ConfigError(f"{path} holds more than {_MOST_VALUES} values: do its aliases refer to each other?")
-    return validated(_expanded(values, str(path)), str(path))
+    expanded: dict[str, Any] = _expanded(values, str(path))
+    return expanded
+
+
+def _yaml_fault(error: Exception) -> str:
+    """Return where a text is no YAML, and why, on one line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return f": {' '.join(str(error).split())}"
+    return f", line {mark.line + 1}, column {mark.column + 1}: {' '.join(str(problem).split())}"
 
 
 def _counted(value: object, most: int) -> int:
@@ -667,16 +707,9 @@ def validated(values: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_fault(fault) for fault in error.errors())
-        raise ConfigError(f"{source}: {faults}") from None  # a cause would repeat what was given, a password too
-
-
-def _fault(fault: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "there is no such setting"
-    return f"{where}: {message}" if where else message
+        raise ConfigError(
+            f"{source}: {faults(error.errors(), RunConfig, SECTIONS)}"
+        ) from None  # a cause would repeat what was given, a password too
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -15,6 +15,7 @@ import sr_models
 from classifiers.network import Classifier
 from flows.config import RunConfig
 from flows.estimate_hours import Patches, hours_rows
+from flows.plan_rows import PlanRow
 from infra.archives.layouts import open_archive
 from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
@@ -53,11 +54,11 @@ class _Clustered:
         self.fitted += labels * validation
         self.n_bytes += BYTES_PER_VALUE * cost.values * (patches + 2 * validation)
 
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[PlanRow]:
         return [
-            ("reliability, decisions to fit on, at most", f"{self.fitted:,}"),
-            ("reliability, decisions to assign", f"{self.decisions:,}"),
-            ("reliability, maps to read, before compression", _size(self.n_bytes)),
+            _count("reliability, decisions to fit on, at most", self.fitted, "reliability", "fitted_decisions"),
+            _count("reliability, decisions to assign", self.decisions, "reliability", "assigned_decisions"),
+            _bytes("reliability, maps to read, before compression", self.n_bytes, "reliability_maps_read"),
         ]
 
 
@@ -76,8 +77,8 @@ class _Maps:
     """What reliability sees of them, where it is asked for."""
 
 
-def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[tuple[str, str]]:
-    """Return what a run would read and write, and how long it would take, as rows for a person.
+def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[PlanRow]:
+    """Return what a run would read and write, and how long it would take, as rows for a person and for programs.
 
     Args:
         config: The run.
@@ -98,21 +99,27 @@ def estimate(config: RunConfig, price_per_hour: float | None = None) -> list[tup
     patches = scan.inputs.num_rows
     splits = _counted(scan.inputs["split"])
     shards = sum(-(-n // config.shard_size) for n in splits.values())
+    by_split = ", ".join(f"{split} {n:,}" for split, n in sorted(splits.items()))
     rows = [
-        ("inputs", f"{scan.total:,}"),
-        ("patches", f"{patches:,} ({', '.join(f'{split} {n:,}' for split, n in sorted(splits.items()))})"),
-        ("quarantined before reading", f"{scan.problems.num_rows:,}"),
-        ("absent", f"{scan.absent:,}"),
-        ("shards", f"{shards:,} of {config.shard_size}"),
-        ("archive.zarr, at most", _size(patches * _bytes_per_patch(scan.format))),
+        _count("inputs", scan.total, "inputs"),
+        PlanRow(
+            "patches",
+            f"{patches:,} ({by_split})",
+            {("patches",): patches, **{("splits", split): n for split, n in sorted(splits.items())}},
+        ),
+        _count("quarantined before reading", scan.problems.num_rows, "quarantined"),
+        _count("absent", scan.absent, "absent"),
+        PlanRow("shards", f"{shards:,} of {config.shard_size}", {("shards",): shards}),
+        _bytes("archive.zarr, at most", patches * _bytes_per_patch(scan.format), "archive"),
     ]
     if isinstance(archive, StreamedArchive):
         place = paths.buckets
         where = place.relative_to(paths.root) if place.is_relative_to(paths.root) else place
-        rows.append((f"{where}, until ingested", _size(patches * sum(map(_bucket_bytes, archive.passes)))))
+        rows.append(_bytes(f"{where}, until ingested", patches * sum(map(_bucket_bytes, archive.passes)), "buckets"))
     values = len(band_set(config.bands, scan.format)) * (scan.format.size // (config.degrade or 1)) ** 2
     sizes = {name: 2 * values * sr_models.SR_MODELS[name].scale ** 2 for name in config.sr}
-    rows += [(f"sr/{name}, at most", _size(patches * sizes[name])) for name in config.sr if config.stores_pixels(name)]
+    stored = [name for name in config.sr if config.stores_pixels(name)]
+    rows += [_bytes(f"sr/{name}, at most", patches * sizes[name], f"sr/{name}") for name in stored]
     clean = _counted(scan.inputs["split"].filter(is_clean(scan.inputs)))
     counts = Patches(patches, sum(splits[name] for name in _FITTED), clean["train"])
     maps = _Maps()
@@ -166,12 +173,22 @@ def _maps(
     return maps
 
 
-def _map_rows(maps: _Maps, *, guessed: bool) -> list[tuple[str, str]]:
-    costly = ", ".join(f"{method} {n:,}" for method, n in maps.passes.items() if n)
+def _map_rows(maps: _Maps, *, guessed: bool) -> list[PlanRow]:
+    costly = {method: n for method, n in maps.passes.items() if n}
+    of_methods = ", ".join(f"{method} {n:,}" for method, n in costly.items())
+    in_all = sum(costly.values())
     return [
-        ("maps, before compression", _size(maps.n_bytes)),
-        ("passes of costly methods", f"{sum(maps.passes.values()):,}" + (f" ({costly})" if costly else "")),
-        (f"passes that judge maps, {'about' if guessed else 'at most'}", f"{maps.judging:,.0f}"),
+        _bytes("maps, before compression", maps.n_bytes, "maps"),
+        PlanRow(
+            "passes of costly methods",
+            f"{in_all:,}" + (f" ({of_methods})" if of_methods else ""),
+            {("passes", "costly"): in_all, **{("passes", "by_method", method): n for method, n in costly.items()}},
+        ),
+        PlanRow(
+            f"passes that judge maps, {'about' if guessed else 'at most'}",
+            f"{maps.judging:,.0f}",
+            {("passes", "judging"): round(maps.judging)},
+        ),
         *([] if maps.clustered is None else maps.clustered.rows()),
     ]
 
@@ -197,6 +214,14 @@ def _bytes_per_patch(patch_format: PatchFormat) -> int:
 def _bucket_bytes(modality: Modality) -> int:
     """Return the bytes of a patch's files in a bucket, uncompressed, their headers included."""
     return modality.pixel_bytes + _HEADER_BYTES * len(modality.suffixes)
+
+
+def _count(title: str, n: int, *keys: str) -> PlanRow:
+    return PlanRow(title, f"{n:,}", {keys: n})
+
+
+def _bytes(title: str, n: float, key: str) -> PlanRow:
+    return PlanRow(title, _size(n), {("bytes", key): round(n)})
 
 
 def _size(n_bytes: float) -> str:

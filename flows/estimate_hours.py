@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import sr_models
 from flows.config import RunConfig
+from flows.plan_rows import PlanRow
 from infra.storage import StorePaths
 from tasks.branch import CEILING
 from tasks.rates import SHIPPED, Rate, stored_rates
@@ -40,8 +41,8 @@ def hours_rows(
     size: int,
     map_passes: Mapping[tuple[str, str], float],
     price_per_hour: float | None,
-) -> list[tuple[str, str]]:
-    """Return the hours of every stage on the run's devices, and what they cost, as rows for a person.
+) -> list[PlanRow]:
+    """Return the hours of every stage on the run's devices, and what they cost, as rows for a person and for programs.
 
     The rate of a stage is that of the store's last run that did the same work; else the sum of what this project
     measured; else it is unknown. Scoring, tables and the report are not counted.
@@ -60,15 +61,20 @@ def hours_rows(
         found = _hours(work, stored)
         if found is None:
             unknown.append(work.title)
-            rows.append((f"hours of {work.title}", "unknown: never measured"))
+            rows.append(PlanRow(f"hours of {work.title}", "unknown: never measured", {("hours", work.title): None}))
             continue
         hours, device, source = found
         totals[device] = totals.get(device, 0.0) + hours
-        rows.append((f"hours of {work.title}", f"{hours:,.3g} {_named(device)} ({source})"))
+        text = f"{hours:,.3g} {_named(device)} ({source})"
+        rows.append(PlanRow(f"hours of {work.title}", text, {("hours", work.title): hours}))
     at_least = "at least " if unknown else ""
-    rows += [(f"{_named(device)}-hours in all", f"{at_least}{hours:,.3g}") for device, hours in totals.items()]
+    for device, hours in totals.items():
+        title = f"{_named(device)}-hours in all"
+        rows.append(PlanRow(title, f"{at_least}{hours:,.3g}", {("device_hours", device): hours}))
     if price_per_hour is not None:
-        rows.append((f"cost at {price_per_hour:g} an hour", _cost(totals, unknown, price_per_hour)))
+        cost = sum(_priced(totals).values()) * price_per_hour
+        text = _cost(cost, totals, unknown)
+        rows.append(PlanRow(f"cost at {price_per_hour:g} an hour", text, {("cost",): cost}))
     return rows
 
 
@@ -174,10 +180,13 @@ def _named(device: str) -> str:
     return "core" if device == "cpu" else "GPU" if device == "gpu" else f"GPU {device}"
 
 
-def _cost(totals: Mapping[str, float], unknown: list[str], price_per_hour: float) -> str:
-    """Return the price of the GPUs' hours, of the cores' where no GPU works."""
-    priced = {device: hours for device, hours in totals.items() if device != "cpu"} or totals
-    words = f"{sum(priced.values()) * price_per_hour:,.2f}"
-    if len(priced) < len(totals):
+def _priced(totals: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the GPUs' hours, the cores' where no GPU works."""
+    return {device: hours for device, hours in totals.items() if device != "cpu"} or totals
+
+
+def _cost(cost: float, totals: Mapping[str, float], unknown: list[str]) -> str:
+    words = f"{cost:,.2f}"
+    if len(_priced(totals)) < len(totals):
         words += ", without the core-hours"
     return f"{'at least ' if unknown else ''}{words}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")

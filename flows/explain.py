@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.archive import branch_of, inputs_of
 from flows.config import RunConfig
 from infra.archives.layouts import determining
-from infra.errors import ConfigError, UnknownNameError
+from infra.errors import ConfigError, UnknownNameError, did_you_mean
 from infra.storage import StorePaths
 from tasks import labels
 from tasks.branch import Inputs
@@ -24,7 +24,7 @@ from tasks.explained_patch import (
     truth_mask,
 )
 from tasks.plan import Plan, make_plan
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def draw_patch(config: RunConfig, patch_id: str, out: Path, label: str | None, c
     run = _explained(config, classifier)
     known = next(iter(run.branches.values())).labels
     if label is not None and label not in known:
-        raise UnknownNameError(f"the classifier has no label {label!r}: choose one of {', '.join(known)}")
+        hint = did_you_mean(label, known)
+        raise UnknownNameError(f"the classifier has no label {label!r}: {hint}choose one of {', '.join(known)}")
     place = find_patch(run.inputs, run.plan.ingested(), patch_id)
     views = [explainer.view(place) for explainer in run.branches.values()]
     chosen = likeliest(views[0], place) if label is None else label
@@ -104,7 +105,10 @@ def _explained(config: RunConfig, classifier: str | None) -> _Explained:
     """Return the last run's checkpoints of a classifier, loaded, branch by branch."""
     name = config.classifiers[0] if classifier is None else classifier
     if name not in config.classifiers:
-        raise UnknownNameError(f"the run has no classifier {name!r}: choose one of {', '.join(config.classifiers)}")
+        hint = did_you_mean(name, config.classifiers)
+        raise UnknownNameError(
+            f"the run has no classifier {name!r}: {hint}choose one of {', '.join(config.classifiers)}"
+        )
     chosen = config.explain
     if not chosen.methods:
         raise ConfigError("explain.methods is empty: nothing to draw")

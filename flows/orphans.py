@@ -18,7 +18,7 @@ def end_orphaned_servers() -> int:
 
     Call it before Prefect runs a flow.
     """
-    orphans = [process for process in psutil.process_iter() if _is_orphan(process)]
+    orphans = orphaned_servers()
     for process in orphans:
         process.terminate()
     _, stubborn = psutil.wait_procs(orphans, timeout=10)
@@ -26,6 +26,11 @@ def end_orphaned_servers() -> int:
         process.kill()
     os.environ[_DRIVER] = f"{os.getpid()} {_pid_namespace()}"
     return len(orphans)
+
+
+def orphaned_servers() -> list[psutil.Process]:
+    """Return the servers of this user's dead drivers."""
+    return [process for process in psutil.process_iter() if _is_orphan(process)]
 
 
 def _is_orphan(process: psutil.Process) -> bool:

@@ -1,7 +1,8 @@
 """The train-sr flow: from the archive's images, and others, to weights of a super-resolution model."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import flow
 
@@ -24,9 +25,44 @@ from tasks.sr_images import ImageFolder, Scene, StorePatches
 from tasks.train_sr import SrTrainJob, fit_on_workers, is_trained, sr_train_job
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How a fitted model does on images that it was not trained on, beside bicubic enlargement."""
+
+    set: str
+    """Which images."""
+    psnr_db: float
+    ssim: float
+    bicubic_psnr_db: float
+    bicubic_ssim: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.set} {self.psnr_db:.2f} dB ({self.psnr_db - self.bicubic_psnr_db:+.2f} on bicubic), "
+            f"SSIM {self.ssim:.4f} ({self.ssim - self.bicubic_ssim:+.4f})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSr:
+    """A super-resolution model that was fitted."""
+
+    model: str
+    file: Path
+    """Its weights."""
+    sha256: str
+    step: int
+    """Of the fit, after which the weights were kept."""
+    validation: tuple[Validation, ...]
+
+    def __str__(self) -> str:
+        gains = ", ".join(map(str, self.validation))
+        return f"{self.model}: {gains}, step {self.step}; {self.file}, SHA-256 {self.sha256}"
+
+
 @flow(name="train-sr", validate_parameters=True)
-def train_sr(config: RunConfig) -> str:
-    """Fit one super-resolution model and return a one-line summary; a stopped run goes on from its last validation.
+def train_sr(config: RunConfig) -> FittedSr:
+    """Fit one super-resolution model and return how good it is; a stopped run goes on from its last validation.
 
     Raises:
         ConfigError, ArchiveError, StoreError, WeightsError, TrainingError: The message says what to change.
@@ -43,7 +79,7 @@ def train_sr(config: RunConfig) -> str:
                 if job.start is not None and is_elastic():
                     job = replace(job, start=share(job.start, paths))
                 fit_on_workers(job, resources_of(config), tell)
-    return _summary(job)
+    return _fitted(job)
 
 
 def _plan(config: RunConfig, paths: StorePaths) -> Plan:
@@ -96,11 +132,7 @@ def _settings(chosen: TrainSrConfig) -> SrTrainSettings:
     )
 
 
-def _summary(job: SrTrainJob) -> str:
+def _fitted(job: SrTrainJob) -> FittedSr:
     made = provenance(job.out)
-    gains = ", ".join(
-        f"{found['set']} {found['psnr_db']:.2f} dB ({found['psnr_db'] - found['bicubic_psnr_db']:+.2f} on bicubic), "
-        f"SSIM {found['ssim']:.4f} ({found['ssim'] - found['bicubic_ssim']:+.4f})"
-        for found in made["validation"]
-    )
-    return f"{job.settings.model}: {gains}, step {made['step']}; {job.out}, SHA-256 {sha256(job.out)}"
+    sets = tuple(Validation(**{f.name: found[f.name] for f in fields(Validation)}) for found in made["validation"])
+    return FittedSr(job.settings.model, job.out, sha256(job.out), made["step"], sets)

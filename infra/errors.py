@@ -1,5 +1,8 @@
 """The errors superscene raises: what was asked, what was found, where, what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class PipelineError(Exception):
     """Base of every error that superscene raises on purpose."""
@@ -69,3 +72,13 @@ class TrainingError(PipelineError, ArithmeticError):
 
 class IncompleteRunError(PipelineError, RuntimeError):
     """Some shards failed; what could be published was, and the next run tries them again."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return the beginning of a sentence that names the choice nearest to a name, "" where none is near.
+
+    Large and small letters are the same here.
+    """
+    by_letters = {choice.casefold(): choice for choice in choices}
+    close = get_close_matches(name.casefold(), by_letters, n=1)
+    return f"did you mean {by_letters[close[0]]!r}? " if close else ""

@@ -1,5 +1,6 @@
 """From a patch's corner in its own CRS to a footprint on the globe."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -53,3 +54,36 @@ def footprints(epsg: ArrayLike, bounds: ArrayLike) -> NDArray[np.object_]:
 def _to_globe(epsg: int) -> pyproj.Transformer:
     """Return what turns a CRS into longitude and latitude; making it takes a hundred times as long as using it."""
     return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
+
+
+def bounds_in(crs: Sequence[str], shapes: NDArray[np.object_]) -> NDArray[np.float64]:
+    """Return the bounds of footprints in their own CRS: what `footprints` was given, to the millimetre.
+
+    Args:
+        crs: The CRS of each, such as EPSG:32633.
+        shapes: (N,) polygons in EPSG:4326 of four corners, longitude first.
+
+    Returns:
+        (N, 4): left, bottom, right, top, in units of the CRS.
+
+    Raises:
+        ShapeError: The lengths differ.
+        pyproj.exceptions.CRSError: There is no such CRS.
+    """
+    if len(crs) != len(shapes):
+        raise ShapeError(f"bounds_in needs one CRS per footprint, got {len(crs)} and {len(shapes)}")
+    bounds = np.empty((len(shapes), 4))
+    codes = np.array(crs, object)
+    for code in dict.fromkeys(crs):
+        rows = np.flatnonzero(codes == code)
+        corners, of_row = shapely.get_coordinates(shapes[rows], return_index=True)
+        x, y = _from_globe(code).transform(*corners.T)
+        first = np.searchsorted(of_row, np.arange(len(rows)))
+        for column, values, end in ((0, x, np.minimum), (1, y, np.minimum), (2, x, np.maximum), (3, y, np.maximum)):
+            bounds[rows, column] = end.reduceat(values, first)
+    return np.round(bounds, 3)
+
+
+@lru_cache(maxsize=128)
+def _from_globe(crs: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(4326, crs, always_xy=True)

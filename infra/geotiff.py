@@ -126,7 +126,7 @@ class RasterReader:
             with _quiet():
                 self._dataset = rasterio.open(path, driver=_DRIVERS.get(Path(path).suffix.lower()))
         except RasterioError as error:
-            found = f"cannot be read as a raster: {error}" if Path(path).exists() else "is not there"
+            found = f"cannot be read as a raster: {str(error).rstrip('.')}" if Path(path).exists() else "is not there"
             raise ConfigError(f"the input {path} {found}: name a GeoTIFF, or another raster that GDAL reads") from error
         try:
             self._indexes = self._chosen(bands)

@@ -156,6 +156,19 @@ def is_held(path: ObjectPath) -> bool:
     return lease.held and recent and not _is_dead(lease)
 
 
+def left_behind(path: ObjectPath) -> str | None:
+    """Return whose lease it is that was not given back, and that nobody holds; None where there is none such.
+
+    Raises:
+        StoreError: The object is no lease.
+    """
+    try:
+        lease = _read(path)[0]
+    except FileNotFoundError:
+        return None
+    return f"process {lease.pid} on {lease.host}" if lease.held and not is_held(path) else None
+
+
 def _acquired(path: ObjectPath, lease: _Lease) -> "UpdateVersion":
     """Wait until the lease is free or abandoned, take it, and return its version."""
     version = object_store.put_if(path, lease.to_bytes(), None)

@@ -97,7 +97,7 @@ class ObjectPath(PosixPath):
     @property
     def bucket(self) -> S3Store | GCSStore:
         """The client of the bucket."""
-        return bucket(self.parts[0].rstrip(":"), self.parts[1], _endpoint())
+        return bucket(self.parts[0].rstrip(":"), self.parts[1], endpoint())
 
     def resolve(self, strict: bool = False) -> Self:  # noqa: ARG002, FBT001, FBT002  # pathlib's signature
         """Return itself: a URL is always absolute."""
@@ -507,7 +507,7 @@ def told(error: Exception, path: Path) -> Exception:
     return TransientError(f"{path}: object storage does not answer as it should ({why})")
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
     """Return the S3 address that the environment names, if it does."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
 
@@ -515,7 +515,27 @@ def _endpoint() -> str | None:
 @lru_cache
 def bucket(scheme: str, name: str, endpoint: str | None) -> S3Store | GCSStore:
     """Return the client of a bucket, one for each process; object_store reads the environment's settings itself."""
+    return _client(scheme, name, endpoint, CLIENT, RETRY)
+
+
+def _client(
+    scheme: str, name: str, endpoint: str | None, limits: "ClientConfig", retry: "RetryConfig"
+) -> S3Store | GCSStore:
     if scheme == "gs":
-        return GCSStore(name, client_options=CLIENT, retry_config=RETRY)
+        return GCSStore(name, client_options=limits, retry_config=retry)
     plain = endpoint is not None and urlsplit(endpoint).scheme == "http"  # then somebody asked for it
-    return S3Store(name, client_options={**CLIENT, "allow_http": plain}, retry_config=RETRY)
+    return S3Store(name, client_options={**limits, "allow_http": plain}, retry_config=retry)
+
+
+def ask_once(path: ObjectPath) -> None:
+    """Ask for a name in a folder, with seconds of patience where a run has minutes.
+
+    Raises:
+        StoreError, TransientError: As `told` says.
+    """
+    seconds = timedelta(seconds=5)
+    limits: ClientConfig = {"connect_timeout": seconds, "read_timeout": seconds, "timeout": seconds}
+    pause: RetryConfig = {**RETRY, "max_retries": 1, "retry_timeout": seconds}
+    client = _client(path.parts[0].rstrip(":"), path.parts[1], endpoint(), limits, pause)
+    with in_our_words(path):
+        any(obstore.list(client, f"{path.key}/", chunk_size=1))

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath
 from infra.parquet_files import parquet_dataset, read_schemas
+from infra.tables import SCHEMAS, check_versions
 
 _OF_EVERY_RUN = "configs"
 """What each config stands for; the only table with a column `config` whose rows are not of a run."""
@@ -28,22 +29,10 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
             `reference_config`), but for tables/configs; None shows all.
 
     Raises:
-        StoreError: There are no tables, or one cannot be read.
+        StoreError: There are no tables, one cannot be read, or a newer superscene wrote it.
     """
-    found = {folder.name: sorted(folder.rglob("*.parquet")) for folder in sorted(tables.glob("*"))}
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise StoreError(f"there are no tables in {tables}: run the flow first")
     connection = duckdb.connect(":memory:")
-    for name, files in found.items():
-        try:
-            dataset = _dataset(tables / name, files)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # a column twice, a name not in UTF-8
-            raise StoreError(f"the table {tables / name} cannot be read: {error}") from error
-        if configs is not None and name != _OF_EVERY_RUN:
-            wanted = pa.array(sorted(configs), pa.string())
-            for column in {"config", "reference_config"} & {*dataset.schema.names}:
-                dataset = dataset.filter(pc.field(column).isin(wanted))
+    for name, dataset in views(tables, configs).items():
         connection.register(name, dataset)
     for setting in (
         "python_enable_replacements = false",  # a variable of ours is no table
@@ -57,11 +46,44 @@ def connect(tables: Path, configs: Collection[str] | None) -> duckdb.DuckDBPyCon
     return connection
 
 
+def views(tables: Path, configs: Collection[str] | None, names: Collection[str] | None = None) -> dict[str, ds.Dataset]:
+    """Return the tables as they are shown, by name.
+
+    Args:
+        tables: The store's `tables` folder.
+        configs: As `connect` has it.
+        names: Tables wanted, those of them that are there; None: all.
+
+    Raises:
+        StoreError: There are no tables, one cannot be read, or a newer superscene wrote it.
+    """
+    folders = sorted(folder for folder in tables.glob("*") if names is None or folder.name in names)
+    found = {folder.name: files for folder in folders if (files := sorted(folder.rglob("*.parquet")))}
+    if not found:
+        raise StoreError(f"there are no tables in {tables}: run the flow first")
+    return {name: _view(tables / name, files, configs) for name, files in found.items()}
+
+
+def _view(folder: Path, files: list[Path], configs: Collection[str] | None) -> ds.Dataset:
+    try:
+        dataset = _dataset(folder, files)
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # a column twice, a name not in UTF-8
+        raise StoreError(f"the table {folder} cannot be read: {error}") from error
+    if configs is not None and folder.name != _OF_EVERY_RUN:
+        wanted = pa.array(sorted(configs), pa.string())
+        for column in {"config", "reference_config"} & {*dataset.schema.names}:
+            dataset = dataset.filter(pc.field(column).isin(wanted))
+    return dataset
+
+
 def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
     """Return a table's files, columns united by name; folders `key=value` give further columns, of strings.
 
     Raises:
-        StoreError: A file is a link to one outside of the table's folder, which may be anybody's.
+        StoreError: A file is a link to one outside of the table's folder, which may be anybody's; or a newer superscene
+            wrote it, or none.
     """
     if not isinstance(folder, ObjectPath):
         inside = folder.resolve()
@@ -72,7 +94,9 @@ def _dataset(folder: Path, files: list[Path]) -> ds.Dataset:
         part.partition("=")[0] for file in files for part in file.relative_to(folder).parent.parts if "=" in part
     )
     hive = pa.schema([(key, pa.string()) for key in keys])
-    schema = pa.unify_schemas([*read_schemas(files), hive], promote_options="default")
+    schemas = read_schemas(files)
+    check_versions(files, schemas, ours=folder.name in SCHEMAS)
+    schema = pa.unify_schemas([*schemas, hive], promote_options="default")
     return parquet_dataset(files, schema.remove_metadata(), folder, hive)
 
 

@@ -21,7 +21,7 @@ import platformdirs
 import pyarrow as pa
 
 from infra import lease, object_store
-from infra.errors import ConfigError, StoreError
+from infra.errors import ConfigError, StoreError, did_you_mean
 from infra.object_store import ObjectPath, object_path
 from infra.temporary import sweep_abandoned, temporary_folder
 
@@ -127,8 +127,9 @@ def location(text: str) -> Path:
         return object_path(text)
     parts = urlsplit(text)
     if scheme != "file" or "@" in text or parts.query or parts.fragment:
+        hint = did_you_mean(scheme, ("s3", "gs", "file"))
         raise ConfigError(
-            f"a URL {scheme}://… cannot be used: write a path, s3://bucket/prefix, gs://… or file:///path"
+            f"a URL {scheme}://… cannot be used: {hint}write a path, s3://bucket/prefix, gs://… or file:///path"
         )
     if parts.netloc not in {"", "localhost"}:
         raise ConfigError(f"{text} names a folder of the machine {parts.netloc}: write file:///path, three slashes")
@@ -374,3 +375,11 @@ def is_locked(paths: StorePaths) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def left_behind(paths: StorePaths) -> str | None:
+    """Return whose lease of the store was not given back, and is held by nobody; None where there is none such.
+
+    A folder has none: its lock ends with the process.
+    """
+    return lease.left_behind(paths.work / _LEASE) if isinstance(paths.work, ObjectPath) else None

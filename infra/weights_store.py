@@ -345,7 +345,7 @@ def sha256(path: str | Path) -> str:
             return hash_anew(path)
         return _cached_hash(path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
-        raise WeightsError(f"no weight file that can be read at {path}: {error}") from error
+        raise WeightsError(f"no weight file that can be read at {path}: {error.strerror or error}") from error
 
 
 def shown(sha256: str) -> str:

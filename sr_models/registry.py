@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from infra.bigearthnet.bands import RGB
-from infra.errors import UnknownNameError
+from infra.errors import UnknownNameError, did_you_mean
 from infra.installed import ModelTable
 from infra.weights_store import OfficialFile
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
@@ -277,7 +276,6 @@ def spec(name: str) -> SrSpec:
         UnknownNameError: No model has that name; the message lists those there are.
     """
     if name not in SR_MODELS:
-        close = get_close_matches(name, SR_MODELS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, SR_MODELS)
         raise UnknownNameError(f"no super-resolution model is called {name!r}: {hint}there are {', '.join(SR_MODELS)}")
     return SR_MODELS[name]

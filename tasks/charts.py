@@ -138,7 +138,7 @@ def line_chart(name: str, lines: Sequence[Line], x_title: str) -> Markup:
     )
     decimals = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0])))
     parts = [
-        _opening(name, _HEIGHT),
+        _opening(name, _HEIGHT, x_title),
         *axes.y_ticks([(tick, f"{tick:z.{decimals}f}") for tick in y_ticks]),
         *axes.x_ticks([(tick, f"{tick:.0f}") for tick in x_ticks]),
         axes.x_title(x_title),
@@ -146,9 +146,9 @@ def line_chart(name: str, lines: Sequence[Line], x_title: str) -> Markup:
     for line in sorted(lines, key=lambda line: not line.thin):  # means lie over what they are means of
         style = f"{' dashed' if line.dashed else ''}{' thin' if line.thin else ''}"
         parts.append(
-            Markup('<polyline class="line s{}{}" points="{}"><title>{}</title></polyline>').format(
-                line.colour, style, axes.path(line.points), escape(line.title)
-            )
+            Markup(
+                '<polyline class="line s{}{}" points="{}" data-x="{}" data-y="{}"><title>{}</title></polyline>'
+            ).format(line.colour, style, axes.path(line.points), *_values(line.points), escape(line.title))
         )
     for line in lines:
         if line.marked is not None:
@@ -203,6 +203,14 @@ def reliability_chart(name: str, curves: Sequence[Reliability]) -> Markup:
                 curve.colour, counts.path(outline), f"{curve.title}: decisions in each bin"
             )
         )
+        for low, high, n in curve.counts:
+            x, y = counts.place((low + high) / 2, math.log10(n) if n else 0.0)
+            title = f"{curve.title}: {n:,} decisions from {low:.3g} to {high:.3g}"
+            parts.append(
+                Markup('<circle class="hit s{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(
+                    curve.colour, x, y, title
+                )
+            )
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -254,8 +262,16 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
-def _opening(name: str, height: float) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {:g}" role="img" aria-label="{}">').format(_WIDTH, height, name)
+def _opening(name: str, height: float, x_title: str = "") -> Markup:
+    """Return a chart's first tag; the script of the page tells values of lines with the title of their x axis."""
+    return Markup('<svg class="chart" viewBox="0 0 {} {:g}" role="img" data-x="{}" aria-label="{}">').format(
+        _WIDTH, height, x_title, name
+    )
+
+
+def _values(points: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Return what the points stand for, as the page's script reads it: all x, all y."""
+    return " ".join(f"{x:.6g}" for x, _ in points), " ".join(f"{y:.3f}" for _, y in points)
 
 
 def _mark(colour: int, x: float, y: float, title: str, *, small: bool) -> Markup:

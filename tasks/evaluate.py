@@ -13,9 +13,8 @@ import pyarrow.dataset as ds
 
 from classifiers.metrics import BINS, EDGES, Interval
 from infra.fingerprint import Json
-from infra.parquet_files import parquet_dataset
 from infra.parts import StageParts, read_parts, stage_parts
-from infra.tables import CALIBRATION, METRICS, hive_folder, predictions_schema, publish, read_table
+from infra.tables import CALIBRATION, METRICS, hive_folder, open_table, predictions_schema, publish, read_table
 from tasks.branch import Branch
 from tasks.metric_rows import Bootstrap, MetricRow, calibrations, metric_rows, scored_patches
 from tasks.score import ScoredClassifier
@@ -63,8 +62,7 @@ class EvaluateJob:
 
     def read(self, seed: int) -> pa.Table:
         """Return a seed's predictions of labelled patches without snow or cloud, see `scored_patches`."""
-        files = sorted(self.folder.glob("*.parquet"))
-        table = parquet_dataset(files, predictions_schema(len(self.labels)))
+        table = open_table(self.folder, predictions_schema(len(self.labels)))
         rows = table.to_table(filter=ds.field("seed") == seed)
         return scored_patches(rows, read_table(self.parts.paths.table("patches")))
 

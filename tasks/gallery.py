@@ -22,9 +22,9 @@ from tasks.gallery_rows import (
 )
 from tasks.gallery_sheet import ReportSheet, make_sheet
 from tasks.pictures import label_colours
-from tasks.report_map_tables import METHOD_NAMES
-from tasks.report_numbers import Numbers
-from tasks.report_order import shown_split
+from tasks.report.map_tables import METHOD_NAMES
+from tasks.report.numbers import Numbers
+from tasks.report.order import shown_split
 
 PATCHES = 6
 """Patches in the gallery, at most."""

@@ -18,7 +18,7 @@ from tasks.explanation_metrics import FLOOR
 from tasks.gallery_pixels import GalleryPixels
 from tasks.map_store import read_map
 from tasks.pictures import OVERLAY_SIZE, Picture, encode, outlined, overlay, why_not_drawn
-from tasks.report_numbers import HiveFolder, Numbers
+from tasks.report.numbers import HiveFolder, Numbers
 
 NOT_MADE = "not made"
 """Of a patch or branch that the method was not run on."""

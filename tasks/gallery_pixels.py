@@ -20,7 +20,7 @@ from tasks.explained_patch import land_cover
 from tasks.patch_pixels import reduced
 from tasks.pictures import to_rgb8
 from tasks.quality_summary import CONTROL
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
 
 _RGB_ARRAYS = (S2_10M.array, "rgb")  # an archive has one of them
 _RGB_NAMES = (RGB, IMAGE_RGB)

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 
 from infra.parquet_files import parquet_dataset
 from tasks.labels import is_clean
-from tasks.report_numbers import HiveFolder, Numbers
+from tasks.report.numbers import HiveFolder, Numbers
 
 
 @dataclass(frozen=True, slots=True)

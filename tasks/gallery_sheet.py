@@ -9,7 +9,7 @@ from tasks.gallery_maps import MapPicture, Sources, map_picture
 from tasks.gallery_rows import BranchRows, Label, branch_rows, patch_rows
 from tasks.labels import likeliest
 from tasks.pictures import Picture, encode, thumbnail
-from tasks.report_numbers import HiveFolder, Numbers
+from tasks.report.numbers import HiveFolder, Numbers
 
 IMAGES = 100
 """Images on a sheet, at most: as many as the study of city features looked at."""

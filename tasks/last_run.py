@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from infra.errors import StoreError
-from infra.parquet_files import read_parquet
 from infra.storage import StorePaths
+from infra.tables import read_file
 from tasks.run_record import last_scored_run
 
 
@@ -86,12 +86,12 @@ def last_run(paths: StorePaths) -> LastRun:
     """Return the last run of a store that predicted something, else the last.
 
     Raises:
-        StoreError: No run has ended there.
+        StoreError: No run has ended there, or a newer superscene wrote its row.
     """
     path = last_scored_run(paths)
     if path is None:
         raise StoreError(f"{paths.root} holds no finished run: there is nothing to report; run the flow first")
-    row = read_parquet(path).to_pylist()[0]
+    row = read_file(path).to_pylist()[0]
     settings = json.loads(row.pop("run_yaml"))
     versions = json.loads(row.pop("versions"))
     stages = tuple(StageRow(**stage) for stage in row.pop("stages"))

@@ -7,11 +7,11 @@ import pyarrow as pa
 from infra.storage import StorePaths, write_text
 from infra.tables import COMPARISONS, METRICS, PAPER_METRICS, PAPER_TABLE_1, PAPER_TABLE_2, publish, read_table
 from tasks.quality_summary import CONTROL
-from tasks.report_maps import maps_of_run
-from tasks.report_maps_markdown import maps_markdown
-from tasks.report_markdown import paper_tables_markdown
-from tasks.report_means import Difference, Mean, Subject, differences, n_seeds, of_configs, overall, seed_means
-from tasks.report_order import shown_split
+from tasks.report.maps import maps_of_run
+from tasks.report.maps_markdown import maps_markdown
+from tasks.report.markdown import paper_tables_markdown
+from tasks.report.means import Difference, Mean, Subject, differences, n_seeds, of_configs, overall, seed_means
+from tasks.report.order import shown_split
 
 
 def publish_paper_tables(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from infra.parquet_files import read_parquet
 from infra.storage import StorePaths
+from infra.tables import read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def stored_rates(paths: StorePaths, settings: Mapping[str, Any] | None = None) -
     """
     found: dict[str, Rate] = {}
     for path in sorted(paths.table("runs").glob("run-*.parquet"), reverse=True):
-        (row,) = read_parquet(path, ["run_id", "run_yaml", "stages"]).to_pylist()
+        (row,) = read_file(path, ["run_id", "run_yaml", "stages"]).to_pylist()
         then = json.loads(row["run_yaml"])
         for stage in row["stages"]:
             hours, title = stage.get("busy_device_hours"), stage["stage"]  # runs of earlier versions have none

@@ -23,7 +23,7 @@ from classifiers.reliability import (
     scale_by_temperature,
 )
 from infra.fingerprint import Json
-from infra.parquet_files import count_rows, parquet_dataset, read_coded, read_each
+from infra.parquet_files import count_rows, read_coded, read_each
 from infra.parts import StageParts, stage_parts
 from infra.storage import StorePaths
 from infra.tables import (
@@ -33,6 +33,7 @@ from infra.tables import (
     RELIABILITY_METRICS,
     RISK_COVERAGE,
     hive_folder,
+    open_table,
     publish,
     publish_parts,
 )
@@ -229,7 +230,7 @@ def _bits(rows: pa.Table) -> NDArray[np.uint8]:
 def _patches(paths: StorePaths) -> pa.Table:
     """Return the columns of tables/patches that say which count."""
     columns = ["patch_id", "tile", *PLACES, "has_snow", "has_cloud"]
-    return parquet_dataset(sorted(paths.table("patches").glob("*.parquet")), PATCHES).to_table(columns=columns)
+    return open_table(paths.table("patches"), PATCHES).to_table(columns=columns)
 
 
 class _Orders:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from infra.parquet_files import read_parquet
+from infra.errors import StoreError
 from infra.storage import StorePaths, write_text
-from infra.tables import RUNS, publish
+from infra.tables import RUNS, publish, read_file
 from tasks.ingest import IngestCounts
 from tasks.stage import Progress, ShardFailure, StageReport, both_attempts
 
@@ -178,33 +178,49 @@ class RunRecord:
 
 
 def live_record(paths: StorePaths) -> dict[str, Any] | None:
-    """Return the record of the last run, finished or not; None where there was none."""
-    path = _live_path(paths)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Return the record of the last run, finished or not; None where there was none.
+
+    Raises:
+        StoreError: It is damaged.
+    """
+    return _read(_live_path(paths))
 
 
 def live_stage(paths: StorePaths, run_id: str) -> LiveStage | None:
-    """Return how far the stage is that a run is at; None where it has not begun one, or another version runs it."""
-    path = _progress_path(paths)
-    if not path.exists():
-        return None
-    live = json.loads(path.read_text(encoding="utf-8"))
-    if live.get("run_id") != run_id or live.keys() != {known.name for known in fields(LiveStage)}:
+    """Return how far the stage is that a run is at; None where it has not begun one, or another version runs it.
+
+    Raises:
+        StoreError: What tells it is damaged.
+    """
+    live = _read(_progress_path(paths))
+    if live is None or live.get("run_id") != run_id or live.keys() != {known.name for known in fields(LiveStage)}:
         return None
     return LiveStage(**live)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise StoreError(f"{path} is damaged: remove it, the next run writes it anew")
 
 
 def published_configs(paths: StorePaths) -> list[set[str]]:
     """Return the configs that each run published, the last run first."""
     files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
-    return [set(read_parquet(path, ["configs"])["configs"].to_pylist()[0]) for path in files]
+    return [set(read_file(path, ["configs"])["configs"].to_pylist()[0]) for path in files]
 
 
 def last_scored_run(paths: StorePaths) -> Path | None:
     """Return the file of the newest run that predicted something: what analysts see; else the newest of all."""
     files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
     for path in files:
-        (stages,) = read_parquet(path, ["stages"])["stages"].to_pylist()
+        (stages,) = read_file(path, ["stages"])["stages"].to_pylist()
         if any(stage["stage"].startswith("predict") for stage in stages):
             return path
     return files[0] if files else None
@@ -213,7 +229,7 @@ def last_scored_run(paths: StorePaths) -> Path | None:
 def scored_configs(paths: StorePaths) -> set[str] | None:
     """Return the configs of that run; None where no run has ended."""
     path = last_scored_run(paths)
-    return None if path is None else set(read_parquet(path, ["configs"])["configs"].to_pylist()[0])
+    return None if path is None else set(read_file(path, ["configs"])["configs"].to_pylist()[0])
 
 
 def git_commit() -> str | None:

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from infra.storage import StorePaths
 from infra.tables import COMPARISONS, METRICS, read_table
 from tasks.quality_summary import CONTROL
-from tasks.report_cells import Cell, Column, Row, number, with_best
-from tasks.report_markdown import aligned, bold, difference_text, marks_note, named, verbatim
-from tasks.report_means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
-from tasks.report_order import branch_order, shown_split
+from tasks.report.cells import Cell, Column, Row, number, with_best
+from tasks.report.markdown import aligned, bold, difference_text, marks_note, named, verbatim
+from tasks.report.means import Difference, Mean, Subject, differences, of_configs, overall, seed_means
+from tasks.report.order import branch_order, shown_split
 from tasks.run_record import RunRecord
 
 COLUMNS = (

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ import torch
 from infra import object_store
 from infra.object_store import ObjectPath, object_path
 from tests.infra.s3_server import BUCKET, S3Server, s3_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Tests run side by side: threads that wait for each other make a small network fifty times slower.
 torch.set_num_threads(1)
@@ -66,3 +70,12 @@ def s3_folder(s3: S3Server, request: pytest.FixtureRequest, tmp_path: Path) -> O
     s3.requests.clear()
     name = re.sub(r"[^A-Za-z0-9_]", "-", request.node.name)
     return object_path(f"s3://{BUCKET}/{name}/{tmp_path.name}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The system's Chromium, for one module."""
+    from tests.chromium import chromium
+
+    with chromium() as opened:
+        yield opened

@@ -16,7 +16,7 @@ from infra.ray_cluster import cluster
 from tests.unsafe_code import faults, faults_below
 
 PROJECT = Path(__file__).parents[1]
-SOURCES = ("flows", "tasks", "sr_models", "classifiers", "infra")
+SOURCES = ("flows", "explorer", "tasks", "sr_models", "classifiers", "infra")
 BESIDE = ("benchmarks", "docs", ".ci")
 PAGE = (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
 

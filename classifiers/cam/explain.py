@@ -26,7 +26,7 @@ from classifiers.cam.score_cam import (
 from classifiers.cam.smooth_grad_cam_pp import SmoothOptions, smooth_grad_cam_pp
 from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
-from infra.errors import ConfigError, ShapeError, UnknownNameError
+from infra.errors import ConfigError, ShapeError, UnknownNameError, did_you_mean
 
 OptionValue = bool | int | float | str
 """What an option of a method may be."""
@@ -239,7 +239,8 @@ def method_and_options(method: str, given: Mapping[str, OptionValue]) -> tuple[E
         ConfigError: The method does not take an option, not of that type, or not that value.
     """
     if method not in METHODS:
-        raise UnknownNameError(f"no explanation method {method!r}: choose one of {', '.join(METHODS)}")
+        hint = did_you_mean(method, METHODS)
+        raise UnknownNameError(f"no explanation method {method!r}: {hint}choose one of {', '.join(METHODS)}")
     entry = METHODS[method]
     known = {option.name: option.default for option in fields(entry.options)}
     if unknown := sorted(given.keys() - known.keys()):

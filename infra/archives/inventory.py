@@ -282,7 +282,9 @@ def take_stock(
     bad = _mask(pa.array(reason, pa.string()).is_valid()) & ~absent
     good = ~bad & ~absent
     column |= {"labels": labels, "split": split}
-    inputs = pa.table({f.name: column.get(f.name, pa.nulls(rows, f.type)) for f in INPUT_SCHEMA}).filter(pa.array(good))
+    inputs = pa.table({f.name: column.get(f.name, pa.nulls(rows, f.type)) for f in INPUT_SCHEMA})
+    if not good.all():  # a copy is as large as the names
+        inputs = inputs.filter(pa.array(good))
     column |= {"reason": pa.array(reason, pa.string()), "detail": pa.array(detail, pa.string()), "safe": pa.array(safe)}
     needed = ("patch_id", "source", "listed_in", "reason", "detail", "safe")
     wrong = pa.table({name: column[name] for name in needed}).filter(pa.array(bad))

@@ -16,7 +16,7 @@ from infra.archives.model import Archive
 from infra.archives.scene import SceneArchive
 from infra.archives.streamed import StreamedArchive, find_tars
 from infra.archives.tar_reader import is_tar
-from infra.errors import ArchiveError, UnknownNameError
+from infra.errors import ArchiveError, UnknownNameError, did_you_mean
 from infra.fingerprint import Json
 from infra.object_store import ObjectPath
 from infra.storage import location
@@ -136,14 +136,16 @@ def open_archive(
         ArchiveError: The root is not a folder.
     """
     if layout not in LAYOUTS:
-        raise UnknownNameError(f"no archive layout {layout!r}; there are {', '.join(LAYOUTS)}")
+        hint = did_you_mean(layout, LAYOUTS)
+        raise UnknownNameError(f"no archive layout {layout!r}: {hint}there are {', '.join(LAYOUTS)}")
     path = location(str(root)).absolute()
     if isinstance(path, ObjectPath) and not LAYOUTS[layout].modalities:
         raise ArchiveError(f"the layout {layout} reads folders of this machine, not {path}: copy them here")
     if is_tar(path) and path.is_file():
         return _streamed(layout, path, options, kept)
     if not path.is_dir():
-        raise ArchiveError(f"the archive's root {path} is not a folder")
+        hint = "correct archive.root in RUN.yaml; `superscene doctor RUN.yaml` looks where it may be"
+        raise ArchiveError(f"the archive's root {path} is not a folder: {hint}")
     return LAYOUTS[layout].build(str(path), options)
 
 

@@ -55,6 +55,11 @@ _TOLERANCE = 1e-3  # m
 _MOST_DN = 65_535
 
 
+def is_band_file(name: str) -> bool:
+    """Return whether a file's name says that it holds a band of a scene."""
+    return _BAND_FILE.search(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class SceneFiles:
     """Where a scene's bands lie, and what to add to them."""
@@ -323,7 +328,7 @@ def _is_scene(folder: Path) -> bool:
     if folder.suffix == ".SAFE" or (folder / METADATA).is_file():
         return True
     try:
-        return any(_BAND_FILE.search(child.name) for child in folder.iterdir())
+        return any(is_band_file(child.name) for child in folder.iterdir())
     except OSError:
         return False
 

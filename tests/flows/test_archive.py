@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from flows.archive import explain_plan
+from flows.archive import archive, explain_plan
 from flows.config import load_config
 from infra.archives.layouts import LAYOUTS
 from infra.archives.synthetic import write_synthetic_archive
+from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.storage import StorePaths
+from infra.tables import VERSION_KEY
 from tasks.score import scored_classifier
 from tests.flows.stores import (
     PATCHES,
@@ -150,3 +154,17 @@ def test_noise_is_added_where_maps_are_compared_with_land_cover_alone(tmp_path: 
         found = explain_plan(load_config(run_yaml), inputs_of(StageParts(StorePaths(tmp_path), "ingest", "a0000000")))
         given = tuple(methods.split(", ")) if methods else ()
         assert found.methods == (expected if layout == "bigearthnet-v2" else given)
+
+
+def test_a_store_of_a_newer_superscene_is_left_as_it_is(tmp_path: Path) -> None:
+    run_yaml = tmp_path / "RUN.yaml"
+    run_yaml.write_text(
+        f"{{archive: {{layout: bigearthnet-v2, root: {tmp_path}}}, store: {tmp_path / 'store'}, "
+        "classifiers: [resnet18], train: {backbone: random}}"
+    )
+    metrics = tmp_path / "store" / "tables" / "metrics" / "data-00000.parquet"
+    metrics.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"value": [1]}, metadata={VERSION_KEY: "999"}), metrics)
+    with pytest.raises(StoreError, match="newer superscene"):
+        archive.fn(load_config(run_yaml))
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["tables"]

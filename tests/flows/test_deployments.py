@@ -36,7 +36,7 @@ from infra.storage import StorePaths, is_locked
 from tests.flows.stores import PROJECT, Inputs, assert_same_tables, environment, part_states
 from tests.infra.test_cluster_files import IMAGE
 
-FLOWS: dict[str, Flow[..., str]] = {"flows.archive.archive": archive, "flows.train_sr.train_sr": train_sr}
+FLOWS: dict[str, Flow[..., Any]] = {"flows.archive.archive": archive, "flows.train_sr.train_sr": train_sr}
 POOLS = PROJECT / "infra" / "prefect"
 
 

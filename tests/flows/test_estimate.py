@@ -29,7 +29,7 @@ def planned(archive: Path, **changes: Any) -> dict[str, str]:
         "train": {"backbone": "random"},
         **changes,
     }
-    return dict(estimate(RunConfig.model_validate(settings)))
+    return {row.title: row.text for row in estimate(RunConfig.model_validate(settings))}
 
 
 def of_splits(archive: Path) -> pd.DataFrame:

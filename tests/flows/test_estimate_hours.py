@@ -30,7 +30,7 @@ def config_of(tmp_path: Path, **changes: Any) -> RunConfig:
 def told(
     config: RunConfig, price: float | None = None, passes: dict[tuple[str, str], float] | None = None
 ) -> dict[str, str]:
-    return dict(hours_rows(config, PATCHES, 120, passes or {}, price))
+    return {row.title: row.text for row in hours_rows(config, PATCHES, 120, passes or {}, price)}
 
 
 def rate(name: str) -> float:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flows import cli
 from flows.cli import app
+from flows.commands import runs
 from flows.config import RunConfig, load_config, validated
 from flows.explain import draw_patch, draw_sheet, first_seed, likeliest
 from infra.errors import ConfigError, PipelineError, StoreError, UnknownNameError
@@ -223,7 +223,7 @@ def test_the_network_explained_is_that_of_the_first_seed_fitted(
 def test_options_that_do_not_fit_are_refused_before_anything_runs(
     arguments: list[str], words_of_it: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("the flow ran"))
+    monkeypatch.setattr(runs, "run_until", lambda *_, **__: pytest.fail("the flow ran"))
     result = CliRunner().invoke(app, ["explain", "RUN.yaml", *arguments])
     assert isinstance(result.exception, PipelineError)
     assert words_of_it in str(result.exception)

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from tests.flows.stores import Inputs
-from tests.tasks.report_store import Page, TableCell
+from tests.tasks.report.report_store import Page, TableCell
 
 NAMES = {"grad_cam": "Grad-CAM"}
-"""Methods of the reference store but for the floor; the ranks of many are tested in tests/tasks/test_report_maps.py."""
+"""Methods of the reference store but for the floor; the ranks of many are tested in tests/tasks/report/test_maps.py."""
 EXCESS = "Pointing \N{MINUS SIGN} area"
 COLUMNS = {"Judd AUC": "judd_auc", "IoU 75 %": "iou_75", "Correlation": "correlation", "Coverage": "coverage"}
 

@@ -418,20 +418,3 @@ class TestRuns:
         assert branch.identity["weights_sha256"] == sha256(shipped)
         named = make_branch(inputs_of(ingest), NAME, shipped)
         assert named.pixels.config == branch.pixels.config
-
-
-class TestDoctor:
-    def test_the_folder_and_what_is_in_it(
-        self, official: OfficialFile, cli: Cli, store: WeightsStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from flows import doctor
-
-        cli("fetch", NAME)
-        check = doctor._weights()
-        assert (check.ok, check.found) == (True, f"1 stored in {store.folder}")
-        monkeypatch.setattr(WeightsStore, "writable", lambda _: False)
-        assert doctor._weights().found.endswith("read-only")
-        monkeypatch.setenv("SUPERSCENE_WEIGHTS", "/dev/null/store")
-        check = doctor._weights()
-        assert not check.ok
-        assert "SUPERSCENE_WEIGHTS" in check.advice

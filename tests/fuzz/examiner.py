@@ -99,7 +99,7 @@ class Examiner:
         self._allowed += (f"{os.path.realpath(base / 'v1')}/",)
         for patch in self._ids:
             (self.root / "v2" / "BigEarthNet-S2" / patch.rsplit("_", 2)[0] / patch).mkdir(parents=True)
-        (self.root / "tables" / "metrics").mkdir(parents=True)
+        (self.root / "tables" / "others").mkdir(parents=True)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._listening and event == "open" and isinstance(arguments[0], str | bytes):
@@ -258,10 +258,10 @@ class Examiner:
         data = mutations.parquet(number, self._ids)
         root = self.root / "v2"
         (root / "metadata.parquet").write_bytes(data)
-        table = self.root / "tables" / "metrics" / "data-00000.parquet"
+        table = self.root / "tables" / "others" / "data-00000.parquet"  # of superscene's own, a version would be wanted
         table.write_bytes(data)
         with contextlib.suppress(StoreError, ConfigError):
-            query(table.parents[1], ["12345678"], "SELECT * FROM metrics").fetchall()
+            query(table.parents[1], ["12345678"], "SELECT * FROM others").fetchall()
         try:
             scan = BigEarthNetV2(str(root)).scan()
         except ArchiveError:

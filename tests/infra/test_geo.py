@@ -7,7 +7,7 @@ import shapely
 from rasterio.warp import transform_geom
 
 from infra.errors import ShapeError
-from infra.geo import footprints
+from infra.geo import bounds_in, footprints
 
 BOUNDS = [(390000.0, 5347200.0, 391200.0, 5348400.0), (499980.0, 7044840.0, 501180.0, 7046040.0)]
 
@@ -55,3 +55,14 @@ def test_no_patch_has_no_footprint() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ShapeError, match="2 codes and 1 bounds"):
         footprints([32633, 32633], BOUNDS[:1])
+
+
+def test_bounds_of_a_footprint_are_those_it_was_made_of() -> None:
+    """To the millimetre, in the order given, each in its own CRS."""
+    epsg = [32633, 32629, 32633, 32733]
+    bounds = [BOUNDS[0], BOUNDS[1], BOUNDS[1], BOUNDS[0]]
+    shapes = np.asarray(shapely.from_wkb(footprints(epsg, bounds)))
+    assert bounds_in([f"EPSG:{code}" for code in epsg], shapes).tolist() == [[*box] for box in bounds]
+    assert bounds_in([], shapes[:0]).shape == (0, 4)
+    with pytest.raises(ShapeError, match="got 1 and 4"):
+        bounds_in(["EPSG:32633"], shapes)

@@ -10,12 +10,15 @@ from infra.errors import ConfigError, StoreError
 from infra.object_store import ObjectPath
 from infra.query import check_expression, connect, query
 from infra.storage import write_bytes
-from infra.tables import SCHEMAS
+from infra.tables import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
+
+OURS = {VERSION_KEY: SCHEMA_VERSION}
+"""Metadata of a file that superscene wrote."""
 
 
 def write(path: Path, **columns: list[object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns, metadata=OURS), path)
 
 
 @pytest.fixture
@@ -341,18 +344,17 @@ def test_a_file_that_is_a_link_out_of_its_table_is_not_read(tables: Path) -> Non
 
 def test_damaged_texts_and_columns_are_told(tables: Path) -> None:
     odd = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
-    pq.write_table(
-        pa.table({"config": pa.array(["12345678"]), "n": pa.array([1]), "label": odd}), tables / "metrics" / "b.parquet"
-    )
+    rows = {"config": pa.array(["12345678"]), "n": pa.array([1]), "label": odd}
+    pq.write_table(pa.table(rows, metadata=OURS), tables / "metrics" / "b.parquet")
     with pytest.raises(StoreError, match="damaged"):
         query(tables, None, "SELECT * FROM metrics")
     assert query(tables, None, "SELECT count(*) FROM metrics").fetchall() == [(3,)]
     odd_name = tables / "metrics" / "b.parquet"
-    pq.write_table(pa.table({"n": [1], "xyzzy": [1]}), odd_name, store_schema=False)
+    pq.write_table(pa.table({"n": [1], "xyzzy": [1]}, metadata=OURS), odd_name, store_schema=False)
     odd_name.write_bytes(odd_name.read_bytes().replace(b"xyzzy", b"\xff\xfezzy"))
     with pytest.raises(StoreError, match="cannot be read"):
         query(tables, None, "SELECT * FROM metrics")
-    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["n", "n"])
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["n", "n"], metadata=OURS)
     pq.write_table(twice, tables / "metrics" / "b.parquet")
     with pytest.raises(StoreError, match="cannot be read"):
         query(tables, None, "SELECT * FROM metrics")

@@ -15,7 +15,7 @@ from infra.tables import EXPLANATIONS, PATCHES, RUNS, hive_folder, publish, read
 from infra.zarr_store import ShardedStore
 from tasks.explain import WHOLE_PATCH
 from tasks.map_store import MapWriter, create_map_store
-from tests.tasks.report_store import CLASSIFIERS, PATCH_IDS
+from tests.tasks.report.report_store import CLASSIFIERS, PATCH_IDS
 
 type Change = Callable[[dict[str, Any]], dict[str, Any]]
 """From a row to a row."""

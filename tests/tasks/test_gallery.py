@@ -7,10 +7,11 @@ import numpy as np
 from infra.bigearthnet.classes import NAMES
 from tasks import gallery, gallery_sheet
 from tasks.gallery import choose_patches, make_gallery
-from tasks.report import render
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
+from tasks.report.page import render
+from tasks.report.strips import make_strips
 from tests.tasks.gallery_store import add_maps, change_settings
-from tests.tasks.report_store import Page, Wanted, make_store
+from tests.tasks.report.report_store import Page, Wanted, make_store
 
 
 def row(patch_id: str, labels: Sequence[str] | None, predicted: Sequence[str] = ()) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def test_pictures_are_counted_as_they_stand_on_the_page(tmp_path: Path) -> None:
     images = [a for tag, a in Page(text).elements if tag == "img"]
     of_sheet = [len(a["src"]) for a in images if a["alt"].startswith("image ")]
     assert sheet == sum(of_sheet)
-    assert cards + sheet == sum(len(a["src"]) for a in images)
+    strips = [p for strip in make_strips(numbers) for p in (strip.context, *(cell.picture for cell in strip.cells))]
+    of_strips = sum(len(picture.uri) for picture in strips if picture is not None)
+    assert cards + sheet + of_strips == sum(len(a["src"]) for a in images)
     assert len(text.encode()) - cards - sheet < 300_000
     assert gallery._BUDGET_BYTES + gallery_sheet._BUDGET_BYTES + 300_000 < 7_000_000
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F  # noqa: N812
 from infra.bigearthnet.classes import NAMES
 from tasks.gallery_maps import MISSING, NOT_MADE, UNTAUGHT, StoredMaps
 from tasks.gallery_rows import explained_folders
-from tasks.report_numbers import Numbers
+from tasks.report.numbers import Numbers
 from tests.tasks.gallery_store import add_maps, bright
-from tests.tasks.report_store import Made, Wanted, make_store
+from tests.tasks.report.report_store import Made, Wanted, make_store
 
 KNOWN = NAMES[:3]
 

@@ -8,10 +8,10 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from infra.bigearthnet.classes import NAMES
-from tasks.report import write_report
+from tasks.report.page import write_report
 from tests.tasks.gallery_store import QUADRANTS, add_maps, add_reference_maps, bright
-from tests.tasks.report_store import NASTY, SR, Made, Page, Wanted, make_store
-from tests.tasks.test_report import pictures
+from tests.tasks.report.report_store import NASTY, SR, Made, Page, Wanted, make_store
+from tests.tasks.report.test_page import pictures
 
 PLANTED = {
     ("none", "layer_cam"): "upper right",

@@ -10,8 +10,8 @@ import pytest
 from infra.bigearthnet.classes import NAMES
 from infra.tables import PATCHES, predictions_schema, publish, read_table
 from tasks.gallery_rows import folder_dataset, predicted_labels, splits_and_first_seed
-from tasks.report_numbers import HiveFolder, Numbers
-from tests.tasks.report_store import PATCH_IDS, Wanted, make_store
+from tasks.report.numbers import HiveFolder, Numbers
+from tests.tasks.report.report_store import PATCH_IDS, Wanted, make_store
 
 SPLITS = ("test", "validation", "test", "train")
 """Of the store's patches, in their order."""

@@ -9,10 +9,10 @@ import pytest
 from infra.bigearthnet.classes import NAMES
 from infra.storage import StorePaths
 from tasks import gallery_sheet
-from tasks.report import write_report
+from tasks.report.page import write_report
 from tests.tasks.gallery_store import add_maps, bright, change_settings
-from tests.tasks.report_store import LABELS, PATCH_IDS, Made, Page, Wanted, make_store
-from tests.tasks.test_report import pictures
+from tests.tasks.report.report_store import LABELS, PATCH_IDS, Made, Page, Wanted, make_store
+from tests.tasks.report.test_page import pictures
 
 UNIFORM = np.ones((len(NAMES), 4, 4), np.float32)
 

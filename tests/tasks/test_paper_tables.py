@@ -10,8 +10,8 @@ import pytest
 
 from infra.storage import StorePaths
 from infra.tables import CLASSES, COMPARISONS, METRICS, PAPER_METRICS, PAPER_TABLE_1, PAPER_TABLE_2, publish
-from tasks import report_markdown
 from tasks.paper_tables import paper_table_1, paper_table_2, publish_paper_tables
+from tasks.report import markdown as report_markdown
 
 LABELS = ("sea", "land | *dry*", "ice")
 NULLS: dict[str, Any] = {"country": None, "season": None, "label": None}
