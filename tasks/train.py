@@ -312,7 +312,7 @@ def _trainer(
         parallel=parallel,
         compiled=compiled,
         label_counts=torch.from_numpy(train.truth.sum(axis=0)),
-        depths=layer_depths(network),
+        depths=None if job.settings.layer_decay == 1 else layer_depths(network),  # which only timm's networks know
     )
 
 

@@ -44,9 +44,6 @@ OTHER_PROGRAMS = {
 }
 """First words of shell lines that nothing here can run or parse, and whose they are."""
 
-BESIDE = {"serve", "export"}
-"""Commands that README and docs name before they are wired; remove a name when it is."""
-
 NO_RUN_YAML = {"docs/deployments.md": "an action of a Prefect automation, whose block a person makes"}
 """YAML blocks that are none of RUN.yaml's, by page."""
 
@@ -169,15 +166,13 @@ def test_shell_lines_are_what_the_programs_take(where: str, line: str, monkeypat
             assert program in OTHER_PROGRAMS, f"{line}: say in OTHER_PROGRAMS whose it is"
 
 
-def found(words: list[str]) -> tuple[Any, Any, list[str]] | None:
-    """Return the command that words begin with, its parent's context and the other words; None for one of `BESIDE`."""
+def found(words: list[str]) -> tuple[Any, Any, list[str]]:
+    """Return the command that words begin with, its parent's context and the other words."""
     command: Any = SUPERSCENE
     context: Any = typer.Context(SUPERSCENE, info_name="superscene")
     while isinstance(command, TyperGroup) and words:
         name, *words = words
         below = command.get_command(context, name)
-        if below is None and command is SUPERSCENE and name in BESIDE:
-            return None
         assert below is not None, f"there is no command {name}"
         if isinstance(below, TyperGroup):
             context = below.make_context(name, [], parent=context, resilient_parsing=True)
@@ -187,9 +182,8 @@ def found(words: list[str]) -> tuple[Any, Any, list[str]] | None:
 
 def takes(arguments: list[str]) -> None:
     """Let the command line parse its arguments, and do nothing else."""
-    if chosen := found([argument.replace("…", "x") for argument in arguments]):
-        command, parent, words = chosen
-        command.make_context(command.name, words, parent=parent)
+    command, parent, words = found([argument.replace("…", "x") for argument in arguments])
+    command.make_context(command.name, words, parent=parent)
 
 
 SPANS = [
@@ -203,10 +197,9 @@ SPANS = [
 @pytest.mark.parametrize(("page", "span"), sorted(set(SPANS)))
 def test_commands_named_in_sentences_are_there(page: str, span: str) -> None:
     """With the options that are named with them; arguments may be left out in a sentence."""
-    if chosen := found(shlex.split(span)[1:]):
-        command, _, words = chosen
-        options = {option for parameter in command.params for option in parameter.opts}
-        assert {word.split("=")[0] for word in words if word.startswith("--")} <= options
+    command, _, words = found(shlex.split(span)[1:])
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= options
 
 
 def test_settings_on_the_command_line_are_settings(beside_a_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
