@@ -42,6 +42,7 @@ export class PatchMap {
     this.fetchSelection = latest(this.#fetchSelection.bind(this));
     this.fetchColours = latest(this.#fetchColours.bind(this));
     this.fetchPolygons = latest(this.#fetchPolygons.bind(this));
+    this.framed = null;
     this.#listen();
     this.resize();
     this.fit();
@@ -61,14 +62,15 @@ export class PatchMap {
 
   resize() {
     const { width, height } = this.points.parentElement.getBoundingClientRect();
-    if (!width) return;
     const ratio = window.devicePixelRatio || 1;
     this.ratio = ratio;
+    if (!width) return;
     for (const canvas of [this.points, this.below]) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
-    this.draw();
+    if (this.framed) this.#frame(...this.framed);
+    else this.draw();
   }
 
   // Shows all patches that have a place.
@@ -89,7 +91,11 @@ export class PatchMap {
     this.#frame(mercatorX(west), mercatorX(east), mercatorY(north), mercatorY(south), 1);
   }
 
+  // A map that is hidden, since the address is a patch's, has no size yet: what it is to show waits until it has.
   #frame(left, right, top, bottom, share) {
+    const isHidden = !this.points.parentElement.clientWidth;
+    this.framed = isHidden ? [left, right, top, bottom, share] : null;
+    if (isHidden) return;
     const { width, height } = this.points;
     const scale = share * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(bottom - top, 1e-6));
     this.#look((left + right) / 2, (top + bottom) / 2, scale);
