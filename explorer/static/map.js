@@ -10,6 +10,7 @@ const FOOTPRINT_PX = 7; // from this width on, corners are fetched
 const NO_COLOUR = 255;
 const DEGREES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30]; // between lines of the map
 const STEPS = 10; // of reliability
+const CROWD = 20000; // patches from which on points are small
 const TILE_PX = 256;
 const MAX_SCALE = 2 ** 26;
 const SETTLED_MS = 200;
@@ -126,7 +127,7 @@ export class PatchMap {
     const colours = this.#palette();
     const size = clamp(Math.round(this.patchPx), Math.ceil(this.ratio), 64);
     this.#plot(pixels, width, height, Math.max(1, Math.ceil(this.ratio)), () => colours.rest, 0);
-    if (!close) this.#plot(pixels, width, height, Math.max(size, Math.ceil(1.5 * this.ratio)), colours.of, 1);
+    if (!close) this.#plot(pixels, width, height, Math.max(size, Math.ceil((this.store.n > CROWD ? 1.5 : 4) * this.ratio)), colours.of, 1);
     context.putImageData(image, 0, 0);
     if (close) this.#outline(context, colours.css);
     if (this.keys) this.#cross(context, width, height);
