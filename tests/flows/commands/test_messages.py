@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import COMMANDS, main
+from infra.tables import CLASSES, publish
 
 RUN_YAML = """\
 archive: {layout: bigearthnet-v2, root: /nowhere/BigEarthNet}
@@ -55,11 +55,12 @@ MISTAKES: list[tuple[str, list[str]]] = [
     # places that are not there
     ("plan RUN.yaml", ["archive's root /nowhere/BigEarthNet is not a folder", "superscene doctor RUN.yaml"]),
     ("report RUN.yaml", ["/nowhere/store holds no finished run"]),
-    ("report half", ["half holds no run", "superscene run RUN.yaml"]),
+    ("report half", ["half holds no finished run", "run the flow first"]),
     ("report empty --set shard_size=4", ["--set changes a RUN.yaml, and empty is a store"]),
-    ("export half --list", ["half holds no run"]),
+    ("export half --csv Table1", ["half has no table Table1: it has classes"]),
+    ("export empty --list", ["empty holds no run, and no tables"]),
     ("export half", ["export writes one thing", "--csv TABLE"]),
-    ("serve half", ["half holds no run"]),
+    ("serve half", ["half holds no patches"]),
     ("serve RUN.yaml", ["RUN.yaml is a file, where a store's folder is needed", "RUN.yaml names /nowhere/store"]),
     ("explain RUN.yaml --patch x", ["/nowhere/store holds no finished run"]),
     ("explain RUN.yaml --patch x --classifier resnet81", ["no classifier 'resnet81'", "did you mean 'resnet18'?"]),
@@ -116,8 +117,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged" / "work").mkdir(parents=True)
     (folder / "damaged" / "work" / "run.json").write_text("{")
     for store in (folder / "half", folder / "above" / "inner"):
-        (store / "tables" / "classes").mkdir(parents=True)
-        pq.write_table(pa.table({"label": ["Pastures"]}), store / "tables" / "classes" / "data-00000.parquet")
+        row = {"label_index": 0, "label": "Pastures"}
+        publish(store / "tables" / "classes", pa.Table.from_pylist([row], CLASSES), CLASSES, [])
     return folder
 
 
