@@ -105,6 +105,10 @@ class Server:
         (found,) = re.findall(r"VmRSS:\s+(\d+) kB", text)
         return int(found) * 1024 / 1e6
 
+    def reconnect(self) -> None:
+        """Begin a new connection with the next request."""
+        self._connection.close()
+
     def close(self) -> None:
         """End the process."""
         self._connection.close()
@@ -363,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             at_start = server.resident_mb
             rows = endpoints(server, paths, args.requests)
             rows += peers(server, paths, args.requests)
+            server.reconnect()  # it closes connections that are idle while the peers work
             held = json.loads(server.get("/api/store"))["held_bytes"]
             rows += pages(server, first_patch(paths), args.loads) if args.loads else []
             about = {
