@@ -300,8 +300,10 @@ def pages(server: Server, patch: str, loads: int) -> list[Row]:
         for i in range(loads + 1):
             page.goto("about:blank")
             with timed("the first page, map and all"):
-                page.goto(server.address)
-                page.wait_for_function("() => document.querySelectorAll('#grid a').length > 0")
+                with timed("the first page, until names stand there"):
+                    page.goto(server.address, wait_until="commit")
+                    page.wait_for_function("() => document.querySelectorAll('#grid a').length > 0")
+                page.wait_for_function("() => 'drawn' in document.getElementById('map').dataset")
             page.wait_for_load_state("networkidle")
             for what, box in (
                 ("a filter, until names stand there", "input[name=season]"),
@@ -361,8 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             at_start = server.resident_mb
             rows = endpoints(server, paths, args.requests)
             rows += peers(server, paths, args.requests)
-            rows += pages(server, first_patch(paths), args.loads) if args.loads else []
             held = json.loads(server.get("/api/store"))["held_bytes"]
+            rows += pages(server, first_patch(paths), args.loads) if args.loads else []
             about = {
                 "processor": platform.processor() or platform.machine(),
                 "cores": os.cpu_count(),

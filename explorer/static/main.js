@@ -41,16 +41,19 @@ class Browser {
     this.list = guarded(latest((signal) => this.#list(signal)));
   }
 
-  async start() {
+  // Adds the map, once the patches are listed: of half a million it takes longer.
+  async addMap() {
     if (!this.store.has_places) return;
-    $("map-section").hidden = false;
-    this.map = new PatchMap(this.store, await bytes("/api/centres"), {
+    const centres = await bytes("/api/centres");
+    this.map = new PatchMap(this.store, centres, {
       query: () => conditions(this.query),
       moved: () => $("in-view").checked && !$("browse").hidden && this.go({ page: null }, true),
       picked: guarded((place) => this.#pick(place)),
     });
     const box = BOX.map((name) => Number(where().query.get(name) ?? NaN));
     if (box.every(Number.isFinite)) this.map.lookAt(box);
+    if (this.query) await this.#select();
+    $("map").dataset.drawn = "";
   }
 
   get page() {
@@ -83,7 +86,12 @@ class Browser {
     if (this.shown === address) return;
     this.shown = address;
     tell("");
-    await Promise.all([this.list(), this.map && guarded(() => this.map.select(conditions(query), branch))()]);
+    await Promise.all([this.list(), this.map && guarded(() => this.#select())()]);
+  }
+
+  #select() {
+    const branch = this.store.branches.find((one) => one.branch === this.query.get("branch"));
+    return this.map.select(conditions(this.query), branch);
   }
 
   async #list(signal) {
@@ -131,7 +139,7 @@ async function start() {
   const browser = new Browser(store);
   const patch = new PatchPage($("patch"), store);
   if (matchMedia("(max-width: 50rem)").matches) $("filter-box").open = false;
-  await browser.start();
+  $("map-section").hidden = !store.has_places;
 
   const route = guarded(async () => {
     const { patch: id, query } = where();
@@ -161,6 +169,7 @@ async function start() {
     ($("browse").hidden ? $("patch") : $("main")).focus();
   });
   await route();
+  await browser.addMap();
 }
 
 guarded(start)();

@@ -10,6 +10,7 @@ const FOOTPRINT_PX = 7; // from this width on, corners are fetched
 const NO_COLOUR = 255;
 const DEGREES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30]; // between lines of the map
 const STEPS = 10; // of reliability
+const CROWD = 20000; // patches from which on points are small
 const TILE_PX = 256;
 const MAX_SCALE = 2 ** 26;
 const SETTLED_MS = 200;
@@ -42,6 +43,7 @@ export class PatchMap {
     this.fetchSelection = latest(this.#fetchSelection.bind(this));
     this.fetchColours = latest(this.#fetchColours.bind(this));
     this.fetchPolygons = latest(this.#fetchPolygons.bind(this));
+    this.framed = null;
     this.#listen();
     this.resize();
     this.fit();
@@ -61,14 +63,15 @@ export class PatchMap {
 
   resize() {
     const { width, height } = this.points.parentElement.getBoundingClientRect();
-    if (!width) return;
     const ratio = window.devicePixelRatio || 1;
     this.ratio = ratio;
+    if (!width) return;
     for (const canvas of [this.points, this.below]) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
-    this.draw();
+    if (this.framed) this.#frame(...this.framed);
+    else this.draw();
   }
 
   // Shows all patches that have a place.
@@ -89,7 +92,11 @@ export class PatchMap {
     this.#frame(mercatorX(west), mercatorX(east), mercatorY(north), mercatorY(south), 1);
   }
 
+  // A map that is hidden, since the address is a patch's, has no size yet: what it is to show waits until it has.
   #frame(left, right, top, bottom, share) {
+    const isHidden = !this.points.parentElement.clientWidth;
+    this.framed = isHidden ? [left, right, top, bottom, share] : null;
+    if (isHidden) return;
     const { width, height } = this.points;
     const scale = share * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(bottom - top, 1e-6));
     this.#look((left + right) / 2, (top + bottom) / 2, scale);
@@ -120,7 +127,7 @@ export class PatchMap {
     const colours = this.#palette();
     const size = clamp(Math.round(this.patchPx), Math.ceil(this.ratio), 64);
     this.#plot(pixels, width, height, Math.max(1, Math.ceil(this.ratio)), () => colours.rest, 0);
-    if (!close) this.#plot(pixels, width, height, Math.max(size, Math.ceil(1.5 * this.ratio)), colours.of, 1);
+    if (!close) this.#plot(pixels, width, height, Math.max(size, Math.ceil((this.store.n > CROWD ? 1.5 : 4) * this.ratio)), colours.of, 1);
     context.putImageData(image, 0, 0);
     if (close) this.#outline(context, colours.css);
     if (this.keys) this.#cross(context, width, height);

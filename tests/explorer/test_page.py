@@ -25,6 +25,7 @@ def opened(browser: Browser, address: str) -> Iterator[OpenPage]:
 
 def ready(page: Page) -> None:
     expect(page.locator("#total")).not_to_be_empty()
+    expect(page.locator("#map")).to_have_attribute("data-drawn", "")
 
 
 def settled(page: Page) -> None:

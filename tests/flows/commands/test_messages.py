@@ -55,6 +55,12 @@ MISTAKES: list[tuple[str, list[str]]] = [
     # places that are not there
     ("plan RUN.yaml", ["archive's root /nowhere/BigEarthNet is not a folder", "superscene doctor RUN.yaml"]),
     ("report RUN.yaml", ["/nowhere/store holds no finished run"]),
+    ("report half", ["half holds no run", "superscene run RUN.yaml"]),
+    ("report empty --set shard_size=4", ["--set changes a RUN.yaml, and empty is a store"]),
+    ("export half --list", ["half holds no run"]),
+    ("export half", ["export writes one thing", "--csv TABLE"]),
+    ("serve half", ["half holds no run"]),
+    ("serve RUN.yaml", ["RUN.yaml is a file, where a store's folder is needed", "RUN.yaml names /nowhere/store"]),
     ("explain RUN.yaml --patch x", ["/nowhere/store holds no finished run"]),
     ("explain RUN.yaml --patch x --classifier resnet81", ["no classifier 'resnet81'", "did you mean 'resnet18'?"]),
     ("explain RUN.yaml --patch x --out figure.gif", ["figure.gif: figures end in .png"]),
