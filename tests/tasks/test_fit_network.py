@@ -12,12 +12,13 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
-from classifiers import checkpoint
+from classifiers import CLASSIFIERS, ClassifierSpec, checkpoint
 from classifiers.training import TrainSettings, run_to_end
 from infra import ray_cluster
 from infra.bigearthnet.classes import NAMES
-from infra.errors import TrainingError
+from infra.errors import ConfigError, TrainingError
 from infra.parts import StageParts
 from infra.ray_cluster import cluster
 from infra.ray_pool import Resources
@@ -102,6 +103,29 @@ def train_workers() -> Iterator[psutil.Process]:
                 yield process
         except psutil.NoSuchProcess:
             continue
+
+
+def test_a_network_without_timm_s_layer_groups_is_fitted_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another distribution may offer one; only layer_decay asks how deep a layer lies."""
+    small = ClassifierSpec(
+        timm_name=None,
+        backbone=lambda channels: nn.Sequential(nn.Conv2d(channels, 8, 3, 4, 1), nn.ReLU()),
+        feature_channels=8,
+        target_layer="1",
+        first_conv="0.weight",
+        classifier="fc.",
+        min_size=4,
+        licence="none",
+        paper="none",
+    )
+    monkeypatch.setattr("classifiers.registry.CLASSIFIERS", {**CLASSIFIERS, "small": small})
+    of_resnet = job_of(plan)
+    job = replace(of_resnet, classifier="small", backbone=Backbone("small", "random"))
+    weights, curve = fitted_here(job, 0)
+    assert weights
+    assert curve["train_loss"].to_pylist()[-1] < curve["train_loss"].to_pylist()[0]
+    with pytest.raises(ConfigError, match="small has no layer groups: only timm's networks do"):
+        fitted_here(replace(job, settings=replace(SETTINGS, layer_decay=0.5)), 0)
 
 
 @pytest.mark.slow
