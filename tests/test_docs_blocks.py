@@ -34,14 +34,11 @@ CHECKED = {"bash", "sh", "python", "sql", "yaml", "toml"}
 WITHOUT_LANGUAGE = {"README.md": 1, "docs/architecture.md": 1, "docs/own-archive.md": 2}
 """Blocks that are no code, by page: trees of folders, the order of stages, and a CSV."""
 
-OF_TEST_DOCS_TABLES = {"docs/tables-howto.md"}
-"""Pages whose blocks, of all languages, run in their order in tests/test_docs_tables.py."""
-
 OTHER_PROGRAMS = {
     "cd": "the shell's",
     "createdb": "PostgreSQL's",
     "createuser": "PostgreSQL's",
-    "curl": "asks the explorer, as tests/explorer/test_app.py does",
+    "curl": "asks an explorer that listens",
     "export": "the shell's",
     "pip": "needs an index",
     "prefect": "a server; tests/flows/test_deployments.py tests the files",
@@ -55,12 +52,15 @@ NO_RUN_YAML = {"docs/deployments.md": "an action of a Prefect automation, whose 
 WITHOUT_ROWS = {
     "For wetlands in Finland?": "the synthetic patches of a test need not have any there",
     "Or is it mere size?": "the test's store has no SR model beside bicubic",
-    "The hallucination check": "the same; tests/tasks/report/test_hallucination.py has some",
+    "The hallucination check": "likewise",
 }
 """Queries whose answer may be empty, by the heading above them."""
 
 SILENT = {"CONTRIBUTING.md", "docs/add-classifier.md"}
 """Pages whose Python defines something and shows nothing."""
+
+TESTED_ELSEWHERE = {"docs/tables-howto.md": "tests/test_docs_tables.py"}
+"""Pages whose Python has a test of its own, with what it reads and writes."""
 
 SUPERSCENE: Any = typer.main.get_command(app)
 
@@ -95,7 +95,7 @@ def test_no_block_is_left_out() -> None:
 # Python
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in in_language("python")} - OF_TEST_DOCS_TABLES))
+@pytest.mark.parametrize("page", sorted({block.page for block in in_language("python")} - set(TESTED_ELSEWHERE)))
 def test_python_runs_block_after_block(
     beside_a_demo: Path, page: str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -138,15 +138,19 @@ def test_sql_of_the_shell_runs(tables: Path, statement: str) -> None:
 
 
 def lines_of(block: Block) -> list[str]:
-    """Return the commands of a block: without comments and variables before a command, chains taken apart."""
+    """Return the commands of a block: without comments and variables before a command, chains and pipes taken apart."""
     found = []
     for line in block.text.replace("\\\n", " ").splitlines():
-        for command in re.split(r" (?:&&|\|) ", line):
-            words = shlex.split(command, comments=True)
+        words: list[str] = []
+        for word in [*shlex.split(line, comments=True), "&&"]:
+            if word not in {"&&", "|"}:
+                words.append(word)
+                continue
             while len(words) > 1 and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 del words[0]
             if words:
                 found.append(shlex.join(words))
+            words = []
     return found
 
 
@@ -167,7 +171,7 @@ def test_shell_lines_are_what_the_programs_take(where: str, line: str, monkeypat
         case "python" if arguments[0] == "-c":
             compile(arguments[1], where, "exec")
         case "python" if arguments[0] == "-m":
-            assert find_spec(arguments[1]) is not None, arguments[1]
+            assert find_spec(arguments[1]) is not None
         case "python":
             assert (PROJECT / arguments[0]).is_file(), arguments[0]
         case _:
@@ -178,7 +182,7 @@ def found(words: list[str]) -> tuple[Any, Any, list[str]]:
     """Return the command that words begin with, its parent's context and the other words."""
     command: Any = SUPERSCENE
     context: Any = typer.Context(SUPERSCENE, info_name="superscene")
-    while isinstance(command, TyperGroup) and words:
+    while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
         name, *words = words
         below = command.get_command(context, name)
         assert below is not None, f"there is no command {name}"
@@ -190,10 +194,10 @@ def found(words: list[str]) -> tuple[Any, Any, list[str]]:
 
 def takes(arguments: list[str]) -> None:
     """Let the command line parse its arguments, and do nothing else."""
-    if arguments[0].startswith("-"):
-        assert any(arguments[0] in option.opts for option in SUPERSCENE.get_params(typer.Context(SUPERSCENE)))
-        return
     command, parent, words = found([argument.replace("…", "x") for argument in arguments])
+    if command is SUPERSCENE:
+        assert set(words) <= {option for parameter in SUPERSCENE.params for option in parameter.opts}
+        return
     command.make_context(command.name, words, parent=parent)
 
 
