@@ -1,5 +1,6 @@
 """Nothing outside of the store is read, and no query of any kind breaks the service."""
 
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -127,3 +128,9 @@ def test_no_query_breaks_the_service(app: FastAPI, made: Made) -> None:
             with suppress(Unsatisfiable):  # an operation without parameters has no forbidden query
                 few(given(operation.as_strategy(generation_mode=mode))(ask))()
     assert len(asked) >= 15
+
+
+def test_the_page_asks_for_all_its_modules_at_once(client: TestClient) -> None:
+    """A module that another one names is else asked for only when that one is there."""
+    preloaded = re.findall(r'<link rel="modulepreload" href="/static/(.*?)">', client.get("/").text)
+    assert preloaded == sorted({path.name for path in explorer_app.STATIC.glob("*.js")} - {"main.js"})
