@@ -1,4 +1,4 @@
-# Two commands are enough: `make demo` and `make test`. Everything stays inside this folder (.tools, .venv).
+# Two commands are enough: `make demo` and `make test`. Everything stays inside this folder (.tools, .venv), but uv's cache of packages.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 

@@ -79,8 +79,9 @@ class ModelTable[T: Entry](Mapping[str, T]):
         where = f"the model {point.name} of {_distribution(point)}, {point.value},"
         try:
             found = point.load()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{where} cannot be imported: {error}. Install it anew, or uninstall it") from error
+        except Exception as error:  # whatever somebody else's module raises
+            why = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{where} cannot be imported: {why}. Mend or install it anew, or uninstall it") from error
         if not isinstance(found, self._kind):
             raise ConfigError(f"{where} is a {type(found).__name__}, where a {self._kind.__name__} is needed")
         return found.from_distribution(_distribution(point))

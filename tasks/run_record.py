@@ -64,7 +64,7 @@ class RunRecord:
     started: datetime
     run_id: str = ""
     startup_seconds: float = 0.0
-    """Seconds from the command to the first stage's actors."""
+    """Seconds from the command to the beginning of the first stage."""
     counts: IngestCounts = field(default_factory=lambda: IngestCounts(0, 0, 0, 0))
     stages: list[StageReport] = field(default_factory=list)
     configs: list[str] = field(default_factory=list)

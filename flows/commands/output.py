@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,7 @@ def jsonable(value: object) -> object:
         return [jsonable(item) for item in value]
     if isinstance(value, Decimal):
         return float(value) if value.is_finite() else None
-    if isinstance(value, Path):
+    if isinstance(value, Path | UUID):
         return str(value)
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
 

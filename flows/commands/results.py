@@ -22,7 +22,9 @@ def report(
         str, typer.Argument(help="A RUN.yaml, or a store.", metavar="RUN.yaml|STORE", autocompletion=run_yamls)
     ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The page; else report/index.html of the store.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; else report/index.html of the store.", parser=store_place)
+    ] = None,
     as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Write the report anew from the tables, and nothing else."""
@@ -55,9 +57,15 @@ def export(
     csv: Annotated[
         str | None, typer.Option(metavar="TABLE", help="A table as CSV: Table1, Table2, or any of --list.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file of --csv; else standard output.")] = None,
-    stac: Annotated[Path | None, typer.Option(metavar="FILE", help="The patches as STAC items, GeoParquet.")] = None,
-    gpkg: Annotated[Path | None, typer.Option(metavar="FILE", help="The patches as a GeoPackage, for QGIS.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file of --csv; else standard output.", parser=store_place)
+    ] = None,
+    stac: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The patches as STAC items, GeoParquet.", parser=store_place)
+    ] = None,
+    gpkg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The patches as a GeoPackage, for QGIS.", parser=store_place)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the tables that --csv takes.")] = False,  # noqa: FBT002
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002  # typer

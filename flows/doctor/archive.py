@@ -49,21 +49,20 @@ def _holds_classes(folder: Path) -> bool:
     return any(_has_pictures(inner) for inner in _folders(folder))
 
 
-def _holds_table(folder: Path) -> bool:
-    return any(name.lower().endswith(".csv") for name in _names(folder))
-
-
 def _has_pictures(folder: Path) -> bool:
     return any(name.lower().endswith(tuple(PICTURES)) for name in _names(folder))
 
 
-ROOTS: Mapping[str, tuple[Callable[[Path], bool], str]] = MappingProxyType(
+ROOTS: Mapping[str, tuple[Callable[[Path, Case], bool], str]] = MappingProxyType(
     {
-        "bigearthnet-v2": (_is_v2, f"holds {bigearthnet_v2.METADATA} and {bigearthnet_v2.S2_FOLDER}"),
-        "bigearthnet-v1": (_is_v1, f"holds {bigearthnet_v1.S2_FOLDER}"),
-        "scene": (_holds_scenes, "is a scene, with a file a band, or holds such folders"),
-        "image-folder": (_holds_classes, "holds a folder a class, with pictures"),
-        "image-table": (_holds_table, "holds a CSV of labels"),
+        "bigearthnet-v2": (
+            lambda folder, _: _is_v2(folder),
+            f"holds {bigearthnet_v2.METADATA} and {bigearthnet_v2.S2_FOLDER}",
+        ),
+        "bigearthnet-v1": (lambda folder, _: _is_v1(folder), f"holds {bigearthnet_v1.S2_FOLDER}"),
+        "scene": (lambda folder, _: _holds_scenes(folder), "is a scene, with a file a band, or holds such folders"),
+        "image-folder": (lambda folder, _: _holds_classes(folder), "holds a folder a class, with pictures"),
+        "image-table": (lambda folder, case: (folder / case.label_table).is_file(), "holds its table of labels"),
     }
 )
 """How the root of each layout is told, and in words."""
@@ -141,10 +140,10 @@ def level(case: Case) -> Finding | None:
     if folder is None or layout is None or layout not in ROOTS or not folder.is_dir():
         return None
     is_root, words = ROOTS[layout]
-    if is_root(folder):
+    if is_root(folder, case):
         return ok(f"{folder} {words}")
     for other in (*_below(folder, _DEEPER), *list(folder.absolute().parents)[:_DEEPER]):
-        if is_root(other):
+        if is_root(other, case):
             return fail(f"{folder} is not the archive's root: {other} is, which {words}")
     return fail(f"{folder} is no archive of the layout {layout}: its root {words}")
 

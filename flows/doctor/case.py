@@ -49,6 +49,8 @@ class Case:
     layout: str | None = None
     archive: Path | None = None
     """The archive's root."""
+    label_table: str = "labels.csv"
+    """Of the layout image-table, below the root."""
     sr: tuple[str, ...] = ()
     classifiers: tuple[str, ...] = ()
     """Those whose backbone starts from a weight file."""
@@ -148,6 +150,7 @@ def _case_of_settings(run_yaml: Path, overrides: list[str] | None) -> Case:
         store=_place(settings.get("store")),
         layout=_text(archive.get("layout")),
         archive=_place(archive.get("root")),
+        label_table=_text(archive.get("label_table")) or Case.label_table,
         sr=_names(settings.get("sr", default["sr"].default)),
         classifiers=_started_from_files(settings, _names(settings.get("classifiers", default["classifiers"].default))),
         weights={str(name): str(file) for name, file in _section(settings, "weights").items()},

@@ -121,7 +121,7 @@ CHECKS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
             Check(
                 "ports",
                 "The ports are free that `superscene serve`, `prefect server start` and `ray start --head` take.",
-                "end the process, or choose another port: each of these commands has `--port`",
+                "end the process, or choose another port: `--port`, and `--dashboard-port` of Ray's dashboard",
                 network.ports,
             ),
             Check(
@@ -295,7 +295,7 @@ CHECKS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
             Check(
                 "leftovers",
                 "No Prefect or Ray server of a killed run is left running.",
-                "the next run ends Prefect's; `ray stop --force` ends Ray's, all of this user's",
+                "the next run ends Prefect's; a cluster of `ray start` is to stay, and `ray stop` ends one that a killed run left",
                 services.orphans,
             ),
             Check(

@@ -1,5 +1,6 @@
 """Checks of NVIDIA GPUs: the card, its driver, and the torch that is to use them."""
 
+import os
 import re
 import shutil
 
@@ -36,8 +37,8 @@ def driver(case: Case) -> Finding:
         return ok(f"driver {found}")
     if there:
         words = f"{there} NVIDIA card{'s' if there > 1 else ''}, and no driver here"
-        return fail(words) if case.gpus else warn(words)
-    if case.gpus:
+        return fail(words) if _needed_here(case) else warn(words)
+    if _needed_here(case):
         return fail(f"no NVIDIA card, and RUN.yaml says gpus_per_actor: {case.gpus:g}")
     return ok("no NVIDIA card: runs go on the CPU")
 
@@ -53,7 +54,14 @@ def build(case: Case) -> Finding:
     if not there:
         return ok(f"torch {torch.__version__} for CPUs")
     words = f"torch {torch.__version__} is built for CPUs only, and there is a GPU"
-    return fail(words) if case.gpus else warn(words)
+    return fail(words) if _needed_here(case) else warn(words)
+
+
+def _needed_here(case: Case) -> bool:
+    """Return whether RUN.yaml asks for GPUs that have to be of this machine, and torch sees none."""
+    import torch
+
+    return bool(case.gpus) and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available()
 
 
 def cuda(case: Case) -> Finding | None:

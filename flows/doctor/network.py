@@ -51,6 +51,8 @@ def ports(case: Case) -> Finding:  # noqa: ARG001  # of this machine alone
     """Look whether the ports that commands take are free."""
     addresses = (urlsplit(os.environ.get("PREFECT_API_URL", "")).netloc, os.environ.get("RAY_ADDRESS", ""))
     own = {_port_of(address) for address in addresses}
+    if os.environ.get("RAY_ADDRESS"):
+        own.add(8265)  # its dashboard, where it is of this machine
     busy = [
         f"{port} ({what}) is in use{_by(port)}" for port, what in PORTS.items() if port not in own and not is_free(port)
     ]

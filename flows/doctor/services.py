@@ -27,12 +27,14 @@ def orphans(case: Case) -> Finding:  # noqa: ARG001  # of this machine alone
 
     left = [f"Prefect, process {process.pid}" for process in orphaned_servers()]
     if not os.environ.get("RAY_ADDRESS"):
-        left += [f"Ray, process {pid}" for pid in _lone_clusters()]
+        left += [f"a Ray cluster without a driver here, process {pid}" for pid in _lone_clusters()]
     return warn("; ".join(left)) if left else ok("none")
 
 
 def _lone_clusters() -> list[int]:
-    """Return this user's Ray head processes whose driver is gone: the system has taken them over."""
+    """Return this user's Ray head processes that no program here started, or whose driver is gone."""
+    if psutil.Process(1).name().startswith(("python", "superscene")):  # a container's driver, which has children
+        return []
     found = []
     for process in psutil.process_iter():
         try:

@@ -23,6 +23,9 @@ NETWORK = frozenset(
 BUCKETS = ("s3fs", "gcsfuse", "goofys", "rclone", "mountpoint-s3", "blobfuse", "geesefs")
 """Object storage that is mounted as if it were a disk."""
 
+LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
+"""File systems of a disk here: NTFS and exFAT, and the root of a container without privileges."""
+
 _LEAST_BYTES, _FEW_BYTES = 1e9, 20e9
 _LEAST_NODES, _FEW_NODES = 10_000, 100_000
 _TAR_GROWS = 2.0  # bytes of a store to those of the tar archives it is made from
@@ -92,7 +95,7 @@ def file_system(case: Case) -> Finding | None:
     kind, source = found
     if any(name in f"{kind} {source}" for name in BUCKETS):
         return warn(f"{there} is object storage, mounted by {kind}")
-    if kind in NETWORK or kind.startswith("fuse"):
+    if kind in NETWORK or (kind.startswith("fuse") and kind not in LOCAL_FUSE):
         return warn(f"{there} is on {kind}, a file system of another machine")
     return ok(f"{kind}, with locks")
 

@@ -131,7 +131,9 @@ RUNS = pa.schema(
         required("run_yaml", pa.string(), "The configuration, JSON", "RUN.yaml and --set"),
         required("versions", pa.string(), "Versions of superscene, Python and the main libraries, JSON", _RUN),
         optional("git_commit", pa.string(), "Commit of the checkout, null outside one", "git"),
-        required("startup_seconds", pa.float64(), "Seconds from the command to the first shard", _RUN, "s"),
+        required(
+            "startup_seconds", pa.float64(), "Seconds from the command to the beginning of the first stage", _RUN, "s"
+        ),
         required("inputs", pa.int64(), "Inputs of the archive: patches + quarantined + absent", _RUN, "count"),
         required("patches", pa.int64(), "Patches stored", _RUN, "count"),
         required("quarantined", pa.int64(), "Inputs in quarantine", _RUN, "count"),

@@ -38,6 +38,7 @@ class LabelChange:
     """F2 of one label against the reference, in points."""
 
     label: str
+    rises: bool
     points: str
     interval: str
     """Of 95 %; empty where there is none."""
@@ -158,7 +159,7 @@ def _label_changes(
     told = [label for label in by_value[:1] if (changes[label].value or 0.0) > 0]
     told += [label for label in by_value[-1:] if (changes[label].value or 0.0) < 0]
     return [
-        LabelChange(label, change.points, change.interval, changes[label].significant)
+        LabelChange(label, change.value > 0, change.points, change.interval, changes[label].significant)
         for label in told
         if (change := _against(sr, changes[label]))
     ]

@@ -75,7 +75,9 @@ def test_nothing_is_imported_before_it_is_taken(installed: Install, table: Model
     ("points", "source", "said"),
     [
         ({"mine": "zoo_c:absent"}, SOURCE, r"mine of zoo-c 1.0, zoo_c:absent, cannot be imported"),
-        ({"mine": "zoo_c:mine"}, "import a_module_that_is_not_there", "cannot be imported: No module named"),
+        ({"mine": "zoo_c:mine"}, "import a_module_that_is_not_there", "imported: ModuleNotFoundError: No module named"),
+        ({"mine": "zoo_c:mine"}, "mine = Thing(", "cannot be imported: SyntaxError"),
+        ({"mine": "zoo_c:mine"}, "mine = int('a word')", "cannot be imported: ValueError"),
         ({"mine": "zoo_c:wrong"}, SOURCE, "is a str, where a Thing is needed"),
     ],
 )

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pandas as pd
 import pytest
@@ -54,6 +55,7 @@ def test_values_that_json_has_no_words_for() -> None:
         "took": 120.0,
     }
     assert jsonable((Decimal("1.5"), Path("/a"), day.date())) == [1.5, "/a", "2026-03-01"]
+    assert jsonable(UUID(int=1)) == "00000000-0000-0000-0000-000000000001"
     with pytest.raises(TypeError, match="a object cannot be written"):
         jsonable(object())
 

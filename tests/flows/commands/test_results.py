@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import explorer.server
 from flows.cli import app, plain_errors
 from infra.errors import PipelineError
+from infra.object_store import ObjectPath
 from infra.tables import read_table
 from tests.tasks.export_store import PLACES, make_export_store
 from tests.tasks.report.report_store import STUDY, Made, make_store
@@ -107,6 +108,12 @@ class TestExport:
     )
     def test_what_makes_no_sense_is_told(self, study: Made, options: list[str], words: str) -> None:
         assert words in refused("export", study.paths.root, *options)
+
+    def test_it_goes_to_object_storage_too(self, places: Path, study: Made, s3_folder: ObjectPath) -> None:
+        said("export", places, "--stac", f"{s3_folder}/items.parquet")
+        said("export", study.paths.root, "--csv", "classes", "--out", f"{s3_folder}/classes.csv")
+        said("report", study.paths.root, "--out", f"{s3_folder}/r.html")
+        assert sorted(path.name for path in s3_folder.glob("*")) == ["classes.csv", "items.parquet", "r.html"]
 
 
 class TestServe:

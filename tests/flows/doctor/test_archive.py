@@ -52,6 +52,12 @@ LAYOUTS = {
 }
 
 
+def test_a_table_of_labels_is_looked_for_where_it_is_named(tmp_path: Path) -> None:
+    root = touched(tmp_path, *(f"{i}.png" for i in range(400)), "labels.csv", "meta/mine.txt")
+    for name, state in (("labels.csv", "ok"), ("meta/mine.txt", "ok"), ("mine.csv", "fail")):
+        assert told(archive.level(Case(archive=root, layout="image-table", label_table=name)))[0] == state
+
+
 def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
     bigearthnet_v2(tmp_path / "data" / "BigEarthNet")
     assert told(archive.root(Case(archive=tmp_path / "data" / "BigEarthNet")))[0] == "ok"

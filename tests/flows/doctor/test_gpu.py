@@ -29,6 +29,17 @@ def test_a_card_without_a_driver(tmp_path: Path) -> None:
     assert gpu.driver(Case(system=system, gpus=1.0)).state == "fail"
 
 
+def test_gpus_of_a_cluster_s_workers_need_not_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wanted = Case(system=tmp_path, gpus=1.0)
+    assert gpu.driver(wanted).state == "fail"
+    monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
+    assert gpu.driver(wanted).state == "ok"
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as in a Linux within Windows
+    assert gpu.driver(wanted).state == "ok"
+
+
 @pytest.mark.parametrize("text", [OPEN_DRIVER, CLOSED_DRIVER])
 def test_the_version_of_both_kinds_of_driver(tmp_path: Path, text: str) -> None:
     case = Case(system=with_driver(with_card(tmp_path), "535.129.03", text))

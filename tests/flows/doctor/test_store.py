@@ -51,6 +51,7 @@ def test_a_store_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("server:/export {} nfs4 rw,vers=4.2 0 0", "warn", "nfs4"),
         ("//server/share {} cifs rw 0 0", "warn", "cifs"),
         ("me@host:/data {} fuse.sshfs rw 0 0", "warn", "fuse.sshfs"),
+        ("/dev/sdb1 {} fuseblk rw 0 0", "ok", "fuseblk, with locks"),
         ("s3fs {} fuse.s3fs rw 0 0", "warn", "object storage, mounted"),
         ("gcsfuse {} fuse rw 0 0", "warn", "object storage, mounted"),
     ],

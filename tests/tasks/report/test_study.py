@@ -100,6 +100,21 @@ def test_the_answer_names_the_labels_that_gain_and_lose_most(made: Made, tmp_pat
     assert "rises most" not in page_of(paths).text
 
 
+def test_a_fall_that_rounds_to_nothing_is_a_fall(made: Made, tmp_path: Path) -> None:
+    paths = copied(made, tmp_path)
+    for table, schema in (("metrics", METRICS), ("comparisons", COMPARISONS)):
+        rows = read_table(paths.table(table)).to_pylist()
+        rows = [row | {"value": 10.0} if row["metric"] == "support" else row for row in rows]
+        if table == "comparisons":
+            tiny = {"value": -0.0004, "low": -0.0005, "high": -0.0003}
+            rows = [row | tiny if row["label"] == "Urban fabric" and row["metric"] == "f2" else row for row in rows]
+        shutil.rmtree(paths.table(table))
+        publish(paths.table(table), pa.Table.from_pylist(rows, schema), schema, [])
+    text = page_of(paths).text
+    assert "F2 falls most for Urban fabric (0.0 points" in text.replace("\N{MINUS SIGN}", "")
+    assert "F2 rises most for Urban fabric" not in text
+
+
 def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     """The comparisons are there with their intervals, and yet nothing is called higher or significant."""
     page = page_of(
@@ -108,6 +123,7 @@ def test_fewer_than_three_seeds_claim_nothing(tmp_path: Path) -> None:
     answer = page.text.split("Archive")[0]
     assert "With resnet18, srresnet scores highest" in answer
     assert "macro average precision 0.561 , mean over 2 seeds" in answer
+    assert "Over resampled tiles and the 2 seeds, the lead" in answer
     assert (
         "That is 6.1 points above none, the patches as they are, and 4.1 points above bicubic, the control." in answer
     )
