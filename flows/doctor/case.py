@@ -14,6 +14,8 @@ from infra.storage import location
 
 State = Literal["ok", "warn", "fail"]
 
+_LABEL_TABLE = "labels.csv"  # as flows.config has it, which imports torch
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -49,7 +51,7 @@ class Case:
     layout: str | None = None
     archive: Path | None = None
     """The archive's root."""
-    label_table: str = "labels.csv"
+    label_table: str = _LABEL_TABLE
     """Of the layout image-table, below the root."""
     sr: tuple[str, ...] = ()
     classifiers: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ def _case_of_settings(run_yaml: Path, overrides: list[str] | None) -> Case:
         store=_place(settings.get("store")),
         layout=_text(archive.get("layout")),
         archive=_place(archive.get("root")),
-        label_table=_text(archive.get("label_table")) or Case.label_table,
+        label_table=_text(archive.get("label_table")) or _LABEL_TABLE,
         sr=_names(settings.get("sr", default["sr"].default)),
         classifiers=_started_from_files(settings, _names(settings.get("classifiers", default["classifiers"].default))),
         weights={str(name): str(file) for name, file in _section(settings, "weights").items()},

@@ -295,7 +295,7 @@ CHECKS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
             Check(
                 "leftovers",
                 "No Prefect or Ray server of a killed run is left running.",
-                "the next run ends Prefect's; a cluster of `ray start` is to stay, and `ray stop` ends one that a killed run left",
+                "the next run ends Prefect's; `ray stop` ends Ray's, if it is not a cluster that you use",
                 services.orphans,
             ),
             Check(

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from flows.doctor.case import Case, case_of
+from infra.archives.layouts import ArchiveOptions
 from infra.errors import ConfigError
 from infra.object_store import object_path
 
@@ -38,6 +39,8 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (case.store, case.local_store) == (object_path("s3://bucket/store"), None)
     assert (case.sr, case.classifiers) == (("none", "hat"), ("resnet50", "resnet18"))
     assert (case.actors, case.gpus) == (5, 1.0)
+    assert case.label_table == ArchiveOptions().label_table
+    assert case_of(str(run_yaml), ["archive.label_table=meta/a.csv"]).label_table == "meta/a.csv"
     assert case.places == {"archive.root": Path("/data/BigEarthNet"), "weights.hat": Path("/home/me/hat.pth")}
 
 
