@@ -34,10 +34,10 @@ export class PatchPage {
     }
     this.patch = patch;
     this.query = query;
-    this.around = el("section", { "aria-labelledby": "around-title", id: "around" });
-    this.decided = el("section", { "aria-labelledby": "decided-title", id: "decided" });
-    this.looked = el("section", { "aria-labelledby": "looked-title", id: "looked" });
-    this.resolved = el("section", { "aria-labelledby": "resolved-title", id: "resolved" });
+    this.around = el("section", { "aria-label": "Around it", id: "around" });
+    this.decided = el("section", { "aria-label": "What the network says", id: "decided" });
+    this.looked = el("section", { "aria-label": "Where the network looks", id: "looked" });
+    this.resolved = el("section", { "aria-label": "Super-resolution", id: "resolved" });
     const title = el("h2", { tabindex: "-1", class: "id" }, patch.patch_id);
     const ofBranches = this.store.branches.length ? [this.resolved, this.decided, this.looked] : [];
     this.root.replaceChildren(back, title, this.#facts(), this.#pixels(), ...ofBranches, this.around);
@@ -82,7 +82,7 @@ export class PatchPage {
     if (!this.store.has_places) return;
     const { samples } = await json(ofPatch(this.patch.patch_id, "/neighbours"), signal);
     const link = new URLSearchParams(this.query);
-    this.around.replaceChildren(el("h3", { id: "around-title" }, "Around it"),
+    this.around.replaceChildren(el("h3", {}, "Around it"),
       samples.length ? el("ul", { class: "cards row" }, samples.map((sample) => card(sample, this.store, link)))
         : el("p", {}, "No other patch lies within 10 km."));
   }
@@ -133,7 +133,7 @@ export class PatchPage {
       if (why) return el("figure", {}, el("p", { class: "missing" }, why), el("figcaption", {}, one.sr));
       return compare(before, { title: one.sr, alt: `${patch.patch_id}, ${one.sr}`, source: this.#source(one.branch) });
     });
-    this.resolved.replaceChildren(el("h3", { id: "resolved-title" }, "Super-resolution"),
+    this.resolved.replaceChildren(el("h3", {}, "Super-resolution"),
       el("p", { class: "note" }, "Drag over a picture, or move its slider by the arrow keys: the input on the left, the SR model on the right."),
       el("div", { class: "figures" }, figures));
   }
@@ -155,7 +155,7 @@ export class PatchPage {
     this.maps = el("div", { class: "figures", id: "maps" });
     this.mapLabel.addEventListener("change", () => this.showMaps());
     this.opacity.addEventListener("input", () => this.#fade());
-    this.looked.replaceChildren(el("h3", { id: "looked-title" }, "Where the network looks"),
+    this.looked.replaceChildren(el("h3", {}, "Where the network looks"),
       el("div", { class: "bar" }, el("label", {}, "Label ", this.mapLabel), el("label", {}, "Opacity of the map ", this.opacity)),
       el("p", { class: "note" }, "Each map from 0 to its own maximum: ", this.#scale()), this.maps);
     await this.showMaps();
@@ -201,7 +201,7 @@ export class PatchPage {
       el("table", {}, el("thead", {}, head.cloneNode(true)), el("tbody", {}, rows.map(line))));
     const rest = labels.filter((row) => !shown(row));
     this.decided.replaceChildren(...[
-      el("h3", { id: "decided-title" }, "What the network says"),
+      el("h3", {}, "What the network says"),
       el("div", { class: "bar" }, el("label", {}, "Network ", this.classifier), el("label", {}, "SR model ", this.sr),
         el("span", { class: "note" }, `training seed ${seed}`)),
       labels.length ? table(labels.filter(shown)) : el("p", {}, "This branch did not see the patch."),
