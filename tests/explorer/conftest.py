@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import uvicorn
@@ -34,6 +35,11 @@ def client(app: FastAPI) -> TestClient:
 
 def client_of(app: FastAPI) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=True)
+
+
+def of_patch(patch_id: str, what: str = "", **query: str | int) -> str:
+    """Return the address of something of a patch, such as /maps."""
+    return f"/api/patch{what}?{urlencode({'patch_id': patch_id, **query})}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -12,7 +13,7 @@ from infra.bigearthnet.classes import NAMES
 from tests.chromium import OpenPage, accessibility_findings, open_page, scrolls_sideways
 from tests.explorer.conftest import served
 from tests.explorer.oracle import are, frame
-from tests.explorer.store import METHODS, NASTY, SHARD, Made, N
+from tests.explorer.store import METHODS, NASTY, SHARD, SLASHED, Made, N
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def test_what_the_network_says_and_where_it_looks(opened: OpenPage, made: Made) 
     page, i = opened.page, 2
     row = made.rows[i]
     branch = made.branches["none"]
-    page.goto(f"{page.url.split('#')[0]}#/patch/{row['patch_id']}?branch={branch}")
+    page.goto(f"{page.url.split('#')[0]}#/patch/{quote(row['patch_id'], safe='')}?branch={branch}")
     expect(page.locator("#sr option:checked")).to_have_text("none")
     line = page.locator("#decided tr", has=page.get_by_text(row["labels"][0], exact=True))
     expect(line).to_contain_text("yes")
@@ -246,6 +247,22 @@ def test_a_name_is_text_and_never_markup(opened: OpenPage) -> None:
     loaded(page, "#pixels img")
 
 
+def test_a_name_with_slashes_has_a_page(opened: OpenPage) -> None:
+    page = opened.page
+    page.get_by_label("Patch id contains").fill("forest/")
+    shown(page, 1)
+    loaded(page, "#grid img")
+    page.locator("#grid a").click()
+    expect(page.locator("#patch h2")).to_have_text(SLASHED)
+    assert f"#/patch/{quote(SLASHED, safe='')}?" in page.url
+    page.reload()
+    expect(page.locator("#patch h2")).to_have_text(SLASHED)
+    page.locator("#sr").select_option(label="srresnet")
+    loaded(page, "#patch img:not([loading])")
+    expect(page.locator("#looked figure")).to_have_count(len(METHODS))
+    expect(page.locator("#around li").first).to_be_visible()
+
+
 def test_a_store_without_a_run_hides_what_it_lacks(browser: Browser, unfinished: Path, made: Made) -> None:
     with served(make_app(unfinished)) as url, open_page(browser, url) as found:
         page = found.page
@@ -271,7 +288,7 @@ def test_nobody_is_shut_out(browser: Browser, address: str, made: Made, width: i
             page.locator("#filter-box summary").click()
         assert accessibility_findings(page) == []
         assert not scrolls_sideways(page)
-        page.goto(f"{address}#/patch/{made.rows[2]['patch_id']}?branch={made.branches['srresnet']}")
+        page.goto(f"{address}#/patch/{quote(SLASHED, safe='')}?branch={made.branches['srresnet']}")
         loaded(page, "#patch img:not([loading])")
         assert accessibility_findings(page) == []
         assert not scrolls_sideways(page)

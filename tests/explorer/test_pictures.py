@@ -12,14 +12,14 @@ from starlette.testclient import TestClient
 import sr_models
 from explorer.app import make_app
 from infra.bigearthnet.classes import CLASSES
-from tests.explorer.conftest import client_of
+from tests.explorer.conftest import client_of, of_patch
 from tests.explorer.store import SHARD, Made
 
-PICKED = (0, 13, SHARD, 59)
+PICKED = (0, 2, 13, SHARD, 59)
 
 
 def picture(client: TestClient, patch: str, what: str, **query: str) -> NDArray[np.uint8]:
-    answer = client.get(f"/api/patches/{patch}/{what}.png", params=query)
+    answer = client.get(of_patch(patch, f"/{what}.png", **query))
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     return np.asarray(Image.open(io.BytesIO(answer.content), formats=["PNG"]))
@@ -56,13 +56,13 @@ def test_land_cover_has_the_colours_of_the_classes(client: TestClient, made: Mad
     colour = {code: (*bytes.fromhex(c.colour[1:]), 255) for c in CLASSES for code in c.clc}
     expected = [[colour.get(code, (0, 0, 0, 0)) for code in row] for row in made.codes[2].tolist()]
     np.testing.assert_array_equal(found, np.array(expected, np.uint8))
-    assert client.get(f"/api/patches/{made.rows[13]['patch_id']}/land-cover.png").status_code == 404  # has_map is false
+    assert client.get(of_patch(made.rows[13]["patch_id"], "/land-cover.png")).status_code == 404  # has_map is false
 
 
 def test_pixels_that_are_lost_are_not_found(unfinished: Path, made: Made) -> None:
     client = client_of(make_app(unfinished))
     here, lost = (made.rows[i]["patch_id"] for i in (0, SHARD))
-    assert client.get(f"/api/patches/{here}/true-colour.png").status_code == 200
-    answer = client.get(f"/api/patches/{lost}/true-colour.png")
+    assert client.get(of_patch(here, "/true-colour.png")).status_code == 200
+    answer = client.get(of_patch(lost, "/true-colour.png"))
     assert answer.status_code == 404
     assert "not in archive.zarr" in answer.json()["detail"]
