@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from explorer.branches import Branch, branches_of
 from explorer.filters import Filters, Name, Selection, branch_named, select
-from explorer.footprints import OUTCOMES, ColourQuery, centres, colours, polygons
+from explorer.footprints import MOST_POLYGONS, OUTCOMES, ColourQuery, centres, colours, polygons
 from explorer.guard import Guard, check_basemap
 from explorer.patches import PatchViews, with_distances
 from explorer.pictures import NoPictureError, Pictures
@@ -85,6 +85,7 @@ class Explorer:
             "n": len(patches),
             "held_bytes": patches.nbytes + sum(branch.nbytes for branch in self.branches.values()),
             "has_places": patches.has_places,
+            "most_footprints": MOST_POLYGONS,
             "labels": [{"label": label, "colour": colour} for label, colour in self.tints.items()],
             "country": patches.country.names,
             "season": patches.season.names,
@@ -266,6 +267,11 @@ def _add_pictures(app: FastAPI, opened: Explorer) -> None:
     def true_colour(patch_id: PatchId) -> Png:
         """Red, green and blue."""
         return Png(opened.pictures.true_colour(opened.patches.table_row(opened.row_with_pixels(patch_id))))
+
+    @app.get("/api/patch/input.png", response_class=Png, responses=_REFUSALS)
+    def sr_input(patch_id: PatchId) -> Png:
+        """What SR models see."""
+        return Png(opened.pictures.input(opened.patches.table_row(opened.row_with_pixels(patch_id))))
 
     @app.get("/api/patch/false-colour.png", response_class=Png, responses=_REFUSALS)
     def false_colour(patch_id: PatchId) -> Png:

@@ -1,9 +1,12 @@
 """Pictures are the pixels of the Zarr stores, to the last bit."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -12,6 +15,8 @@ from starlette.testclient import TestClient
 import sr_models
 from explorer.app import make_app
 from infra.bigearthnet.classes import CLASSES
+from infra.storage import StorePaths
+from infra.tables import RUNS, publish, read_table
 from tests.explorer.conftest import client_of, of_patch
 from tests.explorer.store import SHARD, Made
 
@@ -49,6 +54,27 @@ def test_sr_models_stored_and_computed(client: TestClient, made: Made, i: int) -
     engine = sr_models.SrEngine(sr_models.load("bicubic", device="cpu"))
     enlarged = engine.super_resolve(np.stack([red, green, blue])[None], max_dn=3000)[0]
     np.testing.assert_array_equal(of["bicubic"], by_hand(*enlarged))
+
+
+def test_the_input_of_sr_models_is_as_coarse_as_they_see_it(made: Made, tmp_path: Path) -> None:
+    """With `degrade: 4`, means of 4 x 4 pixels."""
+    shutil.copytree(made.paths.root, tmp_path / "store")
+    folder = StorePaths(tmp_path / "store").table("runs")
+    (run,) = read_table(folder).to_pylist()
+    run["run_yaml"] = json.dumps({**json.loads(run["run_yaml"]), "degrade": 4})
+    publish(folder, pa.Table.from_pylist([run], RUNS), RUNS, ["run_id"], file_stem=f"run-{run['run_id']}")
+    coarse = made.dn[0].reshape(4, 30, 4, 30, 4).mean(axis=(2, 4)).round().astype(np.uint16)
+    found = picture(client_of(make_app(tmp_path / "store")), made.rows[0]["patch_id"], "input")
+    assert found.shape == (30, 30, 3)
+    np.testing.assert_array_equal(found, by_hand(coarse[2], coarse[1], coarse[0]))
+
+
+def test_the_input_of_sr_models_is_else_the_patch(client: TestClient, made: Made, unfinished: Path) -> None:
+    blue, green, red, _ = made.dn[0]
+    patch = made.rows[0]["patch_id"]
+    np.testing.assert_array_equal(picture(client, patch, "input"), by_hand(red, green, blue))
+    answer = client_of(make_app(unfinished)).get(of_patch(patch, "/input.png"))
+    assert (answer.status_code, answer.json()["detail"]) == (404, "no run has ended in this store")
 
 
 def test_land_cover_has_the_colours_of_the_classes(client: TestClient, made: Made) -> None:
