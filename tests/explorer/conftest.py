@@ -11,10 +11,13 @@ from urllib.parse import urlencode
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from playwright.sync_api import Browser
 from starlette.testclient import TestClient
 
 from explorer.app import make_app
 from explorer.server import HOST, listening
+from tests.chromium import OpenPage, open_page
+from tests.explorer.pages import ready
 from tests.explorer.store import Made, make_store
 
 
@@ -78,3 +81,11 @@ def address(app: FastAPI) -> Iterator[str]:
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose first run goes on: patches alone, and the pixels of the second shard are lost."""
     return make_store(tmp_path_factory.mktemp("unfinished") / "store", run=False, lost_shard=True).paths.root
+
+
+@pytest.fixture
+def opened(browser: Browser, address: str) -> Iterator[OpenPage]:
+    with open_page(browser, address) as found:
+        ready(found.page)
+        yield found
+        found.assert_quiet()

@@ -1,59 +1,19 @@
 """The page in a browser: each control does what it says, quietly, for everybody."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from explorer.app import make_app
 from infra.bigearthnet.classes import NAMES
 from tests.chromium import OpenPage, accessibility_findings, open_page, scrolls_sideways
 from tests.explorer.conftest import served
 from tests.explorer.oracle import are, frame
+from tests.explorer.pages import coloured, loaded, ready, settled, shown
 from tests.explorer.store import METHODS, NASTY, SHARD, SLASHED, Made, N
-
-
-@pytest.fixture
-def opened(browser: Browser, address: str) -> Iterator[OpenPage]:
-    with open_page(browser, address) as found:
-        ready(found.page)
-        yield found
-        found.assert_quiet()
-
-
-def ready(page: Page) -> None:
-    expect(page.locator("#total")).not_to_be_empty()
-    expect(page.locator("#map")).to_have_attribute("data-drawn", "")
-
-
-def settled(page: Page) -> None:
-    page.wait_for_load_state("networkidle")
-    expect(page.locator("#grid")).not_to_have_attribute("aria-busy", "true")
-
-
-def shown(page: Page, n: int) -> None:
-    expect(page.locator("#total")).to_have_text(f"{n} of {N}")
-    expect(page.locator("#grid > li > a")).to_have_count(min(n, 48))
-
-
-def loaded(page: Page, selector: str) -> None:
-    """Wait until all pictures of a part of the page are there."""
-    page.wait_for_function(
-        "s => { const all = [...document.querySelectorAll(s)];"
-        " return all.length && all.every((image) => image.complete && image.naturalWidth) }",
-        arg=selector,
-    )
-
-
-def coloured(page: Page, colour: tuple[int, int, int]) -> int:
-    """How many pixels of the map have a colour."""
-    script = """rgb => { const c = document.getElementById('map-points'), d = c.getContext('2d').getImageData(0, 0,
-        c.width, c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4)
-        if (d[i] === rgb[0] && d[i + 1] === rgb[1] && d[i + 2] === rgb[2] && d[i + 3] === 255) n++; return n; }"""
-    return int(page.evaluate(script, list(colour)))
 
 
 def test_filters_and_the_address_keep_step(opened: OpenPage, made: Made) -> None:
@@ -182,6 +142,7 @@ def test_the_slider_uncovers_the_sr_model_by_keys_and_pointer(opened: OpenPage, 
     page.goto(f"{page.url.split('#')[0]}#/patch/{made.rows[0]['patch_id']}")
     figures = page.locator("#resolved .compare")
     expect(figures).to_have_count(2)
+    expect(figures.nth(1).locator("img").first).to_have_attribute("src", re.compile("^/api/patch/input.png"))
     expect(figures.nth(1)).to_contain_text("srresnet")
     slider, over = figures.nth(1).get_by_role("slider"), figures.nth(1).locator(".over")
     slider.focus()
