@@ -157,9 +157,9 @@ class Asked:
         box: Query = [("west", lon), ("south", lat), ("east", lon + 0.3), ("north", lat + 0.2)]
         return [*self.filters(), *box]
 
-    def patch(self, what: str = "") -> str:
-        """Return the address of something of a patch that has pixels."""
-        return f"/api/patches/{quote(self.one(self._patches))}{what}"
+    def patch(self) -> Query:
+        """Return the query of a patch."""
+        return [("patch_id", self.one(self._patches))]
 
 
 def endpoints(server: Server, paths: StorePaths, requests: int) -> list[Row]:
@@ -184,14 +184,14 @@ def endpoints(server: Server, paths: StorePaths, requests: int) -> list[Row]:
         ("colours of the map", lambda: ("/api/colours", [("by", "outcome"), *last.outcome()])),
         ("footprints in view", lambda: ("/api/footprints", last.box())),
         ("patches near a click", lambda: ("/api/near", [*last.filters(), ("lon", 16.0), ("lat", 48.2)])),
-        ("patch", lambda: (names.patch(), [])),
-        ("neighbours", lambda: (names.patch("/neighbours"), [])),
-        ("decisions of a branch", lambda: (names.patch("/branch"), [("branch", branches[1])])),
-        ("decisions and reliability", lambda: (names.patch("/branch"), [("branch", branches[0])])),
-        ("maps of a label", lambda: (last.patch("/maps"), [*of, ("label", last.one(NAMES))])),
-        ("true colour", lambda: (last.patch("/true-colour.png"), [])),
-        ("false colour", lambda: (last.patch("/false-colour.png"), [])),
-        ("SR picture, stored, 480 px", lambda: (last.patch("/branch.png"), [("branch", branches[1])])),
+        ("patch", lambda: ("/api/patch", names.patch())),
+        ("neighbours", lambda: ("/api/patch/neighbours", names.patch())),
+        ("decisions of a branch", lambda: ("/api/patch/branch", [*names.patch(), ("branch", branches[1])])),
+        ("decisions and reliability", lambda: ("/api/patch/branch", [*names.patch(), ("branch", branches[0])])),
+        ("maps of a label", lambda: ("/api/patch/maps", [*last.patch(), *of, ("label", last.one(NAMES))])),
+        ("true colour", lambda: ("/api/patch/true-colour.png", last.patch())),
+        ("false colour", lambda: ("/api/patch/false-colour.png", last.patch())),
+        ("SR picture, stored, 480 px", lambda: ("/api/patch/branch.png", [*last.patch(), ("branch", branches[1])])),
     ]
     rows = []
     for what, query in measured:
@@ -319,7 +319,7 @@ def pages(server: Server, patch: str, loads: int) -> list[Row]:
                     page.wait_for_function("t => document.querySelector('#total').innerText !== t", arg=total)
                 page.wait_for_load_state("networkidle")
             with timed("a patch, all its pictures"):
-                page.evaluate("hash => { location.hash = hash }", f"#/patch/{quote(patch)}")
+                page.evaluate("hash => { location.hash = hash }", f"#/patch/{quote(patch, safe='')}")
                 page.wait_for_function(
                     "() => { const all = [...document.querySelectorAll('#maps img, #pixels img')];"
                     " return all.length > 4 && all.every((image) => image.complete) }"

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from explorer.branches import Branch, branches_of
 from explorer.filters import Filters, Name, Selection, branch_named, select
-from explorer.footprints import OUTCOMES, ColourQuery, centres, colours, polygons
+from explorer.footprints import MOST_POLYGONS, OUTCOMES, ColourQuery, centres, colours, polygons
 from explorer.guard import Guard, check_basemap
 from explorer.patches import PatchViews, with_distances
 from explorer.pictures import NoPictureError, Pictures
@@ -33,7 +32,7 @@ STATIC = Path(__file__).parent / "static"
 
 _SELECTIONS_KEPT = 32  # half a megabyte each on BigEarthNet
 
-PatchId = Annotated[str, InPath(max_length=300, description="A patch_id of tables/patches")]
+PatchId = Annotated[Name, Query(description="A patch_id of tables/patches; of a folder of images it has slashes")]
 BranchName = Annotated[Name, Query(description="A branch of /api/store")]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -86,6 +85,7 @@ class Explorer:
             "n": len(patches),
             "held_bytes": patches.nbytes + sum(branch.nbytes for branch in self.branches.values()),
             "has_places": patches.has_places,
+            "most_footprints": MOST_POLYGONS,
             "labels": [{"label": label, "colour": colour} for label, colour in self.tints.items()],
             "country": patches.country.names,
             "season": patches.season.names,
@@ -236,22 +236,22 @@ def _add_queries(app: FastAPI, opened: Explorer) -> None:
 def _add_patches(app: FastAPI, opened: Explorer) -> None:
     """Add what is asked of one patch."""
 
-    @app.get("/api/patches/{patch_id}", responses=_REFUSALS)
+    @app.get("/api/patch", responses=_REFUSALS)
     def patch(patch_id: PatchId) -> dict[str, Any]:
         """What the tables say of a patch."""
         return opened.views.patch(opened.row(patch_id))
 
-    @app.get("/api/patches/{patch_id}/neighbours", responses=_REFUSALS)
+    @app.get("/api/patch/neighbours", responses=_REFUSALS)
     def neighbours(patch_id: PatchId, limit: Annotated[int, Query(ge=1, le=48)] = 12) -> dict[str, Any]:
         """Give the nearest other patches on the ground."""
         return {"samples": opened.views.neighbours(opened.row(patch_id), limit)}
 
-    @app.get("/api/patches/{patch_id}/branch", responses=_REFUSALS)
+    @app.get("/api/patch/branch", responses=_REFUSALS)
     def decisions(patch_id: PatchId, branch: BranchName) -> dict[str, Any]:
         """Probabilities, verdicts, reliability and clusters, label by label."""
         return opened.views.branch(opened.row(patch_id), branch_named(branch, opened.branches))
 
-    @app.get("/api/patches/{patch_id}/maps", responses=_REFUSALS)
+    @app.get("/api/patch/maps", responses=_REFUSALS)
     def maps(patch_id: PatchId, branch: BranchName, label: Annotated[Name, Query()]) -> dict[str, Any]:
         """Every method's map of one label, as images."""
         row, of = opened.row_with_pixels(patch_id), branch_named(branch, opened.branches)
@@ -263,22 +263,27 @@ def _add_patches(app: FastAPI, opened: Explorer) -> None:
 def _add_pictures(app: FastAPI, opened: Explorer) -> None:
     """Add the pictures of one patch."""
 
-    @app.get("/api/patches/{patch_id}/true-colour.png", response_class=Png, responses=_REFUSALS)
+    @app.get("/api/patch/true-colour.png", response_class=Png, responses=_REFUSALS)
     def true_colour(patch_id: PatchId) -> Png:
         """Red, green and blue."""
         return Png(opened.pictures.true_colour(opened.patches.table_row(opened.row_with_pixels(patch_id))))
 
-    @app.get("/api/patches/{patch_id}/false-colour.png", response_class=Png, responses=_REFUSALS)
+    @app.get("/api/patch/input.png", response_class=Png, responses=_REFUSALS)
+    def sr_input(patch_id: PatchId) -> Png:
+        """What SR models see."""
+        return Png(opened.pictures.input(opened.patches.table_row(opened.row_with_pixels(patch_id))))
+
+    @app.get("/api/patch/false-colour.png", response_class=Png, responses=_REFUSALS)
     def false_colour(patch_id: PatchId) -> Png:
         """Near infrared, red and green."""
         return Png(opened.pictures.false_colour(opened.patches.table_row(opened.row_with_pixels(patch_id))))
 
-    @app.get("/api/patches/{patch_id}/land-cover.png", response_class=Png, responses=_REFUSALS)
+    @app.get("/api/patch/land-cover.png", response_class=Png, responses=_REFUSALS)
     def land_cover(patch_id: PatchId) -> Png:
         """Return the reference map."""
         return Png(opened.pictures.land_cover(opened.patches.table_row(opened.row_with_pixels(patch_id))))
 
-    @app.get("/api/patches/{patch_id}/branch.png", response_class=Png, responses=_REFUSALS)
+    @app.get("/api/patch/branch.png", response_class=Png, responses=_REFUSALS)
     def of_branch(patch_id: PatchId, branch: BranchName) -> Png:
         """The pixels that a branch's network saw."""
         row, of = opened.row_with_pixels(patch_id), branch_named(branch, opened.branches)

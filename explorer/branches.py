@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from explorer.columns import label_bits
+from explorer.columns import label_bits, mask_of
 from explorer.snapshot import Snapshot
-from infra.parquet_files import read_coded, read_parquet, read_rows
+from infra.parquet_files import parquet_dataset, read_coded, read_parquet, read_rows
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.tables import read_table
@@ -31,6 +32,8 @@ class Decisions:
     """(N, B) bits."""
     made: NDArray[np.bool_]
     """(N,), whether the branch saw the patch."""
+    known: NDArray[np.uint8]
+    """(B,) bits of the labels that the classifier knows: one against the rest knows one."""
 
 
 class Branch:
@@ -72,7 +75,7 @@ class Branch:
                 for rows, table in self._rows(self._files, ["predicted"], patches):
                     predicted[rows] = label_bits(table["predicted"], patches.labels)
                     made[rows] = True
-                self._decisions = Decisions(predicted, made)
+                self._decisions = Decisions(predicted, made, self._known(patches.labels))
             return self._decisions
 
     def least_reliability(self, patches: Snapshot) -> NDArray[np.float32]:
@@ -111,8 +114,23 @@ class Branch:
     def nbytes(self) -> int:
         """Bytes of the columns that are held by now."""
         decisions, least = self._decisions, self._least
-        held = 0 if decisions is None else decisions.predicted.nbytes + decisions.made.nbytes
+        held = 0 if decisions is None else decisions.predicted.nbytes + decisions.made.nbytes + decisions.known.nbytes
         return held + (0 if least is None else least.nbytes)
+
+    def _known(self, labels: Sequence[str]) -> NDArray[np.uint8]:
+        """Return the labels with a probability in any row of the seed shown, (B,) bits.
+
+        Files are read no farther than until all labels are found: mostly a few batches.
+        """
+        found = np.zeros(len(labels), np.bool_)
+        of_seed = ds.field("seed") == self.seed
+        batches = parquet_dataset(self._files).to_batches(columns=["probs"], filter=of_seed) if self._files else ()
+        for batch in batches:
+            is_there = batch["probs"].flatten().is_valid().to_numpy(zero_copy_only=False)
+            found |= is_there.reshape(-1, len(labels)).any(axis=0)
+            if found.all():
+                break
+        return mask_of([label for label, is_known in zip(labels, found, strict=True) if is_known], labels)
 
     def _rows(
         self, files: Sequence[Path], columns: Sequence[str], patches: Snapshot

@@ -135,7 +135,10 @@ def select(filters: Filters, patches: Snapshot, branches: Mapping[str, Branch]) 
 
 
 def outcomes(branch: Branch, patches: Snapshot, labels: Collection[str] = ()) -> dict[Outcome, NDArray[np.bool_]]:
-    """Return which patches a branch got right, wrong, missed a label of, or gave one too many; none without labels.
+    """Return which patches a branch got right, wrong, missed a label of, or gave one too many.
+
+    Labels that the classifier does not know are no part of the truth, as in docs/metrics.md. Nobody knows, and nothing
+    is true, where a patch has no labels, the branch did not see it, or it knows none of the labels that count.
 
     Args:
         branch: The branch.
@@ -143,8 +146,8 @@ def outcomes(branch: Branch, patches: Snapshot, labels: Collection[str] = ()) ->
         labels: Labels that count; all where there are none.
     """
     decisions = branch.decisions(patches)
-    counted = mask_of(labels or patches.labels, patches.labels)
-    judged = decisions.made & patches.labelled
+    counted = mask_of(labels or patches.labels, patches.labels) & decisions.known
+    judged = decisions.made & patches.labelled & counted.any()
     missed = (patches.truth & ~decisions.predicted & counted).any(axis=1) & judged
     extra = (decisions.predicted & ~patches.truth & counted).any(axis=1) & judged
     wrong = missed | extra

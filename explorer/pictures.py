@@ -73,6 +73,16 @@ class Pictures:
         """
         return png(to_rgb8(self._bands(patch)[self._rgb], self._max_dn))
 
+    def input(self, patch: Mapping[str, Any]) -> bytes:
+        """Return what SR models see of a patch: its red, green and blue, coarser where the run has `degrade`.
+
+        Raises:
+            NoPictureError: There are no pixels, or no run has ended.
+        """
+        if self._of_branches is None:
+            raise NoPictureError(self._why_none if self._archive is None else "no run has ended in this store")
+        return png(to_rgb8(self._of_branches.input_rgb(patch), self._max_dn))
+
     def false_colour(self, patch: Mapping[str, Any]) -> bytes:
         """Return near infrared, red and green likewise; near infrared is brighter, and stretched less.
 

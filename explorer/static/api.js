@@ -16,8 +16,7 @@ export const json = async (path, signal) => (await answer(path, signal)).json();
 export const bytes = async (path, signal) => (await answer(path, signal)).arrayBuffer();
 
 export const ofPatch = (id, what, query = {}) => {
-  const parameters = new URLSearchParams(query).toString();
-  return `/api/patches/${encodeURIComponent(id)}${what}${parameters ? `?${parameters}` : ""}`;
+  return `/api/patch${what}?${new URLSearchParams({ patch_id: id, ...query })}`;
 };
 
 // Runs the newest of several calls: an older one that is still under way is given up.

@@ -13,6 +13,7 @@ const $ = (id) => document.getElementById(id);
 
 const tell = (text) => ($("status").textContent = text);
 const guarded = (work) => async (...given) => {
+  tell("");
   try {
     return await work(...given);
   } catch (error) {
@@ -33,6 +34,7 @@ class Browser {
     this.form = new FilterForm($("filters"), store, () => this.go({ page: null }));
     this.map = null;
     this.shown = null;
+    this.boxShown = null; // of an address, where the map has not been moved away from it
     this.scroll = 0;
     $("order").addEventListener("change", () => this.go({ page: null }));
     $("in-view").addEventListener("change", () => this.go({ page: null }));
@@ -47,11 +49,14 @@ class Browser {
     const centres = await bytes("/api/centres");
     this.map = new PatchMap(this.store, centres, {
       query: () => conditions(this.query),
-      moved: () => $("in-view").checked && !$("browse").hidden && this.go({ page: null }, true),
+      moved: () => {
+        this.boxShown = null;
+        if ($("in-view").checked && !$("browse").hidden) this.go({ page: null }, true);
+      },
       picked: guarded((place) => this.#pick(place)),
+      guarded,
     });
-    const box = BOX.map((name) => Number(where().query.get(name) ?? NaN));
-    if (box.every(Number.isFinite)) this.map.lookAt(box);
+    this.#look(where().query);
     if (this.query) await this.#select();
     $("map").dataset.drawn = "";
   }
@@ -64,13 +69,31 @@ class Browser {
   go({ page }, replace = false) {
     const query = this.form.query;
     if ($("order").value !== "shuffled") query.set("order", $("order").value);
-    if ($("in-view").checked && this.map) this.map.box.forEach((value, i) =>
-      query.set(BOX[i], value.toFixed(5)));
+    if ($("in-view").checked) this.#box.forEach((value, i) => query.set(BOX[i], value));
     if (page && page > 1) query.set("page", page);
     const address = `#/${query.toString() ? `?${query}` : ""}`;
     if (replace) history.replaceState(null, "", address);
     else history.pushState(null, "", address);
     this.show(query);
+  }
+
+  // What the list is to keep to: the address's box for as long as the map shows it, else what the map shows by now.
+  get #box() {
+    const inAddress = BOX.map((name) => this.query.get(name));
+    if (!this.map) return inAddress.includes(null) ? [] : inAddress;
+    if (inAddress.join() === this.boxShown) return inAddress;
+    const box = this.map.box.map((value) => value.toFixed(5));
+    this.boxShown = box.join();
+    return box;
+  }
+
+  // Moves the map to the address's box, unless it is there.
+  #look(query) {
+    const box = BOX.map((name) => query.get(name));
+    if (!this.map || box.includes(null) || box.join() === this.boxShown) return;
+    if (!box.every((value) => Number.isFinite(Number(value)))) return;
+    this.map.lookAt(box.map(Number));
+    this.boxShown = box.join();
   }
 
   async show(query) {
@@ -82,6 +105,7 @@ class Browser {
     const wanted = query.get("order") ?? "shuffled";
     $("order").value = wanted === "reliability" && byReliability.disabled ? "shuffled" : wanted;
     $("in-view").checked = query.has("west");
+    this.#look(query);
     const address = query.toString();
     if (this.shown === address) return;
     this.shown = address;
@@ -137,7 +161,7 @@ async function start() {
   const run = store.run ? `run ${store.run.run_id}, ${store.run.status}` : "no run has ended here: patches alone";
   $("about").textContent = `${store.name}: ${store.n.toLocaleString("en")} patches; ${run}`;
   const browser = new Browser(store);
-  const patch = new PatchPage($("patch"), store);
+  const patch = new PatchPage($("patch"), store, guarded);
   if (matchMedia("(max-width: 50rem)").matches) $("filter-box").open = false;
   $("map-section").hidden = !store.has_places;
 
@@ -147,8 +171,8 @@ async function start() {
       $("patch").hidden = true;
       $("browse").hidden = false;
       document.title = `${store.name} · superscene explorer`;
-      await browser.show(query);
       browser.map?.resize();
+      await browser.show(query);
       window.scrollTo(0, browser.scroll);
     } else {
       if (!$("browse").hidden) browser.scroll = window.scrollY;

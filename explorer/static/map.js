@@ -7,6 +7,7 @@ import { el, swatch } from "./dom.js";
 const EARTH_KM = 40075;
 const PATCH_KM = 1.2;
 const FOOTPRINT_PX = 7; // from this width on, corners are fetched
+const FOOTPRINT_BYTES = 36;
 const NO_COLOUR = 255;
 const DEGREES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30]; // between lines of the map
 const STEPS = 10; // of reliability
@@ -22,8 +23,8 @@ const latitude = (y) => (Math.atan(Math.exp((0.5 - y) * 2 * Math.PI)) * 360) / M
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 export class PatchMap {
-  constructor(store, centres, { query, moved, picked }) {
-    Object.assign(this, { store, query, moved, picked });
+  constructor(store, centres, { query, moved, picked, guarded }) {
+    Object.assign(this, { store, query, moved, picked, guarded });
     this.points = document.getElementById("map-points");
     this.below = document.getElementById("map-tiles");
     const places = new Float32Array(centres);
@@ -35,6 +36,7 @@ export class PatchMap {
     }
     this.selected = new Uint8Array(Math.ceil(store.n / 8)).fill(255);
     this.codes = null;
+    this.codesBy = "";
     this.polygons = null;
     this.tiles = new Map();
     this.view = { x: 0.5, y: 0.5, scale: 256 };
@@ -54,11 +56,12 @@ export class PatchMap {
     this.#offer(branch);
     const [wanted, colours] = [query.toString(), this.#colourQuery(query)];
     const work = [];
-    if (wanted !== this.wanted) work.push(this.fetchSelection(wanted));
-    if (colours !== this.coloursOf) work.push(this.fetchColours(colours));
-    await Promise.all(work);
+    if (wanted !== this.selectionAsked) work.push(this.fetchSelection(wanted));
+    if (colours !== this.coloursAsked) work.push(this.fetchColours(colours));
+    const failed = (await Promise.allSettled(work)).find(({ status }) => status === "rejected");
     this.draw();
     this.#settle();
+    if (failed) throw failed.reason;
   }
 
   resize() {
@@ -70,12 +73,12 @@ export class PatchMap {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
-    if (this.framed) this.#frame(...this.framed);
+    if (this.framed) this.#frame(this.framed, false);
     else this.draw();
   }
 
   // Shows all patches that have a place.
-  fit() {
+  fit(byUser = false) {
     let [left, right, top, bottom] = [Infinity, -Infinity, Infinity, -Infinity];
     for (let i = 0; i < this.store.n; i++) {
       if (!(this.x[i] >= 0)) continue;
@@ -84,22 +87,23 @@ export class PatchMap {
       top = Math.min(top, this.y[i]);
       bottom = Math.max(bottom, this.y[i]);
     }
-    this.#frame(left, right, top, bottom, 0.92);
+    this.#frame([left, right, top, bottom, 0.92], byUser);
   }
 
-  // Shows a box, degrees, as `box` tells it.
+  // Shows a box, degrees, as `box` tells it: all of it, and what else there is room for.
   lookAt([west, south, east, north]) {
-    this.#frame(mercatorX(west), mercatorX(east), mercatorY(north), mercatorY(south), 1);
+    this.#frame([mercatorX(west), mercatorX(east), mercatorY(north), mercatorY(south), 1], false);
   }
 
   // A map that is hidden, since the address is a patch's, has no size yet: what it is to show waits until it has.
-  #frame(left, right, top, bottom, share) {
+  #frame(wanted, byUser) {
     const isHidden = !this.points.parentElement.clientWidth;
-    this.framed = isHidden ? [left, right, top, bottom, share] : null;
+    this.framed = isHidden ? wanted : null;
     if (isHidden) return;
+    const [left, right, top, bottom, share] = wanted;
     const { width, height } = this.points;
     const scale = share * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(bottom - top, 1e-6));
-    this.#look((left + right) / 2, (top + bottom) / 2, scale);
+    this.#look((left + right) / 2, (top + bottom) / 2, scale, byUser);
   }
 
   // West, south, east and north of what is shown, degrees.
@@ -124,10 +128,11 @@ export class PatchMap {
     const image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
     const close = this.patchPx >= FOOTPRINT_PX * this.ratio && this.polygons !== null;
+    const isWhole = close && this.polygons.byteLength < FOOTPRINT_BYTES * this.store.most_footprints;
     const colours = this.#palette();
     const size = clamp(Math.round(this.patchPx), Math.ceil(this.ratio), 64);
     this.#plot(pixels, width, height, Math.max(1, Math.ceil(this.ratio)), () => colours.rest, 0);
-    if (!close) this.#plot(pixels, width, height, Math.max(size, Math.ceil((this.store.n > CROWD ? 1.5 : 4) * this.ratio)), colours.of, 1);
+    if (!isWhole) this.#plot(pixels, width, height, Math.max(size, Math.ceil((this.store.n > CROWD ? 1.5 : 4) * this.ratio)), colours.of, 1);
     context.putImageData(image, 0, 0);
     if (close) this.#outline(context, colours.css);
     if (this.keys) this.#cross(context, width, height);
@@ -155,7 +160,7 @@ export class PatchMap {
     const { width, height } = this.points;
     context.lineWidth = 1.5 * this.ratio;
     const view = new DataView(this.polygons);
-    for (let at = 0; at + 36 <= view.byteLength; at += 36) {
+    for (let at = 0; at + FOOTPRINT_BYTES <= view.byteLength; at += FOOTPRINT_BYTES) {
       const colour = css(view.getUint32(at, true));
       context.beginPath();
       for (let corner = 0; corner < 4; corner++) {
@@ -252,13 +257,14 @@ export class PatchMap {
     return tile;
   }
 
-  #look(x, y, scale) {
+  // Only what the reader does changes the address: a map that follows the address leaves it as it is.
+  #look(x, y, scale, byUser) {
     this.view = { x: clamp(x, 0, 1), y: clamp(y, 0, 1), scale: clamp(scale, 128, MAX_SCALE) };
     this.draw();
     clearTimeout(this.settling);
     this.settling = setTimeout(() => {
       this.#settle();
-      this.moved();
+      if (byUser) this.moved();
     }, SETTLED_MS);
   }
 
@@ -266,12 +272,12 @@ export class PatchMap {
     const { x, y, scale } = this.view;
     const next = clamp(scale * factor, 128, MAX_SCALE);
     const [dx, dy] = [px - this.points.width / 2, py - this.points.height / 2];
-    this.#look(x + dx / scale - dx / next, y + dy / scale - dy / next, next);
+    this.#look(x + dx / scale - dx / next, y + dy / scale - dy / next, next, true);
   }
 
   #pan(dx, dy) {
     const { x, y, scale } = this.view;
-    this.#look(x - dx / scale, y - dy / scale, scale);
+    this.#look(x - dx / scale, y - dy / scale, scale, true);
   }
 
   // When the map has come to rest, corners of what it shows are fetched, if that is near enough.
@@ -282,17 +288,43 @@ export class PatchMap {
     }
     const query = new URLSearchParams(this.wanted ?? "");
     this.box.forEach((value, i) => query.set(["west", "south", "east", "north"][i], value.toFixed(5)));
-    this.fetchPolygons(query.toString()).catch(() => (this.polygons = null));
+    this.fetchPolygons(query.toString()).catch(() => {
+      this.polygons = null; // points do
+      this.draw();
+    });
   }
 
+  // What was asked last is what counts, and not what was answered last: who goes back to a filter before the next one
+  // is there gets the former.
   async #fetchSelection(signal, wanted) {
-    this.selected = new Uint8Array(await bytes(`/api/selection?${wanted}`, signal));
-    this.wanted = wanted;
+    this.selectionAsked = wanted;
+    try {
+      this.selected = new Uint8Array(await bytes(`/api/selection?${wanted}`, signal));
+      this.wanted = wanted;
+    } catch (error) {
+      if (!signal.aborted) this.selectionAsked = null;
+      throw error;
+    }
   }
 
   async #fetchColours(signal, wanted) {
-    this.codes = wanted === "" ? null : new Uint8Array(await bytes(`/api/colours?${wanted}`, signal));
-    this.coloursOf = wanted;
+    const by = new URLSearchParams(wanted).get("by") ?? "";
+    this.coloursAsked = wanted;
+    if (by !== this.codesBy) this.#paint(null, by);
+    if (!by) return;
+    try {
+      this.#paint(new Uint8Array(await bytes(`/api/colours?${wanted}`, signal)), by);
+    } catch (error) {
+      if (!signal.aborted) {
+        this.coloursAsked = null;
+        this.#paint(null, by);
+      }
+      throw error;
+    }
+  }
+
+  #paint(codes, by) {
+    Object.assign(this, { codes, codesBy: by });
     this.#legend();
   }
 
@@ -325,7 +357,7 @@ export class PatchMap {
   }
 
   #colours() {
-    const by = this.colourBy.value;
+    const by = this.codesBy;
     if (by === "outcome") return this.store.outcomes.map((name) => [name, OUTCOMES[name]]);
     if (by === "reliability") {
       const steps = Array.from({ length: STEPS }, (_, i) => [i, ramp(this.store.map_colours, i / (STEPS - 1))]);
@@ -398,11 +430,9 @@ export class PatchMap {
     });
     document.getElementById("zoom-in").addEventListener("click", () => this.#zoom(2));
     document.getElementById("zoom-out").addEventListener("click", () => this.#zoom(0.5));
-    document.getElementById("zoom-fit").addEventListener("click", () => this.fit());
-    this.colourBy.addEventListener("change", async () => {
-      await this.fetchColours(this.#colourQuery(this.query()));
-      this.draw();
-    });
+    document.getElementById("zoom-fit").addEventListener("click", () => this.fit(true));
+    this.colourBy.addEventListener("change", this.guarded(() =>
+      this.fetchColours(this.#colourQuery(this.query())).finally(() => this.draw())));
     new ResizeObserver(() => this.resize()).observe(points.parentElement);
   }
 
@@ -412,7 +442,7 @@ export class PatchMap {
     const keys = {
       ArrowLeft: () => this.#pan(w, 0), ArrowRight: () => this.#pan(-w, 0), ArrowUp: () => this.#pan(0, h),
       ArrowDown: () => this.#pan(0, -h), "+": () => this.#zoom(2), "=": () => this.#zoom(2), "-": () => this.#zoom(0.5),
-      0: () => this.fit(), Enter: () => this.#pick(this.points.width / 2, this.points.height / 2),
+      0: () => this.fit(true), Enter: () => this.#pick(this.points.width / 2, this.points.height / 2),
     };
     if (!keys[event.key]) return;
     event.preventDefault();

@@ -13,8 +13,9 @@ const VERDICTS = {
 const SHOWN_FROM = 0.1; // probability below which an absent label is folded away
 
 export class PatchPage {
-  constructor(root, store) {
+  constructor(root, store, guarded) {
     this.root = root;
+    this.guarded = guarded;
     this.store = store;
     this.colours = new Map(store.labels.map(({ label, colour }) => [label, colour]));
     this.show = latest(this.#show.bind(this));
@@ -95,8 +96,13 @@ export class PatchPage {
     this.classifier = el("select", { id: "classifier" }, classifiers.map((name) => el("option", { value: name }, name)));
     this.classifier.value = first.classifier;
     this.sr = el("select", { id: "sr" });
-    this.classifier.addEventListener("change", () => this.showClassifier(this.sr.value));
-    this.sr.addEventListener("change", () => this.#showBranch(this.sr.value));
+    this.classifier.addEventListener("change", this.guarded(() => this.showClassifier(this.sr.value)));
+    this.sr.addEventListener("change", this.guarded(() => this.#showBranch(this.sr.value)));
+    this.seed = el("span", { class: "note" });
+    this.said = el("div");
+    this.decided.replaceChildren(el("h3", {}, "What the network says"),
+      el("div", { class: "bar" }, el("label", {}, "Network ", this.classifier), el("label", {}, "SR model ", this.sr), this.seed),
+      this.said);
     await this.showClassifier(first.branch);
   }
 
@@ -106,16 +112,28 @@ export class PatchPage {
     const wantedSr = this.store.branches.find((one) => one.branch === wanted)?.sr;
     this.sr.replaceChildren(...this.of.map((one) => el("option", { value: one.branch }, one.sr)));
     this.sr.value = (this.of.find((one) => one.sr === wantedSr) ?? this.of[0]).branch;
-    const answers = await Promise.all(this.of.map((one) =>
-      json(ofPatch(this.patch.patch_id, "/branch", { branch: one.branch }), signal)));
+    this.sr.disabled = true; // until its answers are there
+    this.looked.hidden = this.resolved.hidden = true;
+    this.seed.textContent = "";
+    const { said } = this;
+    said.replaceChildren(el("p", {}, "Reading what the network says…"));
+    let answers;
+    try {
+      answers = await Promise.all(this.of.map((one) =>
+        json(ofPatch(this.patch.patch_id, "/branch", { branch: one.branch }), signal)));
+    } catch (error) {
+      if (!signal.aborted) said.replaceChildren(el("p", {}, "What this network says cannot be shown."));
+      throw error;
+    }
+    this.sr.disabled = false;
     this.answers = new Map(answers.map((answer) => [answer.branch, answer]));
     this.#showResolved();
     await this.#showBranch(this.sr.value);
   }
 
   #source(branch) {
-    const none = this.answers.get(branch)?.why_no_picture === "";
-    return none ? ofPatch(this.patch.patch_id, "/branch.png", { branch }) : ofPatch(this.patch.patch_id, "/true-colour.png");
+    const isThere = this.answers.get(branch).why_no_picture === "";
+    return isThere ? ofPatch(this.patch.patch_id, "/branch.png", { branch }) : ofPatch(this.patch.patch_id, "/input.png");
   }
 
   #showResolved() {
@@ -123,11 +141,7 @@ export class PatchPage {
     const models = this.of.filter((one) => one.sr !== "none");
     this.resolved.hidden = !models.length || !patch.has_pixels;
     if (this.resolved.hidden) return;
-    const none = this.of.find((one) => one.sr === "none");
-    const before = {
-      title: "input", alt: `${patch.patch_id}, the input`,
-      source: none ? this.#source(none.branch) : ofPatch(patch.patch_id, "/true-colour.png"),
-    };
+    const before = { title: "input", alt: `${patch.patch_id}, the input`, source: ofPatch(patch.patch_id, "/input.png") };
     const figures = models.map((one) => {
       const why = this.answers.get(one.branch).why_no_picture;
       if (why) return el("figure", {}, el("p", { class: "missing" }, why), el("figcaption", {}, one.sr));
@@ -153,7 +167,7 @@ export class PatchPage {
     this.mapsOf = this.patch.patch_id;
     this.opacity = el("input", { type: "range", id: "opacity", min: "0", max: "100", value: this.opacity?.value ?? "55" });
     this.maps = el("div", { class: "figures", id: "maps" });
-    this.mapLabel.addEventListener("change", () => this.showMaps());
+    this.mapLabel.addEventListener("change", this.guarded(() => this.showMaps()));
     this.opacity.addEventListener("input", () => this.#fade());
     this.looked.replaceChildren(el("h3", {}, "Where the network looks"),
       el("div", { class: "bar" }, el("label", {}, "Label ", this.mapLabel), el("label", {}, "Opacity of the map ", this.opacity)),
@@ -170,10 +184,20 @@ export class PatchPage {
   }
 
   async #showMaps(signal) {
-    const { patch, branch } = this;
+    const { patch, branch, maps: shown } = this;
     const query = { branch, label: this.mapLabel.value };
-    const { maps } = await json(ofPatch(patch.patch_id, "/maps", query), signal);
-    this.maps.replaceChildren(...maps.map(({ title, image, why_not: why }) => el("figure", {},
+    shown.style.minHeight = `${shown.offsetHeight}px`; // the page below stays where it is meanwhile
+    shown.replaceChildren();
+    let maps;
+    try {
+      ({ maps } = await json(ofPatch(patch.patch_id, "/maps", query), signal));
+    } catch (error) {
+      if (!signal.aborted) shown.replaceChildren(el("p", {}, "These maps cannot be shown."));
+      throw error;
+    } finally {
+      if (!signal.aborted) shown.style.minHeight = "";
+    }
+    shown.replaceChildren(...maps.map(({ title, image, why_not: why }) => el("figure", {},
       el("div", { class: "stage" }, picture(this.#source(branch), `${patch.patch_id}, under the map`),
         image && picture(image, `${title} map of ${query.label}`, { class: "over map" })),
       el("figcaption", {}, title, why ? el("span", { class: "note" }, ` ${why}`) : null))));
@@ -186,7 +210,6 @@ export class PatchPage {
   }
 
   #showDecisions() {
-    const focused = this.decided.contains(document.activeElement) ? document.activeElement.id : null;
     const { labels, seed } = this.answers.get(this.branch);
     const scored = labels.some((one) => one.reliability !== null && one.reliability !== undefined);
     const of = new Map(this.of.map((one) => [one.branch,
@@ -200,14 +223,11 @@ export class PatchPage {
     const table = (rows) => el("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Probabilities" },
       el("table", {}, el("thead", {}, head.cloneNode(true)), el("tbody", {}, rows.map(line))));
     const rest = labels.filter((row) => !shown(row));
-    this.decided.replaceChildren(...[
-      el("h3", {}, "What the network says"),
-      el("div", { class: "bar" }, el("label", {}, "Network ", this.classifier), el("label", {}, "SR model ", this.sr),
-        el("span", { class: "note" }, `training seed ${seed}`)),
+    this.seed.textContent = `training seed ${seed}`;
+    this.said.replaceChildren(...[
       labels.length ? table(labels.filter(shown)) : el("p", {}, "This branch did not see the patch."),
       rest.length ? el("details", {}, el("summary", {}, `${rest.length} more labels, all rightly absent`), table(rest)) : null,
     ].filter(Boolean));
-    if (focused) document.getElementById(focused)?.focus();
   }
 
   #line(row, of, scored) {
@@ -228,9 +248,10 @@ export class PatchPage {
   #cluster({ cluster, of_cluster: about }) {
     if (cluster === null || cluster === undefined) return "none";
     if (!about) return `${cluster}`;
+    const wrong = about.error_rate === null ? "no samples"
+      : `${number(100 * about.error_rate, 1)} % of ${about.n.toLocaleString("en")} wrong`;
     return el("span", { class: "cluster" }, prototype(about, this.store.map_colours),
-      `${cluster}: ${number(100 * about.error_rate, 1)} % of ${about.n.toLocaleString("en")} wrong${
-        about.flipped ? ", flipped" : ""}`);
+      `${cluster}: ${wrong}${about.flipped ? ", flipped" : ""}`);
   }
 }
 

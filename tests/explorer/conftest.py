@@ -6,14 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from playwright.sync_api import Browser
 from starlette.testclient import TestClient
 
 from explorer.app import make_app
 from explorer.server import HOST, listening
+from tests.chromium import OpenPage, open_page
+from tests.explorer.pages import ready
 from tests.explorer.store import Made, make_store
 
 
@@ -34,6 +38,11 @@ def client(app: FastAPI) -> TestClient:
 
 def client_of(app: FastAPI) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=True)
+
+
+def of_patch(patch_id: str, what: str = "", **query: str | int) -> str:
+    """Return the address of something of a patch, such as /maps."""
+    return f"/api/patch{what}?{urlencode({'patch_id': patch_id, **query})}"
 
 
 @contextmanager
@@ -72,3 +81,11 @@ def address(app: FastAPI) -> Iterator[str]:
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose first run goes on: patches alone, and the pixels of the second shard are lost."""
     return make_store(tmp_path_factory.mktemp("unfinished") / "store", run=False, lost_shard=True).paths.root
+
+
+@pytest.fixture
+def opened(browser: Browser, address: str) -> Iterator[OpenPage]:
+    with open_page(browser, address) as found:
+        ready(found.page)
+        yield found
+        found.assert_quiet()

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from explorer import app as explorer_app
 from infra.storage import StorePaths
-from tests.explorer.conftest import client_of
+from tests.explorer.conftest import client_of, of_patch
 from tests.explorer.store import NASTY, Made
 
 HOST = {"Host": "localhost"}
@@ -46,18 +46,18 @@ def test_no_name_leads_to_a_file(client: TestClient, made: Made, name: str) -> N
         secret = folder / "secret.txt"
         secret.write_text(SECRET)
     whole, raw = quote(name, safe=""), quote(name, safe="/%")
-    branch = quote(name, safe="")
+    patch = made.rows[0]["patch_id"]
     try:
         for path in (
             *(f"/static/{text}" for text in (whole, raw)),
             *(f"/{text}" for text in (whole, raw)),
             *(
-                f"/api/patches/{text}{what}"
+                f"/api/patch{what}?patch_id={text}"
                 for text in (whole, raw)
                 for what in ("", "/true-colour.png", "/neighbours")
             ),
-            f"/api/patches/{made.rows[0]['patch_id']}/branch?branch={branch}",
-            f"/api/patches/{made.rows[0]['patch_id']}/branch.png?branch={branch}",
+            *(f"/api/patch/{text}?patch_id={whole}" for text in (whole, raw)),
+            *(of_patch(patch, what, branch=name) for what in ("/branch", "/branch.png")),
         ):
             answer = client.get(path)
             assert 400 <= answer.status_code < 500, path
@@ -84,12 +84,12 @@ def test_sql_is_text(client: TestClient, text: str) -> None:
     assert [sample["patch_id"] for sample in found["samples"]] == ([NASTY] if text == NASTY else [])
     for column in ("label", "country", "season", "split", "branch"):
         assert client.get("/api/samples", params={column: text}).status_code == 422
-    assert client.get(f"/api/patches/{quote(text, safe='')}").status_code == (200 if text == NASTY else 404)
+    assert client.get(of_patch(text)).status_code == (200 if text == NASTY else 404)
 
 
 def test_the_store_stays_as_it_is(client: TestClient, made: Made) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.paths.root.rglob("*")}
-    for path in ("/api/store", "/api/samples", "/api/centres", f"/api/patches/{made.rows[0]['patch_id']}"):
+    for path in ("/api/store", "/api/samples", "/api/centres", of_patch(made.rows[0]["patch_id"])):
         assert client.get(path).status_code == 200
     assert {path: path.stat().st_mtime_ns for path in made.paths.root.rglob("*")} == before
 

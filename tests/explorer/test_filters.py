@@ -1,13 +1,19 @@
 """Filters select what pandas selects from the same rows."""
 
+import shutil
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from explorer.app import make_app
 from infra.bigearthnet.classes import NAMES
+from infra.storage import StorePaths
+from infra.tables import hive_folder, predictions_schema, publish, read_table
+from tests.explorer.conftest import client_of
 from tests.explorer.oracle import are, frame
 from tests.explorer.store import NASTY, Made, N
 
@@ -71,6 +77,40 @@ def test_outcomes(client: TestClient, made: Made, wanted: str, labels: list[str]
         keep &= (has(rows, labels[0]) | has(rows, labels[1])).to_numpy()
     query: Query = [("branch", made.branches["srresnet"]), ("outcome", wanted), *(("label", label) for label in labels)]
     assert selected(client, query) == names(rows, keep)
+
+
+KNOWN = (NAMES[2], NAMES[9])
+
+
+@pytest.fixture(scope="module")
+def one_of_few(made: Made, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """A store whose network without SR knows two labels, with the seed that is shown; with the other one all."""
+    root = tmp_path_factory.mktemp("few") / "store"
+    shutil.copytree(made.paths.root, root)
+    sr, classifier, config = made.branches["none"].split("/")
+    folder = hive_folder(StorePaths(root).table("predictions"), sr=sr, classifier=classifier, config=config)
+    rows = read_table(folder).to_pylist()
+    for row in rows:
+        if row["seed"] == 4:
+            row["probs"] = [p if name in KNOWN else None for name, p in zip(NAMES, row["probs"], strict=True)]
+            row["predicted"] = [name for name in row["predicted"] if name in KNOWN]
+    schema = predictions_schema(len(NAMES))
+    publish(folder, pa.Table.from_pylist(rows, schema), schema, ["patch_id", "seed"])
+    return client_of(make_app(root))
+
+
+@pytest.mark.parametrize("wanted", ["right", "wrong", "missed", "extra"])
+@pytest.mark.parametrize("labels", [[], [NAMES[2], NAMES[3]], [NAMES[3]]])
+def test_labels_that_a_network_does_not_know_count_neither_way(
+    one_of_few: TestClient, made: Made, wanted: str, labels: list[str]
+) -> None:
+    rows = frame(made, "none")
+    counted = [label for label in labels or NAMES if label in KNOWN]
+    keep = are(rows, wanted, counted) if counted else np.zeros(N, np.bool_)
+    if labels:
+        keep &= rows["labels"].map(lambda found: not set(labels).isdisjoint(found or ())).to_numpy()
+    query: Query = [("branch", made.branches["none"]), ("outcome", wanted), *(("label", label) for label in labels)]
+    assert selected(one_of_few, query) == names(rows, keep)
 
 
 def test_a_label_given_wrongly_is_found_among_those_predicted(client: TestClient, made: Made) -> None:

@@ -9,7 +9,7 @@ from explorer.guard import check_basemap
 from infra.errors import ConfigError
 from tests.explorer.store import Made
 
-PATHS = ("/", "/static/main.js", "/api/store", "/api/samples", "/api/patches/none", "/none", "/api/openapi.json")
+PATHS = ("/", "/static/main.js", "/api/store", "/api/samples", "/api/patch?patch_id=none", "/none", "/api/openapi.json")
 
 
 @pytest.mark.parametrize("path", PATHS)

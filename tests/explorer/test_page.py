@@ -1,58 +1,19 @@
 """The page in a browser: each control does what it says, quietly, for everybody."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from explorer.app import make_app
 from infra.bigearthnet.classes import NAMES
 from tests.chromium import OpenPage, accessibility_findings, open_page, scrolls_sideways
 from tests.explorer.conftest import served
 from tests.explorer.oracle import are, frame
-from tests.explorer.store import METHODS, NASTY, SHARD, Made, N
-
-
-@pytest.fixture
-def opened(browser: Browser, address: str) -> Iterator[OpenPage]:
-    with open_page(browser, address) as found:
-        ready(found.page)
-        yield found
-        found.assert_quiet()
-
-
-def ready(page: Page) -> None:
-    expect(page.locator("#total")).not_to_be_empty()
-    expect(page.locator("#map")).to_have_attribute("data-drawn", "")
-
-
-def settled(page: Page) -> None:
-    page.wait_for_load_state("networkidle")
-    expect(page.locator("#grid")).not_to_have_attribute("aria-busy", "true")
-
-
-def shown(page: Page, n: int) -> None:
-    expect(page.locator("#total")).to_have_text(f"{n} of {N}")
-    expect(page.locator("#grid > li > a")).to_have_count(min(n, 48))
-
-
-def loaded(page: Page, selector: str) -> None:
-    """Wait until all pictures of a part of the page are there."""
-    page.wait_for_function(
-        "s => { const all = [...document.querySelectorAll(s)];"
-        " return all.length && all.every((image) => image.complete && image.naturalWidth) }",
-        arg=selector,
-    )
-
-
-def coloured(page: Page, colour: tuple[int, int, int]) -> int:
-    """How many pixels of the map have a colour."""
-    script = """rgb => { const c = document.getElementById('map-points'), d = c.getContext('2d').getImageData(0, 0,
-        c.width, c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4)
-        if (d[i] === rgb[0] && d[i + 1] === rgb[1] && d[i + 2] === rgb[2] && d[i + 3] === 255) n++; return n; }"""
-    return int(page.evaluate(script, list(colour)))
+from tests.explorer.pages import coloured, loaded, ready, settled, shown
+from tests.explorer.store import METHODS, NASTY, SHARD, SLASHED, Made, N
 
 
 def test_filters_and_the_address_keep_step(opened: OpenPage, made: Made) -> None:
@@ -181,6 +142,7 @@ def test_the_slider_uncovers_the_sr_model_by_keys_and_pointer(opened: OpenPage, 
     page.goto(f"{page.url.split('#')[0]}#/patch/{made.rows[0]['patch_id']}")
     figures = page.locator("#resolved .compare")
     expect(figures).to_have_count(2)
+    expect(figures.nth(1).locator("img").first).to_have_attribute("src", re.compile("^/api/patch/input.png"))
     expect(figures.nth(1)).to_contain_text("srresnet")
     slider, over = figures.nth(1).get_by_role("slider"), figures.nth(1).locator(".over")
     slider.focus()
@@ -203,7 +165,7 @@ def test_what_the_network_says_and_where_it_looks(opened: OpenPage, made: Made) 
     page, i = opened.page, 2
     row = made.rows[i]
     branch = made.branches["none"]
-    page.goto(f"{page.url.split('#')[0]}#/patch/{row['patch_id']}?branch={branch}")
+    page.goto(f"{page.url.split('#')[0]}#/patch/{quote(row['patch_id'], safe='')}?branch={branch}")
     expect(page.locator("#sr option:checked")).to_have_text("none")
     line = page.locator("#decided tr", has=page.get_by_text(row["labels"][0], exact=True))
     expect(line).to_contain_text("yes")
@@ -246,6 +208,22 @@ def test_a_name_is_text_and_never_markup(opened: OpenPage) -> None:
     loaded(page, "#pixels img")
 
 
+def test_a_name_with_slashes_has_a_page(opened: OpenPage) -> None:
+    page = opened.page
+    page.get_by_label("Patch id contains").fill("forest/")
+    shown(page, 1)
+    loaded(page, "#grid img")
+    page.locator("#grid a").click()
+    expect(page.locator("#patch h2")).to_have_text(SLASHED)
+    assert f"#/patch/{quote(SLASHED, safe='')}?" in page.url
+    page.reload()
+    expect(page.locator("#patch h2")).to_have_text(SLASHED)
+    page.locator("#sr").select_option(label="srresnet")
+    loaded(page, "#patch img:not([loading])")
+    expect(page.locator("#looked figure")).to_have_count(len(METHODS))
+    expect(page.locator("#around li").first).to_be_visible()
+
+
 def test_a_store_without_a_run_hides_what_it_lacks(browser: Browser, unfinished: Path, made: Made) -> None:
     with served(make_app(unfinished)) as url, open_page(browser, url) as found:
         page = found.page
@@ -271,7 +249,7 @@ def test_nobody_is_shut_out(browser: Browser, address: str, made: Made, width: i
             page.locator("#filter-box summary").click()
         assert accessibility_findings(page) == []
         assert not scrolls_sideways(page)
-        page.goto(f"{address}#/patch/{made.rows[2]['patch_id']}?branch={made.branches['srresnet']}")
+        page.goto(f"{address}#/patch/{quote(SLASHED, safe='')}?branch={made.branches['srresnet']}")
         loaded(page, "#patch img:not([loading])")
         assert accessibility_findings(page) == []
         assert not scrolls_sideways(page)
