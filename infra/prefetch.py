@@ -22,6 +22,7 @@ def prefetch[T](items: Iterable[T], depth: int) -> Generator[T]:
     with closing(prefetch_groups(items, depth, most=1)) as groups:
         for (item,) in groups:
             yield item
+            del item
 
 
 def prefetch_groups[T](items: Iterable[T], depth: int, most: int) -> Generator[list[T]]:
@@ -80,6 +81,7 @@ def prefetch_groups[T](items: Iterable[T], depth: int, most: int) -> Generator[l
                 group.append(item)
             yield group
             if not isinstance(item, _End):
+                del group, item  # before the next one lets another be made
                 item = ready.get()
         if item.error is not None:
             raise item.error
