@@ -34,7 +34,7 @@ def _sr_models() -> dict[str, Model]:
     from sr_models.weights import load_into
 
     def check(name: str) -> Callable[[Path], None]:
-        return lambda path: load_into(sr_models.spec(name).build(), path, name)
+        return lambda path: load_into(sr_models.spec(name).build(), path, name)  # none of those that have a folder
 
     specs = {name: sr_models.spec(name) for name in sr_models.names()}
     return {

@@ -1,5 +1,6 @@
 """Weight files: read safely, compared with the network they are meant for, explained where they do not fit."""
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,12 +20,17 @@ from sr_models.registry import ShippedWeights, names, spec
 _SHOWN = 4  # keys named in a message before it goes on with a count
 
 
-def weights_file(name: str, given: str | Path | None = None) -> Path | None:
+def weights_file(
+    name: str, given: str | Path | None = None, options: Mapping[str, object] | None = None
+) -> Path | None:
     """Return the file a model's weights come from: the one given, else the stored official one, else the shipped one.
+
+    A model whose weights are several files has a folder in its place.
 
     Args:
         name: One of `names()`.
-        given: A file the user named, for a model that needs one.
+        given: A file, or a folder, that the user named, for a model that needs one.
+        options: The model's, on which it may depend what a folder has to hold.
 
     Returns:
         An absolute path; None for a model without weights.
@@ -37,6 +44,12 @@ def weights_file(name: str, given: str | Path | None = None) -> Path | None:
         if given is not None:
             raise WeightsError(f"{name} has no weights, but {given} was given: leave it out")
         return None
+    if model.folder is not None:
+        folder = WeightsStore.default().folder / name if given is None else Path(given).absolute()
+        if not folder.is_dir():
+            raise missing(name, given)
+        model.folder.files(folder, model.chosen(name, options))
+        return folder
     if given is not None:
         if not Path(given).is_file():
             raise missing(name, given)
@@ -47,6 +60,26 @@ def weights_file(name: str, given: str | Path | None = None) -> Path | None:
     if stored is None:
         raise missing(name, None)
     return stored
+
+
+def weights_digest(name: str, path: Path, options: BaseModel | None = None) -> str:
+    """Return the SHA-256 that a model's weights are known by.
+
+    Args:
+        name: One of `names()`.
+        path: As `weights_file` returns it: a file, whose SHA-256 it is, or a folder, of which it is that of the lines
+            that `sha256sum` prints of its files, in the order of their names.
+        options: The model's, as `SrSpec.chosen` returns them.
+
+    Raises:
+        WeightsError: A file cannot be read.
+    """
+    model = spec(name)
+    if model.folder is None:
+        return sha256(path)
+    files = sorted(file.as_posix() for file in model.folder.files(path, options))
+    lines = "".join(f"{sha256(path / file)}  {file}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _shipped(name: str, shipped: ShippedWeights) -> Path:
@@ -134,13 +167,20 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
 
 def missing(name: str, path: str | Path | None) -> WeightsError:
     """Return the error for a model whose weight file was not given (path None) or is not there."""
-    found = "no weight file was given, stored or shipped" if path is None else f"there is no file at {path}"
+    what = "folder" if name in names() and spec(name).folder is not None else "file"
+    found = f"no weight {what} was given, stored or shipped" if path is None else f"there is no {what} at {path}"
     return WeightsError(f"{name} needs weights, but {found}. {where_to_get(name)}")
 
 
 def where_to_get(name: str) -> str:
     """Return one or two sentences for a person: which official file a model takes, where it is, how to name it."""
     model = spec(name) if name in names() else None
+    if model is not None and model.folder is not None:
+        stored = WeightsStore.default().folder / name
+        return (
+            f"{model.folder.about} Put them into {stored}, or name their folder as the `weights` argument, or in "
+            f"RUN.yaml as `weights: {{{name}: FOLDER}}`."
+        )
     if model is None or model.official_file is None:
         return ""
     return model.official_file.where_to_get(name, model.licence)
