@@ -40,7 +40,7 @@ class ImageConditionedUNet(UNet2DConditionModel):
     """Stable Diffusion 2's UNet that also attends to image embeddings.
 
     Args:
-        config: Settings as in the official `unet/config.json`, such as `FULL_SIZE`; what is missing is diffusers' default.
+        config: Settings as in the official `unet/config.json`, such as `FULL_SIZE`; others are diffusers' defaults.
 
     Raises:
         WeightsError: The settings are those of a UNet without image attention.
