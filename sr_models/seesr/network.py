@@ -116,7 +116,7 @@ class Seesr(nn.Module):
         told = self.options.land_cover != "none"
         return [
             prompt(tags, condition.land_cover if told else (), self.options.positive_prompt)
-            for tags, condition in zip(self.tags.of(logits), conditions, strict=True)
+            for tags, condition in zip(self.tags.tags(logits), conditions, strict=True)
         ]
 
     def compiled(self) -> Self:

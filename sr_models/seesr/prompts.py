@@ -1,6 +1,5 @@
 """Prompts: the words of a patch, and their embeddings by Stable Diffusion's CLIP text encoder."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from infra.errors import WeightsError
+from sr_models.seesr.checkpoints import read_json
 
 CACHED = 512
 """Texts whose embeddings are kept; one of full size takes 315 kB in float32."""
@@ -85,7 +85,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     Raises:
         WeightsError: A file is not what it should be.
     """
-    vocabulary, special = _json(folder / "vocab.json"), _json(folder / "special_tokens_map.json")
+    vocabulary, special = read_json(folder / "vocab.json"), read_json(folder / "special_tokens_map.json")
     merges = _merges(folder / "merges.txt")
     named = {name: _token(special.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     unknown = [f"{name} {token!r}" for name, token in named.items() if token not in vocabulary]
@@ -95,16 +95,6 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     if apart:
         raise WeightsError(f"{folder / 'merges.txt'}: {apart[0]!r} and {len(apart) - 1} more do not fit vocab.json")
     return CLIPTokenizer(vocab=vocabulary, merges=merges, **named)
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds {type(content).__name__}, where names and values are needed")
-    return content
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
