@@ -86,8 +86,10 @@ class SuperResolver:
         grouped = channels > len(RGB) and not self.bandwise
         with torch.inference_mode(), self._exact_float32():
             images = split(x) if grouped else x
-            told = ([*conditions] * (len(images) // len(x)),) if self.conditioned else ()
-            y: Tensor = self.network(images.to(self.dtype, memory_format=self.memory_format), *told).float()
+            if self.conditioned:  # several networks, of which each has its own precision
+                y: Tensor = self.network(images.float(), [*conditions] * (len(images) // len(x))).float()
+            else:
+                y = self.network(images.to(self.dtype, memory_format=self.memory_format)).float()
             if grouped:
                 y = back_project(join(y, channels), x.float())
         return y.clamp(0.0, 1.0)  # outside inference mode, so that autograd may use the result
