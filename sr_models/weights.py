@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -59,31 +60,37 @@ def _shipped(name: str, shipped: ShippedWeights) -> Path:
     return shipped.path
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
+def load_state(path: str | Path, *, part: str | None = None) -> dict[str, Tensor]:
     """Return the parameters of a weight file, on the CPU, in the file's own dtypes.
 
     Args:
         path: A `.safetensors` file, or a PyTorch file as BasicSR and Real-ESRGAN write it: `params_ema` (taken first),
             `params`, or the parameters themselves. A prefix `module.` on all keys (DataParallel) is taken off.
+        part: Take what is under this key of a checkpoint, whatever is beside it (the optimizer's state is twice as
+            large). The file is then mapped instead of read: copy the parameters before it may change.
 
     Raises:
-        WeightsError: There is no such file, it is damaged, or it holds more than tensors (and so might run code).
+        WeightsError: There is no such file, it is damaged, it holds more than tensors (and so might run code), or has
+            no such part.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for key in ("params_ema", "params"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, mapped=part is not None)
+    keys = ("params_ema", "params") if part is None else (part,)
+    inner = [content[key] for key in keys if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+    if part is not None and not inner:
+        raise WeightsError(f"{path} is no checkpoint with parameters under {part!r}")
+    content = inner[0] if inner else content
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds {_kind(content)}, where named tensors are needed")
     odd = [f"{key} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise WeightsError(
             f"{path} is not a weight file of BasicSR or Real-ESRGAN: neither params_ema nor params is in it, and "
-            f"some of what is in it are no tensors: {_some(odd)}"
+            f"some of what is in it are no tensors: {some(odd)}"
+            if part is None
+            else f"{path} is no checkpoint with parameters under {part!r}: some of what is there are no tensors: {some(odd)}"
         )
     state = {str(key): value for key, value in content.items()}
     if all(key.startswith("module.") for key in state):
@@ -124,7 +131,7 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
     ]
     found = {"missing": absent, "unexpected": extra, "of another shape": misfit, "of another value": changed}
     if any(found.values()):
-        faults = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys)
+        faults = "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys)
         raise WeightsError(
             f"{path} does not fit {name} ({looks_like(wanted)}): {faults}. The file looks like {looks_like(state)}. "
             f"{where_to_get(name)}"
@@ -179,12 +186,13 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
         return "SwinIR"
     if "fc.weight" in state and "layer1.0.conv1.weight" in state:
         return "a ResNet classifier"
-    return f"no network known here ({len(state)} tensors: {_some(list(state))})"
+    return f"no network known here ({len(state)} tensors: {some(list(state))})"
 
 
-def _read_torch(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; checked by the caller
+def _read_torch(path: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever the file holds; checked by the caller
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # only the zip files of torch 1.6 and later can be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no weight file: it is damaged, or holds Python objects beside tensors, which are not loaded "
@@ -205,6 +213,7 @@ def _kind(value: object) -> str:
     return "nothing" if isinstance(value, Mapping) and not value else type(value).__name__
 
 
-def _some(words: Sequence[str]) -> str:
+def some(words: Sequence[str]) -> str:
+    """Return the first few of many words, and how many more there are, for a message."""
     rest = len(words) - _SHOWN
     return ", ".join(words[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
