@@ -1,7 +1,7 @@
 """SeeSR's official files: one folder, read as it is downloaded; what is missing or wrong in it is told by name.
 
     FOLDER                              the official `preset/models`
-    ├── stable-diffusion-2-base         Stable Diffusion 2-base, as its authors published it (for `base: sd-turbo`: sd-turbo)
+    ├── stable-diffusion-2-base         as its authors published it; with the option `base: sd-turbo`, sd-turbo instead
     │   ├── scheduler/scheduler_config.json
     │   ├── text_encoder/{config.json, model.safetensors}
     │   ├── tokenizer/{vocab.json, merges.txt, special_tokens_map.json}
@@ -14,9 +14,9 @@
     ├── ram_tag_list.txt                of SeeSR's repository, folder ram/data
     └── ram_tag_list_threshold.txt      of SeeSR's repository, folder ram/data
 
-Where there is no `.safetensors`, a PyTorch file of the same name is read (`diffusion_pytorch_model.bin`,
-`pytorch_model.bin`), as tensors only: nothing in it is run. Other files may lie there too; they are not read. SD-Turbo's
-folder needs its `unet` beside the others. Nothing is downloaded.
+Where there is no `.safetensors`, a PyTorch file is read (`diffusion_pytorch_model.bin`, `pytorch_model.bin`), as tensors
+only: nothing in it is run. Other files may lie there too; they are not read. SD-Turbo's folder needs its `unet` beside
+the others. Nothing is downloaded.
 """
 
 import hashlib

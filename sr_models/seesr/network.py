@@ -62,7 +62,7 @@ class Seesr(nn.Module):
 
     A cast (`.to(torch.bfloat16)`) reaches the UNet, the ControlNet, the VAE and the text encoder, but not DAPE: whether
     a logit is above its threshold decides a word of the prompt, which should not hang on a rounding. Arithmetic between
-    the networks (guidance, steps of the scheduler, colours) is in float32 too. So give the input in float32 in any case:
+    the networks (guidance, steps of the scheduler, colours) is in float32 too. So give the input in float32, always:
     bfloat16 knows reflectance to a part in 256 only.
     """
 
@@ -122,7 +122,7 @@ class Seesr(nn.Module):
     def compiled(self) -> Self:
         """Return the same model, sharing its parameters, with UNet and ControlNet compiled, nearly all of its time."""
         same = copy.copy(self)
-        same._modules = dict(self._modules)
+        same._modules = dict(self._modules)  # noqa: SLF001  # copy shares the table of submodules
         same.unet = cast("ImageConditionedUNet", torch.compile(self.unet, dynamic=False))
         same.controlnet = cast("ImageConditionedControlNet", torch.compile(self.controlnet, dynamic=False))
         return same

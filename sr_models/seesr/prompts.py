@@ -1,7 +1,7 @@
 """Prompts: the words of a patch, and their embeddings by Stable Diffusion's CLIP text encoder."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -94,7 +94,20 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     apart = [f"{a} {b}" for a, b in merges if a not in vocabulary or b not in vocabulary or a + b not in vocabulary]
     if apart:
         raise WeightsError(f"{folder / 'merges.txt'}: {apart[0]!r} and {len(apart) - 1} more do not fit vocab.json")
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, **named)
+    return clip_tokenizer(vocabulary, merges, named)
+
+
+def clip_tokenizer(
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Mapping[str, str]
+) -> CLIPTokenizer:
+    """Return a CLIP tokenizer: byte pairs, small letters only.
+
+    Args:
+        vocabulary: Numbers of the tokens.
+        merges: Which two tokens become one, most urgent first.
+        special: Which tokens are `bos_token`, `eos_token`, `unk_token` and `pad_token`.
+    """
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), **special)
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

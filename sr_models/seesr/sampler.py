@@ -1,4 +1,4 @@
-"""The diffusion loop: from noise, or the input's latent under noise, to an image, in steps of a UNet with ControlNet."""
+"""The diffusion loop: from noise, or the input's latent under noise, to an image, by steps of UNet and ControlNet."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
