@@ -22,6 +22,8 @@ class Model:
     shipped: "ShippedWeights | None"
     check: Callable[[Path], None]
     """Raises WeightsError for a file of another network; builds the network."""
+    folder: str | None = None
+    """Of a model whose weights are several files in a folder: which, and where each is found."""
 
 
 def models() -> dict[str, Model]:
@@ -38,7 +40,15 @@ def _sr_models() -> dict[str, Model]:
 
     specs = {name: sr_models.spec(name) for name in sr_models.names()}
     return {
-        name: Model(name, spec.licence, spec.official_file, spec.shipped, check(name)) for name, spec in specs.items()
+        name: Model(
+            name,
+            spec.licence,
+            spec.official_file,
+            spec.shipped,
+            check(name),
+            None if spec.folder is None else spec.folder.about,
+        )
+        for name, spec in specs.items()
     }
 
 

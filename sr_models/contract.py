@@ -1,5 +1,6 @@
 """What every super-resolution model has to keep, checked on a few small images: for models of your own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,12 @@ _SIZES = ((1, 1), (17, 23), (32, 32))
 _CLOSE = 1e-5  # in units of the stretch: what batches of another size may differ by
 
 
-def check_sr_model(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
+def check_sr_model(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    options: Mapping[str, object] | None = None,
+) -> None:
     """Check that a model does what `SrSpec` says of it, and what runs take for granted.
 
     Images of any size come back `scale` times as large, finite, each by itself whatever is beside it in the batch, and
@@ -25,20 +31,21 @@ def check_sr_model(name: str, weights: str | Path | None = None, device: str | t
         name: One of `names()`.
         weights: As for `load`.
         device: A torch device such as "cuda:0".
+        options: As for `load`.
 
     Raises:
         ConfigError: It does not; the message names everything that is wrong.
         UnknownNameError: There is no such model.
         WeightsError: The weights are missing, or of another network.
     """
-    model, resolver = spec(name), load(name, weights, device)
+    model, resolver = spec(name), load(name, weights, device, options=options)
     faults = _wrong_sizes(model, resolver)
     if not faults:  # what follows compares outputs
-        again = load(name, weights, device)
+        again = load(name, weights, device, options=options)
         faults = [*_not_by_itself(resolver), *_not_the_same(resolver, again), *_sees_too_far(model, resolver)]
         faults += _mixes_bands(model, resolver)
         for dtype in model.dtypes[1:]:
-            if not _enlarged(load(name, weights, device, dtype), _images(1, 16, 16)).isfinite().all():
+            if not _enlarged(load(name, weights, device, dtype, options=options), _images(1, 16, 16)).isfinite().all():
                 faults.append(f"in {dtype} its output is not finite")
     if faults:
         raise ConfigError(f"{name} does not keep the contract of an SR model: {'; '.join(faults)}")

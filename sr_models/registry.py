@@ -129,7 +129,9 @@ class SrSpec:
             return self.options.model_validate(dict(options or {}))
         except ValidationError as error:
             fields = self.options.model_fields
-            raise ConfigError("; ".join(_fault(name, fault["loc"], fault["msg"], fields) for fault in error.errors())) from error
+            raise ConfigError(
+                "; ".join(_fault(name, fault["loc"], fault["msg"], fields) for fault in error.errors())
+            ) from error
 
     def build(self, options: BaseModel | None = None) -> nn.Module:
         """Return the network on the CPU, float32, with random parameters where it has any.

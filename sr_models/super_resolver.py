@@ -227,9 +227,7 @@ def fingerprint(
     model, precision, chosen = spec(name), _precision(name, dtype), spec(name).chosen(name, options)
     file = weights_file(name, weights, options)
     digest = None if file is None else weights_digest(name, file, chosen)
-    return _identity(
-        name, model.scale, _arguments(model.parameters, chosen), digest, precision, model.distribution
-    )
+    return _identity(name, model.scale, _arguments(model.parameters, chosen), digest, precision, model.distribution)
 
 
 def _arguments(parameters: Mapping[str, Scalar], options: BaseModel | None) -> Mapping[str, Scalar]:

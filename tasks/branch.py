@@ -24,8 +24,8 @@ from infra.tables import SR_QUALITY
 from infra.zarr_store import ArraySpec, ShardedStore, divisor
 from sr_models import Condition
 from sr_models.engine import Enlarged
-from sr_models.registry import Scalar, SrSpec
 from sr_models.quality import QUALITY_COLUMNS, SSIM_WINDOW, quality_columns
+from sr_models.registry import Scalar, SrSpec
 from sr_models.stretch import as_tensor, to_unit
 from tasks.patch_pixels import Resampling, groups_of, joined, picked, reduced
 
@@ -236,9 +236,7 @@ def make_branch(
     parts = _unrecorded_parts if provisional else stage_parts
     pixels = parts(ingest.paths, "super_resolve", determines)
     quality = parts(ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA})
-    return Branch(
-        inputs, sr, weights, dtype, batch_size, compiled, scalars, land_cover, identity, pixels, quality
-    )
+    return Branch(inputs, sr, weights, dtype, batch_size, compiled, scalars, land_cover, identity, pixels, quality)
 
 
 def _unrecorded_parts(paths: StorePaths, stage: str, determines: Mapping[str, Json]) -> StageParts:

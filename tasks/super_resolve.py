@@ -116,7 +116,9 @@ class _Pixels:
             store.write(shard, "sr", pixels, first)
         return quality
 
-    def _inputs(self, shard: int, patches: pa.Table, batches: Sequence[slice]) -> Iterator[tuple[NDArray[np.uint16], Sequence[Condition]]]:
+    def _inputs(
+        self, shard: int, patches: pa.Table, batches: Sequence[slice]
+    ) -> Iterator[tuple[NDArray[np.uint16], Sequence[Condition]]]:
         if not batches:
             return
         rows = patches["row"].to_numpy()[batches[0].start : batches[-1].stop]
