@@ -157,7 +157,7 @@ def test_sizes_whose_pixels_cannot_be_judged_are_refused_before_any_work(
         return
     branch = make_branch(inputs, "bicubic", None)
     truth = torch.randint(0, 3000, (2, 3, size, size), dtype=torch.int32).to(torch.uint16)
-    judged = BranchReader(branch, CPU).stream([truth.numpy()])
+    judged = BranchReader(branch, CPU).stream([(truth.numpy(), ())])
     columns = np.concatenate([batch.columns for batch in judged], axis=1)
     assert np.isfinite(columns[list(QUALITY_COLUMNS).index("ssim")]).all()
 
