@@ -1,5 +1,7 @@
 """Colour alignment against loops over pixels in float64, and what follows from its definitions."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.errors import ShapeError
-from sr_models.seesr.alignment import adain, align, wavelet
+from sr_models.seesr.alignment import Alignment, adain, align, wavelet
 
 Image = NDArray[np.float64]
 
@@ -49,9 +51,11 @@ def adain_by_hand(x: Image, y: Image) -> Image:
 
 
 @pytest.mark.parametrize(("ours", "by_hand"), [(adain, adain_by_hand), (wavelet, wavelet_by_hand)])
-@pytest.mark.parametrize("size", [(9, 7), (1, 2), (40, 35)])
-def test_against_loops(ours, by_hand, size) -> None:  # type: ignore[no-untyped-def]
-    x, y = image(0, *size, n=1 if size == (40, 35) else 2), image(1, *size, n=1 if size == (40, 35) else 2)
+@pytest.mark.parametrize("size", [(9, 7), (1, 2), (35, 20)])
+def test_against_loops(
+    ours: Callable[[Tensor, Tensor], Tensor], by_hand: Callable[[Image, Image], Image], size: tuple[int, int]
+) -> None:
+    x, y = image(0, *size), image(1, *size)
     expected = [
         [by_hand(a.double().numpy(), b.double().numpy()) for a, b in zip(*pair, strict=True)]
         for pair in zip(x, y, strict=True)
@@ -60,7 +64,7 @@ def test_against_loops(ours, by_hand, size) -> None:  # type: ignore[no-untyped-
 
 
 @pytest.mark.parametrize("alignment", ["adain", "wavelet", "none"])
-def test_an_image_has_its_own_colours(alignment) -> None:  # type: ignore[no-untyped-def]
+def test_an_image_has_its_own_colours(alignment: Alignment) -> None:
     x = image(0)
     torch.testing.assert_close(align(x, x, alignment), x, atol=1e-6, rtol=0)
 
@@ -78,7 +82,7 @@ def test_wavelet_has_none_of_the_colours_of_the_output() -> None:
 
 
 @pytest.mark.parametrize("alignment", ["adain", "wavelet"])
-def test_a_flat_output_becomes_the_mean_or_the_low_frequencies(alignment) -> None:  # type: ignore[no-untyped-def]
+def test_a_flat_output_becomes_the_mean_or_the_low_frequencies(alignment: Alignment) -> None:
     y = image(1)
     found = align(torch.full_like(y, 0.5), y, alignment)
     if alignment == "adain":
@@ -89,12 +93,8 @@ def test_a_flat_output_becomes_the_mean_or_the_low_frequencies(alignment) -> Non
         )
 
 
-def low_by_hand(y: Image) -> Image:
-    return wavelet_by_hand(np.zeros_like(y), y)
-
-
 @pytest.mark.parametrize("alignment", ["adain", "wavelet", "none"])
-def test_each_image_by_itself_and_clamped(alignment) -> None:  # type: ignore[no-untyped-def]
+def test_each_image_by_itself_and_clamped(alignment: Alignment) -> None:
     x, y = image(0, n=4) * 3 - 1, image(1, n=4)
     whole = align(x, y, alignment)
     assert whole.min() == 0.0
