@@ -1,14 +1,10 @@
 """Random weights with which every parameter of a network matters."""
 
-from typing import TypeVar
-
 import torch
 from torch import nn
 
-Network = TypeVar("Network", bound=nn.Module)
 
-
-def shaken(network: Network, seed: int = 0) -> Network:
+def shaken[Network: nn.Module](network: Network, seed: int = 0) -> Network:
     """Add noise to every parameter, LoRA's zeros and the biases among them, so that none can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -58,12 +58,12 @@ class TestNames:
         assert {name: shapes.get(name) for name in expected} == expected
 
     def test_the_millions_of_parameters_of_swin_l(self) -> None:
-        """Swin-L at 384 has 196.7 million without its classifier (timm's has 195.0: see its bias tables)."""
+        """Swin-L at 384 has 196.74 million in timm's table, of which 1.54 are the classifier of 1000 classes."""
         with torch.device("meta"):
             encoder = Dape(FULL).visual_encoder
         tuned = sum(value.numel() for name, value in encoder.named_parameters() if ".lora_" in name)
         assert tuned == 32 * (2 * 192 + 2 * 384 + 18 * 768 + 2 * 1536)
-        assert (sum(value.numel() for value in encoder.parameters()) - tuned) / 1e6 == pytest.approx(195.2, abs=0.1)
+        assert (sum(value.numel() for value in encoder.parameters()) - tuned) / 1e6 == pytest.approx(195.2, abs=0.01)
 
 
 class TestForward:

@@ -32,8 +32,8 @@ def timms(network: Swin, image: int, depths: Sequence[int], heads: Sequence[int]
     for name, value in network.state_dict().items():
         if ".lora_" in name or name.endswith(("relative_position_index", "attn_mask")):
             continue
-        name = re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", name)
-        state[name] = value.clone()
+        moved = re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", name)
+        state[moved] = value.clone()
     for name, b in network.state_dict().items():
         if name.endswith("lora_B"):
             a = network.state_dict()[name.removesuffix("B") + "A"]

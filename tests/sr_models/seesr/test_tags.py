@@ -110,10 +110,10 @@ class TestOf:
         assert tags.of(torch.zeros((0, 4))) == []
 
     def test_half_precision_is_compared_in_float32(self) -> None:
-        """sigmoid(0.62) = 0.6502 is above 0.65, but is 0.6484 or 0.6523 in bfloat16."""
-        logits = torch.tensor([[0.6171875, 0.62109375]], dtype=torch.bfloat16)  # neighbours
-        assert logits.tolist() == [[0.6171875, 0.62109375]]
-        assert TagList(("a", "b"), (0.65, 0.65)).of(logits) == [("b",)]  # 0.64957 and 0.65046
+        """sigmoid(1.390625) = 0.80069 is above 0.8; in bfloat16 both would be 0.80078."""
+        logits = torch.tensor([[1.3828125, 1.390625]], dtype=torch.bfloat16)  # neighbours
+        assert TagList(("a", "b"), (0.8, 0.8)).of(logits) == [("b",)]
+        assert not bool((logits.sigmoid() > torch.tensor(0.8, dtype=torch.bfloat16)).any())
 
     @pytest.mark.parametrize("shape", [(4,), (1, 3), (1, 5), (1, 4, 1)])
     def test_other_shapes_are_refused(self, shape: tuple[int, ...]) -> None:
