@@ -83,7 +83,7 @@ class TestRead:
             TagList.read(tmp_path, thresholds, count=4)
 
 
-class TestOf:
+class TestTags:
     def test_brute_force(self) -> None:
         generator = torch.Generator().manual_seed(0)
         thresholds = tuple((0.05 + 0.9 * torch.rand(50, generator=generator)).tolist())
@@ -94,28 +94,28 @@ class TestOf:
             for row in logits.tolist()
         ]
         assert 5 < sum(len(row) for row in expected) / 20 < 45
-        assert tags.of(logits) == expected
+        assert tags.tags(logits) == expected
 
     def test_equal_is_not_above(self) -> None:
         tags = TagList(NAMES, (0.5, 0.5, 0.5, 0.5))
         tiny = 1e-3
-        assert tags.of(torch.tensor([[0.0, tiny, -tiny, 0.0]])) == [("apple tree",)]
+        assert tags.tags(torch.tensor([[0.0, tiny, -tiny, 0.0]])) == [("apple tree",)]
 
     def test_a_threshold_of_one_is_never_passed(self) -> None:
-        assert TagList(NAMES, THRESHOLDS).of(torch.full((1, 4), 100.0)) == [NAMES[:3]]
+        assert TagList(NAMES, THRESHOLDS).tags(torch.full((1, 4), 100.0)) == [NAMES[:3]]
 
     def test_none_at_all_and_no_image(self) -> None:
         tags = TagList(NAMES, THRESHOLDS)
-        assert tags.of(torch.full((2, 4), -5.0)) == [(), ()]
-        assert tags.of(torch.zeros((0, 4))) == []
+        assert tags.tags(torch.full((2, 4), -5.0)) == [(), ()]
+        assert tags.tags(torch.zeros((0, 4))) == []
 
     def test_half_precision_is_compared_in_float32(self) -> None:
         """sigmoid(1.390625) = 0.80069 is above 0.8; in bfloat16 both would be 0.80078."""
         logits = torch.tensor([[1.3828125, 1.390625]], dtype=torch.bfloat16)  # neighbours
-        assert TagList(("a", "b"), (0.8, 0.8)).of(logits) == [("b",)]
+        assert TagList(("a", "b"), (0.8, 0.8)).tags(logits) == [("b",)]
         assert not bool((logits.sigmoid() > torch.tensor(0.8, dtype=torch.bfloat16)).any())
 
     @pytest.mark.parametrize("shape", [(4,), (1, 3), (1, 5), (1, 4, 1)])
     def test_other_shapes_are_refused(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ShapeError, match=r"\(N, 4\)"):
-            TagList(NAMES, THRESHOLDS).of(torch.zeros(shape))
+            TagList(NAMES, THRESHOLDS).tags(torch.zeros(shape))
