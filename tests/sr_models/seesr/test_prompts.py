@@ -1,4 +1,4 @@
-"""Prompts: their text as the official script writes it, their tokens by hand, their embeddings kept and not made twice."""
+"""Prompts: their text as the official script writes it, their tokens by hand, their embeddings made once."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The diffusion loop against a plain composition: one patch, two passes, diffusers' schedulers as the script makes them."""
+"""The diffusion loop against a plain one: one patch, two passes, diffusers' schedulers as the script makes them."""
 
 from collections.abc import Iterator
 from typing import Any
