@@ -119,12 +119,8 @@ def load_state(path: str | Path, *, part: str | None = None) -> dict[str, Tensor
         raise WeightsError(f"{path} holds {_kind(content)}, where named tensors are needed")
     odd = [f"{key} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
     if odd:
-        raise WeightsError(
-            f"{path} is not a weight file of BasicSR or Real-ESRGAN: neither params_ema nor params is in it, and "
-            f"some of what is in it are no tensors: {some(odd)}"
-            if part is None
-            else f"{path} is no checkpoint with parameters under {part!r}: some of what is there are no tensors: {some(odd)}"
-        )
+        where = "neither params_ema nor params is in it, and among its values" if part is None else f"under {part!r}"
+        raise WeightsError(f"{path} is not a weight file as it is known here: {where} are no tensors: {some(odd)}")
     state = {str(key): value for key, value in content.items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}

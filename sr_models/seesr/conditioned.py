@@ -30,10 +30,10 @@ FULL_SIZE: Mapping[str, object] = MappingProxyType(
         "use_image_cross_attention": True,
     }
 )
-"""The official configuration of both networks: where Stable Diffusion 2-base differs from diffusers' defaults."""
+"""The official configuration of both networks, Stable Diffusion 2-base's; what it does not name is diffusers' default."""
 
 SWITCH = "use_image_cross_attention"
-"""The one setting of the official `config.json` that diffusers does not know; there, without it, is plain diffusion."""
+"""The one setting of the official `config.json` that diffusers does not know; plain Stable Diffusion lacks it."""
 
 
 class ImageConditionedUNet(UNet2DConditionModel):

@@ -149,7 +149,7 @@ def read_dape(ram_file: str | Path, dape_file: str | Path, config: DapeConfig = 
 
     Args:
         ram_file: `ram_swin_large_14m.pth`, a checkpoint with RAM's parameters under `model`.
-        dape_file: `DAPE.pth`, the parameters that SeeSR tuned: every LoRA matrix, and what else to use instead of RAM's.
+        dape_file: `DAPE.pth`, the parameters that SeeSR tuned: every LoRA matrix, and what else to use in RAM's place.
         config: The sizes the files were written with.
 
     Raises:

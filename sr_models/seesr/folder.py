@@ -14,9 +14,9 @@
     ├── ram_tag_list.txt                of SeeSR's repository, folder ram/data
     └── ram_tag_list_threshold.txt      of SeeSR's repository, folder ram/data
 
-Where there is no `.safetensors`, a PyTorch file is read (`diffusion_pytorch_model.bin`, `pytorch_model.bin`), as tensors
-only: nothing in it is run. Other files may lie there too; they are not read. SD-Turbo's folder needs its `unet` beside
-the others. Nothing is downloaded.
+Where there is no `.safetensors`, a PyTorch file is read (`diffusion_pytorch_model.bin`, `pytorch_model.bin`), as
+tensors only: nothing in it is run. Other files may lie there too; they are not read. SD-Turbo's folder needs its `unet`
+beside the others. Nothing is downloaded.
 """
 
 import hashlib

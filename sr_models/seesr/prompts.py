@@ -10,6 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from infra.errors import WeightsError
 from sr_models.seesr.checkpoints import read_json
+from sr_models.weights import some
 
 CACHED = 512
 """Texts whose embeddings are kept; one of full size takes 315 kB in float32."""
@@ -93,7 +94,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
         raise WeightsError(f"{folder / 'special_tokens_map.json'}: {', '.join(unknown)} not in vocab.json beside it")
     apart = [f"{a} {b}" for a, b in merges if a not in vocabulary or b not in vocabulary or a + b not in vocabulary]
     if apart:
-        raise WeightsError(f"{folder / 'merges.txt'}: {apart[0]!r} and {len(apart) - 1} more do not fit vocab.json")
+        raise WeightsError(f"{folder / 'merges.txt'} has what is not in vocab.json beside it: {some(apart)}")
     return clip_tokenizer(vocabulary, merges, named)
 
 

@@ -49,7 +49,7 @@ class TagList:
         ]
         return cls(tuple(names), tuple(thresholds))
 
-    def of(self, logits: Tensor) -> list[tuple[str, ...]]:
+    def tags(self, logits: Tensor) -> list[tuple[str, ...]]:
         """Return each image's tags, in the order of the list: those with sigmoid(logit) > threshold.
 
         Args:

@@ -1,6 +1,6 @@
 """SeeSR in its tiny random configuration: the code of the real one, in seconds on a CPU, and pictures without meaning.
 
-For tests and demonstrations of everything around it. All sizes are small and all parameters random, always the same ones.
+For tests and demonstrations of everything around it. All sizes are small, all parameters random and always the same.
 """
 
 import json
@@ -135,12 +135,11 @@ def _parts() -> SeesrParts:
     vocabulary, merges = _vocabulary()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
+        encoder = text_encoder(dict(_CONFIGS[f"{_BASE}/text_encoder"]))
         parts = SeesrParts(
             dape=Dape(TINY),
             tags=TagList(_TAGS, (0.5,) * len(_TAGS)),
-            prompts=PromptEncoder(
-                clip_tokenizer(vocabulary, merges, _SPECIAL), text_encoder(dict(_CONFIGS[f"{_BASE}/text_encoder"]))
-            ),
+            prompts=PromptEncoder(clip_tokenizer(vocabulary, merges, _SPECIAL), encoder),
             vae=AutoencoderKL.from_config(dict(_CONFIGS[f"{_BASE}/vae"])),
             unet=ImageConditionedUNet(_CONFIGS["seesr/unet"]),
             controlnet=ImageConditionedControlNet(_CONFIGS["seesr/controlnet"]),
