@@ -1,6 +1,6 @@
 """Every super-resolution model by its name in RUN.yaml, and what a caller must know about it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -128,10 +128,8 @@ class SrSpec:
         try:
             return self.options.model_validate(dict(options or {}))
         except ValidationError as error:
-            fields = self.options.model_fields
-            raise ConfigError(
-                "; ".join(_fault(name, fault["loc"], fault["msg"], fields) for fault in error.errors())
-            ) from error
+            told = [_told(fault["loc"], fault["msg"], fault["input"], self.options) for fault in error.errors()]
+            raise ConfigError(f"{name}: {'; '.join(told)}") from error
 
     def build(self, options: BaseModel | None = None) -> nn.Module:
         """Return the network on the CPU, float32, with random parameters where it has any.
@@ -144,11 +142,12 @@ class SrSpec:
         return self.architecture(options or self.options(), **self.parameters)
 
 
-def _fault(name: str, place: Sequence[int | str], message: str, fields: Collection[str]) -> str:
-    option = str(place[0]) if place else ""
-    if option and option not in fields:
-        return f"{name} has no option {option!r}: {did_you_mean(option, fields)}there are {', '.join(fields)}"
-    return f"{name}: {option}: {message}" if option else f"{name}: {message}"
+def _told(place: Sequence[int | str], message: str, value: object, options: type[BaseModel]) -> str:
+    """Return what pydantic found at fault with an option, in our words."""
+    name, known = ".".join(map(str, place)), tuple(options.model_fields)
+    if name not in known:
+        return f"there is no option {name!r}: {did_you_mean(name, known)}there are {', '.join(known)}"
+    return f"{name}: {message[:1].lower()}{message[1:]}, not {value!r}"
 
 
 _NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,7 +10,7 @@ from zipfile import is_zipfile
 
 import torch
 from pydantic import BaseModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -95,6 +95,8 @@ def _shipped(name: str, shipped: ShippedWeights) -> Path:
 
 def load_state(path: str | Path, *, part: str | None = None) -> dict[str, Tensor]:
     """Return the parameters of a weight file, on the CPU, in the file's own dtypes.
+
+    Within `torch.device("meta")` their shapes alone are read, so that a file of gigabytes is checked in no time.
 
     Args:
         path: A `.safetensors` file, or a PyTorch file as BasicSR and Real-ESRGAN write it: `params_ema` (taken first),
@@ -228,7 +230,8 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
 def _read_torch(path: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever the file holds; checked by the caller
     try:
         # only the zip files of torch 1.6 and later can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zipfile(path))
+        place = "meta" if _shapes_alone() else "cpu"
+        return torch.load(path, map_location=place, weights_only=True, mmap=mapped and is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no weight file: it is damaged, or holds Python objects beside tensors, which are not loaded "
@@ -240,9 +243,16 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        if _shapes_alone():
+            with safe_open(path, framework="pt") as file:
+                return {name: torch.empty(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return load_file(path, device="cpu")
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as a safetensors file, it may be cut short: {error}") from error
+
+
+def _shapes_alone() -> bool:
+    return torch.get_default_device().type == "meta"
 
 
 def _kind(value: object) -> str:

@@ -1,6 +1,5 @@
 """SeeSR in its official sizes with random parameters: how fast it is does not depend on them, what it shows does."""
 
-import torch
 from diffusers import AutoencoderKL
 
 from sr_models.seesr.conditioned import FULL_SIZE, ImageConditionedControlNet, ImageConditionedUNet
