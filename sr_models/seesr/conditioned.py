@@ -30,7 +30,7 @@ FULL_SIZE: Mapping[str, object] = MappingProxyType(
         "use_image_cross_attention": True,
     }
 )
-"""The official configuration of both networks, Stable Diffusion 2-base's; what it does not name is diffusers' default."""
+"""The official configuration of both networks, Stable Diffusion 2-base's; the rest are diffusers' defaults."""
 
 SWITCH = "use_image_cross_attention"
 """The one setting of the official `config.json` that diffusers does not know; plain Stable Diffusion lacks it."""
