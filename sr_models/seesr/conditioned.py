@@ -198,5 +198,5 @@ def _check(name: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:
     """Raise ShapeError unless a tensor has a shape; sides that are named instead of given may be any."""
     sizes = zip(wanted, tensor.shape, strict=False)
     if tensor.ndim != len(wanted) or any(not isinstance(want, str) and want != size for want, size in sizes):
-        shape = ", ".join(str(want) for want in wanted)
-        raise ShapeError(f"{name} must be of shape ({shape}), got {tuple(tensor.shape)}")
+        shape = str(wanted).replace("'", "")
+        raise ShapeError(f"{name} must be of shape {shape}, got {tuple(tensor.shape)}")
