@@ -101,28 +101,30 @@ def load_state(path: str | Path, *, part: str | None = None) -> dict[str, Tensor
     Args:
         path: A `.safetensors` file, or a PyTorch file as BasicSR and Real-ESRGAN write it: `params_ema` (taken first),
             `params`, or the parameters themselves. A prefix `module.` on all keys (DataParallel) is taken off.
-        part: Take what is under this key of a checkpoint, whatever is beside it (the optimizer's state is twice as
-            large). The file is then mapped instead of read: copy the parameters before it may change.
+        part: Take what is under this key of a checkpoint instead, whatever is beside it (the optimizer's state is
+            twice as large), or the parameters themselves. A PyTorch file is then mapped instead of read: copy the
+            parameters before it may change.
 
     Raises:
-        WeightsError: There is no such file, it is damaged, it holds more than tensors (and so might run code), or has
-            no such part.
+        WeightsError: There is no such file, it is damaged, or it holds more than tensors (and so might run code).
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, mapped=part is not None)
     keys = ("params_ema", "params") if part is None else (part,)
-    inner = [content[key] for key in keys if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
-    if part is not None and not inner:
-        raise WeightsError(f"{path} is no checkpoint with parameters under {part!r}")
-    content = inner[0] if inner else content
+    for key in keys:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds {_kind(content)}, where named tensors are needed")
     odd = [f"{key} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
     if odd:
-        where = "neither params_ema nor params is in it, and among its values" if part is None else f"under {part!r}"
-        raise WeightsError(f"{path} is not a weight file as it is known here: {where} are no tensors: {some(odd)}")
+        raise WeightsError(
+            f"{path} is no weight file that is known here, which has named tensors under {' or '.join(keys)}, or else "
+            f"nothing but named tensors: some of what was found are no tensors: {some(odd)}"
+        )
     state = {str(key): value for key, value in content.items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}

@@ -30,7 +30,7 @@ FULL_SIZE: Mapping[str, object] = MappingProxyType(
         "use_image_cross_attention": True,
     }
 )
-"""The official configuration of both networks, Stable Diffusion 2-base's; what it does not name is diffusers' default."""
+"""The official configuration of both networks, Stable Diffusion 2-base's; the rest are diffusers' defaults."""
 
 SWITCH = "use_image_cross_attention"
 """The one setting of the official `config.json` that diffusers does not know; plain Stable Diffusion lacks it."""
@@ -198,5 +198,5 @@ def _check(name: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:
     """Raise ShapeError unless a tensor has a shape; sides that are named instead of given may be any."""
     sizes = zip(wanted, tensor.shape, strict=False)
     if tensor.ndim != len(wanted) or any(not isinstance(want, str) and want != size for want, size in sizes):
-        shape = ", ".join(str(want) for want in wanted)
-        raise ShapeError(f"{name} must be of shape ({shape}), got {tuple(tensor.shape)}")
+        shape = str(wanted).replace("'", "")
+        raise ShapeError(f"{name} must be of shape {shape}, got {tuple(tensor.shape)}")

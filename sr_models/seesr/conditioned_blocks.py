@@ -13,6 +13,7 @@ order and width as in the authors' release (cswry/SeeSR).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn
@@ -25,6 +26,13 @@ IMAGE = "image"
 """Under which name `cross_attention_kwargs` holds the image embeddings."""
 
 
+def _image_attention(text_attention: Mapping[str, Any]) -> Transformer2DModel:
+    """Return a transformer with the settings of one for text, but for the width of what it attends to."""
+    # not by from_config: that takes settings which diffusers' blocks pass by position, as heads are, for defaults
+    settings = {name: value for name, value in text_attention.items() if not name.startswith("_")}
+    return Transformer2DModel(**(settings | {"cross_attention_dim": IMAGE_WIDTH}))
+
+
 class _ConditionedBlock(nn.Module):
     """What the three kinds of block share: the parts taken over, and text followed by image attention."""
 
@@ -34,10 +42,7 @@ class _ConditionedBlock(nn.Module):
         super().__init__()
         self.resnets = block.resnets
         self.attentions = block.attentions
-        self.image_attentions = nn.ModuleList(
-            Transformer2DModel.from_config(attention.config, cross_attention_dim=IMAGE_WIDTH)
-            for attention in block.attentions
-        )
+        self.image_attentions = nn.ModuleList(_image_attention(attention.config) for attention in block.attentions)
 
     def _attend(self, layer: int, hidden: Tensor, text: Tensor, image: Tensor) -> Tensor:
         """Return features after text and image attention of one layer, (N, C, h, w) as they came."""

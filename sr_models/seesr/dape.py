@@ -148,7 +148,7 @@ def read_dape(ram_file: str | Path, dape_file: str | Path, config: DapeConfig = 
     """Return the DAPE of two official files, on the CPU, in float32, ready for inference.
 
     Args:
-        ram_file: `ram_swin_large_14m.pth`, a checkpoint with RAM's parameters under `model`.
+        ram_file: `ram_swin_large_14m.pth`, a checkpoint with RAM's parameters under `model`; or these alone.
         dape_file: `DAPE.pth`, the parameters that SeeSR tuned: every LoRA matrix, and what else to use in RAM's place.
         config: The sizes the files were written with.
 

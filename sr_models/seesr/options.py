@@ -17,7 +17,7 @@ class SeesrOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    steps: int = Field(default=50, ge=1, le=1000)
+    steps: int = Field(default=50, ge=1, le=999)  # of 1000 of training; the official offset of 1 leaves 999
     """Passes of the UNet; time is in proportion to them."""
     guidance: float = Field(default=5.5, ge=1)
     """Classifier-free guidance: how far to go from the negative prompt's prediction towards and beyond the positive

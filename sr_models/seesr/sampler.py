@@ -95,7 +95,7 @@ class Sampler:
         posterior = self.vae.encode((2 * enlarged - 1).to(self.vae.dtype)).latent_dist
         drawn = randn_tensor(shape, generators, enlarged.device, torch.float32)
         latents = self._unit * (posterior.mean.float() + posterior.std.float() * drawn)
-        kept = float(DDPMScheduler.from_config(self.schedule).alphas_cumprod[-1])  # share of the image's variance
+        kept = float(DDPMScheduler.from_config(dict(self.schedule)).alphas_cumprod[-1])  # share of the image's variance
         return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
 
     def _denoised(self, latents: Tensor, enlarged: Tensor, guide: Guide, generators: list[torch.Generator]) -> Tensor:
@@ -121,10 +121,10 @@ class Sampler:
     def _stepper(self) -> DDPMScheduler | DPMSolverMultistepScheduler:
         """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up."""
         if self.options.scheduler == "ddpm":
-            stepper = DDPMScheduler.from_config(self.schedule)
+            stepper = DDPMScheduler.from_config(dict(self.schedule))
         else:  # trailing: the first step is the last one of training, where the latents start
             stepper = DPMSolverMultistepScheduler.from_config(
-                self.schedule, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+                dict(self.schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
             )
         stepper.set_timesteps(self.options.steps)
         return stepper

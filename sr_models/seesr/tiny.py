@@ -66,13 +66,15 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         f"{_BASE}/text_encoder": {
             "_name_or_path": RANDOM,
+            "bos_token_id": 529,
+            "eos_token_id": 530,
             "hidden_act": "gelu",
             "hidden_size": _TEXT_WIDTH,
             "intermediate_size": 32,
             "max_position_embeddings": 77,
             "num_attention_heads": 2,
             "num_hidden_layers": 2,
-            "vocab_size": 528,
+            "vocab_size": 531,
         },
         f"{_BASE}/vae": {
             "_class_name": "AutoencoderKL",

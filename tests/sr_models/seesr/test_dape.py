@@ -211,6 +211,11 @@ class TestRead:
         for name, value in read_dape(*files, TINY).state_dict().items():
             assert torch.equal(value, dape.state_dict()[name]), name
 
+    def test_rams_parameters_saved_alone(self, files: tuple[Path, Path], dape: Dape) -> None:
+        torch.save(state_of(ram_content(dape)), files[0])
+        for name, value in read_dape(*files, TINY).state_dict().items():
+            assert torch.equal(value, dape.state_dict()[name]), name
+
     def test_half_precision_and_old_files_of_torch(self, files: tuple[Path, Path], dape: Dape) -> None:
         content = ram_content(dape)
         content["model"] = {name: value.half() for name, value in state_of(content).items()}
@@ -309,7 +314,7 @@ class TestRead:
         assert str(files[which]) in str(caught.value)
 
     def test_the_two_files_in_each_others_place(self, files: tuple[Path, Path]) -> None:
-        with pytest.raises(WeightsError, match=r"DAPE\.pth is no checkpoint with parameters under 'model'"):
+        with pytest.raises(WeightsError, match=r"ram_swin_large_14m\.pth is no weight file .* no tensors: model"):
             read_dape(files[1], files[0], TINY)
 
     def test_files_of_another_size(self, files: tuple[Path, Path]) -> None:
