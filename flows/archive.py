@@ -289,8 +289,8 @@ def _first_predictions(config: RunConfig, predicted: Sequence[Predicted]) -> Sta
         if item.evaluation.sr == "none" and item.evaluation.classifier == config.classifiers[0]:
             return item.evaluation.predictions
     raise ConfigError(
-        f"land_cover: predictions: {config.classifiers[0]} gave none for the patches as they are, since it could not be "
-        "trained"
+        f"land_cover: predictions: {config.classifiers[0]} gave none for the patches as they are, since it could not "
+        "be trained"
     )
 
 

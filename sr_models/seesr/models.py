@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 ABOUT = (
     "Its official files are SeeSR's UNet, ControlNet and DAPE.pth (released from https://github.com/cswry/SeeSR), its "
     "ram_tag_list.txt and ram_tag_list_threshold.txt (there, folder ram/data), ram_swin_large_14m.pth (Recognize "
-    "Anything) and a folder stable-diffusion-2-base (a mirror; stabilityai's was removed): docs/seesr.md shows how they "
-    "lie in a folder."
+    "Anything) and a folder stable-diffusion-2-base (a mirror; stabilityai's was removed): docs/seesr.md shows how "
+    "they lie in a folder."
 )
 """Which files there are, and where each is found."""
 
