@@ -146,7 +146,7 @@ def _parts() -> SeesrParts:
         parts = SeesrParts(
             dape=Dape(TINY),
             tags=TagList(_TAGS, (0.5,) * len(_TAGS)),
-            prompts=PromptEncoder(clip_tokenizer(vocabulary, merges, _SPECIAL), encoder),
+            prompts=PromptEncoder(small_tokenizer(), encoder),
             vae=AutoencoderKL.from_config(dict(_CONFIGS[f"{_BASE}/vae"])),
             unet=ImageConditionedUNet(_CONFIGS["seesr/unet"]),
             controlnet=ImageConditionedControlNet(_CONFIGS["seesr/controlnet"]),
