@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusers import AutoencoderKL
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -178,8 +179,15 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
 
 
 def text_encoder(config: Config) -> CLIPTextModel:
-    """Return a CLIP text encoder with random parameters, of the sizes that its `config.json` tells."""
-    return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    """Return a CLIP text encoder with random parameters, of the sizes that its `config.json` tells.
+
+    Raises:
+        WeightsError: The sizes do not fit each other.
+    """
+    try:
+        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    except StrictDataclassError as error:  # transformers' own, no ValueError
+        raise WeightsError(f"not the sizes of a text encoder: {error}") from error
 
 
 def _same(state: dict[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,6 +1,7 @@
 """The diffusion loop: from noise, or the input's latent under noise, to an image, by steps of UNet and ControlNet."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,5 +127,8 @@ class Sampler:
             stepper = DPMSolverMultistepScheduler.from_config(
                 dict(self.schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
             )
-        stepper.set_timesteps(self.options.steps)
+        with warnings.catch_warnings():
+            # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            stepper.set_timesteps(self.options.steps)
         return stepper

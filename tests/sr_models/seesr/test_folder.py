@@ -315,7 +315,9 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "spoil", "told"), WRONG)
+@pytest.mark.parametrize(
+    ("name", "spoil", "told"), WRONG, ids=[f"{i}-{Path(row[0]).name}" for i, row in enumerate(WRONG)]
+)
 def test_a_wrong_file_is_told(folder: Path, name: str, spoil: Callable[[Path], object], told: str) -> None:
     spoil(folder / name)
     with pytest.raises(WeightsError, match=told) as caught:

@@ -70,6 +70,7 @@ STEPPERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers, in the plain loop
 @pytest.mark.parametrize("scheduler", STEPPERS)
 @pytest.mark.parametrize("start", ["lr", "noise"])
 @pytest.mark.parametrize(("steps", "guidance"), [(4, 5.5), (3, 1.0)])
