@@ -31,11 +31,11 @@ def read_json(path: Path) -> Config:
     return content
 
 
-def build[N: nn.Module](make: Callable[[Config], N], config: Config, path: Path) -> N:
-    """Return a network of the sizes that a configuration tells.
+def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
+    """Return what is made of a configuration.
 
     Args:
-        make: Makes the network.
+        make: Makes the network, or checks its sizes.
         config: What the file holds.
         path: The file, for messages.
 

@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from infra.errors import WeightsError
+from infra.errors import ConfigError, WeightsError
 from sr_models.seesr.checkpoints import Config, build, fill, read_json, text_names, vae_names
 from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
-from sr_models.seesr.dape import FULL, DapeConfig, read_dape
+from sr_models.seesr.dape import FULL, Dape, DapeConfig, read_dape
 from sr_models.seesr.network import Seesr, SeesrParts
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.prompts import PromptEncoder, read_tokenizer
@@ -157,7 +158,7 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
     reader = _Reader(folder, files(folder, base))
     if reader.json("seesr/unet/config.json").get("_name_or_path") == RANDOM:
         logger.warning("%s holds SeeSR in its %s: its pictures mean nothing", folder, RANDOM)
-    dape = read_dape(folder / RAM_FILE, folder / DAPE_FILE, reader.dape_config())
+    dape = reader.dape()
     parts = SeesrParts(
         dape=dape,
         tags=TagList.read(folder / NAMES_FILE, folder / THRESHOLDS_FILE, dape.config.tags),
@@ -174,8 +175,15 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
 
 
 def text_encoder(config: Config) -> CLIPTextModel:
-    """Return a CLIP text encoder with random parameters, of the sizes that its `config.json` tells."""
-    return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    """Return a CLIP text encoder with random parameters, of the sizes that its `config.json` tells.
+
+    Raises:
+        WeightsError: The sizes do not fit each other.
+    """
+    try:
+        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    except StrictDataclassError as error:  # transformers' own, no ValueError
+        raise WeightsError(f"not the sizes of a text encoder: {error}") from error
 
 
 def _same(state: dict[str, Tensor]) -> Mapping[str, Tensor]:
@@ -218,7 +226,13 @@ class _Reader:
         fill(unet, {**load_state(path), **attention}, path)
         return unet.eval()
 
-    def dape_config(self) -> DapeConfig:
+    def dape(self) -> Dape:
+        try:
+            return read_dape(self.folder / RAM_FILE, self.folder / DAPE_FILE, self._dape_config())
+        except ConfigError as error:  # the official sizes fit each other
+            raise WeightsError(f"{self.folder / DAPE_CONFIG}: {error}") from error
+
+    def _dape_config(self) -> DapeConfig:
         if Path(DAPE_CONFIG) not in self.found:
             return FULL
         path = self.folder / DAPE_CONFIG

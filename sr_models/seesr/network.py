@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -73,7 +73,9 @@ class Seesr(nn.Module):
         self.dape = _Float32(parts.dape)
         self.prompts = parts.prompts
         self.vae = parts.vae
-        self.vae.enable_slicing()  # one patch at a time: at 512 pixels one keeps a GPU busy, and more only take memory
+        self.vae.use_slicing = (
+            True  # one patch at a time: at 512 pixels one keeps a GPU busy, and more only take memory
+        )
         self.unet = parts.unet
         self.controlnet = parts.controlnet
         self.schedule = parts.schedule
@@ -157,4 +159,5 @@ class _Float32(nn.Module):
             there = fn(tensor)
             return there if there.dtype == tensor.dtype else tensor.to(there.device)
 
-        return super()._apply(moved, recurse)
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self

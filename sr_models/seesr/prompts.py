@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     vocabulary, special = read_json(folder / "vocab.json"), read_json(folder / "special_tokens_map.json")
     merges = _merges(folder / "merges.txt")
     named = {name: _token(special.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    unknown = [f"{name} {token!r}" for name, token in named.items() if token not in vocabulary]
+    unknown = [f"{name} {token}" for name, token in named.items() if token not in vocabulary]
     if unknown:
         raise WeightsError(f"{folder / 'special_tokens_map.json'}: {', '.join(unknown)} not in vocab.json beside it")
     apart = [f"{a} {b}" for a, b in merges if a not in vocabulary or b not in vocabulary or a + b not in vocabulary]
@@ -108,7 +109,8 @@ def clip_tokenizer(
         merges: Which two tokens become one, most urgent first.
         special: Which tokens are `bos_token`, `eos_token`, `unk_token` and `pad_token`.
     """
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), **special)
+    pairs = cast("list[str]", list(merges))  # pairs of them, whatever the annotation says
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=pairs, **special)
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
@@ -123,6 +125,6 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     return [(pair[0], pair[1]) for pair in pairs]
 
 
-def _token(value: object) -> object:
+def _token(value: object) -> str:
     """Return a token of special_tokens_map.json, where it is a text or a mapping with its `content`."""
-    return value.get("content") if isinstance(value, dict) else value
+    return str(value.get("content") if isinstance(value, dict) else value)

@@ -1,12 +1,15 @@
 """The diffusion loop: from noise, or the input's latent under noise, to an image, by steps of UNet and ControlNet."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -68,33 +71,33 @@ class Sampler:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         latents = self._denoised(self._start(enlarged, generators), enlarged, guide, generators)
         decoded = self.vae.decode((latents / self._unit).to(self.vae.dtype)).sample
-        return (decoded.float() / 2 + 0.5).clamp(0.0, 1.0)
+        return cast("Tensor", decoded).float().div(2).add(0.5).clamp(0.0, 1.0)
 
     @property
     def multiple(self) -> int:
         """What height and width must be multiples of, pixels."""
-        return self._reduction * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+        return self._reduction * int(2 ** (len(self.unet.config["block_out_channels"]) - 1))
 
     @property
     def _reduction(self) -> int:
         """How many pixels one of a latent stands for, along each axis."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
     @property
     def _unit(self) -> float:
         """Factor by which latents have a spread of about 1."""
-        return float(self.vae.config.scaling_factor)
+        return float(self.vae.config["scaling_factor"])
 
     def _start(self, enlarged: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return the latents to begin with, (N, 4, h, w), float32."""
         n, _, *size = enlarged.shape
-        shape = (n, self.unet.config.in_channels, *(side // self._reduction for side in size))
-        noise = randn_tensor(shape, generators, enlarged.device, torch.float32)
+        shape = (n, self.unet.config["in_channels"], *(side // self._reduction for side in size))
+        noise: Tensor = randn_tensor(shape, generators, enlarged.device, torch.float32)
         if self.options.start == "noise":
             return noise
         posterior = self.vae.encode((2 * enlarged - 1).to(self.vae.dtype)).latent_dist
         drawn = randn_tensor(shape, generators, enlarged.device, torch.float32)
-        latents = self._unit * (posterior.mean.float() + posterior.std.float() * drawn)
+        latents: Tensor = self._unit * (posterior.mean.float() + posterior.std.float() * drawn)
         kept = float(DDPMScheduler.from_config(dict(self.schedule)).alphas_cumprod[-1])  # share of the image's variance
         return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
 
@@ -118,7 +121,7 @@ class Sampler:
             (latents, *_) = stepper.step(noise, step, latents, generator=generators, return_dict=False)
         return latents
 
-    def _stepper(self) -> DDPMScheduler | DPMSolverMultistepScheduler:
+    def _stepper(self) -> Any:  # noqa: ANN401  # diffusers' schedulers have no common type with these methods
         """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up."""
         if self.options.scheduler == "ddpm":
             stepper = DDPMScheduler.from_config(dict(self.schedule))
@@ -126,5 +129,8 @@ class Sampler:
             stepper = DPMSolverMultistepScheduler.from_config(
                 dict(self.schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
             )
-        stepper.set_timesteps(self.options.steps)
+        with warnings.catch_warnings():
+            # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            stepper.set_timesteps(self.options.steps)
         return stepper

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
@@ -169,8 +169,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = sorted(ByteLevel.alphabet(), key=lambda letter: (letter != "!", letter))
     merges: dict[tuple[str, str], None] = {}  # in order, each once
     for word in _WORDS:
-        *rest, last = word
-        parts = [*rest, f"{last}</w>"]
+        parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges[parts[0], parts[1]] = None
             parts[:2] = [parts[0] + parts[1]]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sr_models.seesr.network import Seesr
@@ -61,7 +62,8 @@ def by_hand(model: Seesr, stepper: Any, picture: Tensor, guide: Guide, seed: int
             without = predicted(guide.negative[None], t)
             noise = without + options.guidance * (noise - without)
         latents = stepper.step(noise, t, latents, generator=generator).prev_sample
-    return (model.vae.decode(latents / 0.18215).sample * 0.5 + 0.5).clamp(0, 1)
+    decoded: Tensor = model.vae.decode(latents / 0.18215).sample
+    return (decoded * 0.5 + 0.5).clamp(0, 1)
 
 
 STEPPERS = {
@@ -70,6 +72,7 @@ STEPPERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers, in the plain loop
 @pytest.mark.parametrize("scheduler", STEPPERS)
 @pytest.mark.parametrize("start", ["lr", "noise"])
 @pytest.mark.parametrize(("steps", "guidance"), [(4, 5.5), (3, 1.0)])
