@@ -182,7 +182,7 @@ class SrEngine:
                 full = batch.new_empty((size, *batch.shape[1:]))
                 full[:n].copy_(batch)
                 full[n:].copy_(batch[-1:].expand(size - n, *batch.shape[1:]))
-                batch, told = full, [*told, *told[-1:] * (size - n)]
+                batch, told = full, [*told, *(size - n) * list(told[-1:])]
             return work(self._resolver, batch, told)[:n]
         except RuntimeError as error:
             if not _is_out_of_memory(error):

@@ -1,6 +1,6 @@
 """SeeSR in its official sizes with random parameters: how fast it is does not depend on them, what it shows does."""
 
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from sr_models.seesr.conditioned import FULL_SIZE, ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.dape import FULL, Dape

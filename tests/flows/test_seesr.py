@@ -59,8 +59,8 @@ def pixels(store: Path) -> dict[str, np.ndarray]:
     group = zarr.open_group(folder, mode="r")
     size = int(str(group.attrs["shard_size"]))
     values = np.asarray(group["sr"])
-    patches = pd.read_parquet(store / "tables" / "patches")
-    return {row.patch_id: values[row.shard * size + row.row].astype(int) for row in patches.itertuples()}
+    patches = pd.read_parquet(store / "tables" / "patches").to_dict("records")
+    return {patch["patch_id"]: values[patch["shard"] * size + patch["row"]].astype(int) for patch in patches}
 
 
 def test_every_patch_is_stored_judged_and_predicted(store: Path) -> None:
@@ -72,8 +72,8 @@ def test_every_patch_is_stored_judged_and_predicted(store: Path) -> None:
     assert quality["sr"].value_counts().to_dict() == {"seesr": PATCHES}
     predictions = pd.read_parquet(store / "tables" / "predictions")
     assert predictions["sr"].value_counts().to_dict() == {"none": PATCHES, "seesr": PATCHES}
-    (run,) = pd.read_parquet(store / "tables" / "runs").itertuples()
-    (stage,) = (stage for stage in run.stages if stage["stage"] == "super-resolve seesr")
+    (run,) = pd.read_parquet(store / "tables" / "runs").to_dict("records")
+    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr")
     assert (stage["done"], stage["patches"]) == (6, PATCHES)  # two SR shards for each of three splits
 
 
@@ -101,9 +101,9 @@ def test_options_weights_and_predictions_are_in_the_config(store: Path) -> None:
     assert (found["sr"], found["steps"], found["guidance"], found["seed"]) == ("seesr", 2, 5.5, 0)
     assert len(found["weights_sha256"]) == 64
     assert found["land_cover"] == "predictions"
-    (told,) = (row for row in configs.itertuples() if row.config == found["land_cover_of"])
-    assert told.stage == "predictions"
-    assert json.loads(told.json)["classifier"] == "resnet18"
+    (told,) = configs[configs["config"] == found["land_cover_of"]].to_dict("records")
+    assert told["stage"] == "predictions"
+    assert json.loads(told["json"])["classifier"] == "resnet18"
 
 
 def test_a_patch_can_be_drawn(folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import sr_models
 from infra.bigearthnet.bands import BAND_SETS
+from infra.installed import ModelTable
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ShardedStore, create_store
@@ -126,6 +127,7 @@ class TestSrShards:
     def _of_four(self, monkeypatch: pytest.MonkeyPatch) -> None:
         table = sr_models.SR_MODELS
         small = replace(table["seesr_tiny"], sr_shard=4)
+        assert isinstance(table, ModelTable)
         monkeypatch.setattr(table, "_own", {**table._own, "seesr_tiny": small})
 
     def test_they_are_numbered_through(self, plan: Plan) -> None:
@@ -148,7 +150,8 @@ class TestSrShards:
         shards.seal([0, 1])
         assert branch.pixels.done() == branch.quality.done() == {0}
         for name in ("sr", "valid"):
-            np.testing.assert_array_equal(*(ShardedStore(b.store).read(0, name) for b in (branch, whole)))
+            found, expected = (ShardedStore(b.store).read(0, name) for b in (branch, whole))
+            np.testing.assert_array_equal(found, expected)
         assert branch.pixels.read(0).equals(whole.pixels.read(0))
         ours, theirs = (b.quality.read(0).sort_by("patch_id").to_pandas() for b in (branch, whole))
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
