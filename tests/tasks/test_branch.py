@@ -221,13 +221,3 @@ class TestConditions:
         assert not any(branch.awaits_predictions for branch in branches)
         assert len({branch.pixels.config for branch in (awaiting, *branches)}) == 3
         assert [branch.identity["land_cover_of"] for branch in branches] == ["a1b2c3d4", "b1b2c3d4"]
-
-    def test_the_same_pixels_whatever_the_batch(self, store: Plan) -> None:
-        """Computed on the fly, with one patch at a time and with five; DN may differ by a rounding."""
-        inputs, options = branch_of(store).inputs, {"steps": 2}
-        found = [
-            streamed(make_branch(inputs, "seesr_tiny", None, batch_size=size, options=options), 1)[0].astype(int)
-            for size in (1, 5)
-        ]
-        assert np.abs(found[0] - found[1]).max() <= 1
-        assert found[0].std() > 1
