@@ -118,11 +118,11 @@ class ByHand:
         transformer.load_state_dict(
             {name.removeprefix(prefix): value for name, value in self.state.items() if name.startswith(prefix)}
         )
-        return transformer(hidden, encoder_hidden_states=self.image).sample
+        return transformer(hidden, encoder_hidden_states=self.image, return_dict=False)[0]
 
     def attended(self, block: str, layer: int, channels: int, heads: int, hidden: Tensor) -> Tensor:
         text_attention = self.model.get_submodule(f"{block}.attentions.{layer}")
-        hidden = text_attention(hidden, encoder_hidden_states=self.text).sample
+        (hidden,) = text_attention(hidden, encoder_hidden_states=self.text, return_dict=False)
         return self.image_attention(f"{block}.image_attentions.{layer}.", channels, heads, hidden)
 
     def contracted(self, hidden: Tensor) -> list[Tensor]:
