@@ -99,7 +99,8 @@ class Sampler:
         drawn = randn_tensor(shape, generators, enlarged.device, torch.float32)
         latents: Tensor = self._unit * (posterior.mean.float() + posterior.std.float() * drawn)
         kept = float(DDPMScheduler.from_config(dict(self.schedule)).alphas_cumprod[-1])  # share of the image's variance
-        return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
+        start: Tensor = kept**0.5 * latents + (1 - kept) ** 0.5 * noise
+        return start
 
     def _denoised(self, latents: Tensor, enlarged: Tensor, guide: Guide, generators: list[torch.Generator]) -> Tensor:
         """Return the latents without their noise; with guidance, the positive half is first in each double batch."""

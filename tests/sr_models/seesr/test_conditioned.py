@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -88,12 +88,13 @@ def predicted(unet: nn.Module, controlnet: nn.Module, x: Inputs, scale: float = 
 
 def plain(network: nn.Module) -> UNet2DConditionModel | ControlNetModel:
     """Return diffusers' own model with the weights of ours, less those of image attention."""
-    model = (
+    model: UNet2DConditionModel | ControlNetModel = (
         UNet2DConditionModel(**PLAIN_UNET) if isinstance(network, UNet2DConditionModel) else ControlNetModel(**PLAIN)
     )
     state = network.state_dict()
     model.load_state_dict({name: value for name, value in state.items() if ".image_attentions." not in name})
-    return model.eval().requires_grad_(requires_grad=False)
+    model.eval().requires_grad_(requires_grad=False)
+    return model
 
 
 class ByHand:
@@ -118,7 +119,9 @@ class ByHand:
         transformer.load_state_dict(
             {name.removeprefix(prefix): value for name, value in self.state.items() if name.startswith(prefix)}
         )
-        return transformer(hidden, encoder_hidden_states=self.image, return_dict=False)[0]
+        (attended,) = transformer(hidden, encoder_hidden_states=self.image, return_dict=False)
+        assert isinstance(attended, Tensor)
+        return attended
 
     def attended(self, block: str, layer: int, channels: int, heads: int, hidden: Tensor) -> Tensor:
         text_attention = self.model.get_submodule(f"{block}.attentions.{layer}")
@@ -142,7 +145,8 @@ class ByHand:
 
     def middle(self, hidden: Tensor) -> Tensor:
         first, second = self.model.mid_block.resnets
-        return second(self.attended("mid_block", 0, 32, 8, first(hidden, self.time)), self.time)
+        attended = self.attended("mid_block", 0, 32, 8, first(hidden, self.time))
+        return cast("Tensor", second(attended, self.time))
 
     def expanded(self, hidden: Tensor, layers: list[Tensor]) -> Tensor:
         for b, (channels, heads) in enumerate([(32, None), (16, 4), (16, 2)]):
@@ -263,8 +267,10 @@ def test_one_timestep_serves_the_batch(unet: ImageConditionedUNet, controlnet: I
 def test_half_precision(unet: ImageConditionedUNet, controlnet: ImageConditionedControlNet) -> None:
     """bfloat16 has 8 bits, so a hundred or so operations leave a few per cent."""
     x = inputs()
+    halved: list[nn.Module] = [nn.Module.to(deepcopy(network), torch.bfloat16) for network in (unet, controlnet)]
     half = predicted(
-        *(deepcopy(network).to(torch.bfloat16) for network in (unet, controlnet)),
+        halved[0],
+        halved[1],
         Inputs(*(value if value.dtype == torch.int64 else value.to(torch.bfloat16) for value in x)),
     )
     full = predicted(unet, controlnet, x)
@@ -303,9 +309,13 @@ def test_compiles_into_one_graph() -> None:
         "layers_per_block": 1,
     }
     up = {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
-    networks = [filled(ImageConditionedUNet({**smaller, **up}), 4), filled(ImageConditionedControlNet(smaller), 5)]
-    compiled = [torch.compile(network, backend="eager", fullgraph=True) for network in networks]
-    torch.testing.assert_close(predicted(*compiled, inputs()), predicted(*networks, inputs()))
+    unet, controlnet = filled(ImageConditionedUNet({**smaller, **up}), 4), filled(ImageConditionedControlNet(smaller), 5)
+    compiled = predicted(
+        cast("nn.Module", torch.compile(unet, backend="eager", fullgraph=True)),
+        cast("nn.Module", torch.compile(controlnet, backend="eager", fullgraph=True)),
+        inputs(),
+    )
+    torch.testing.assert_close(compiled, predicted(unet, controlnet, inputs()))
 
 
 def test_saved_and_read_by_diffusers(
@@ -315,11 +325,9 @@ def test_saved_and_read_by_diffusers(
     controlnet.save_pretrained(tmp_path / "controlnet")
     for name in ("unet", "controlnet"):
         assert json.loads((tmp_path / name / "config.json").read_text())["use_image_cross_attention"] is True
-    again = [
-        ImageConditionedUNet.from_pretrained(tmp_path / "unet"),
-        ImageConditionedControlNet.from_pretrained(tmp_path / "controlnet"),
-    ]
-    assert torch.equal(predicted(*again, inputs()), predicted(unet, controlnet, inputs()))
+    again = ImageConditionedUNet.from_pretrained(tmp_path / "unet")
+    beside = ImageConditionedControlNet.from_pretrained(tmp_path / "controlnet")
+    assert torch.equal(predicted(again, beside, inputs()), predicted(unet, controlnet, inputs()))
 
 
 def test_official_config_is_accepted() -> None:
