@@ -73,9 +73,7 @@ class Seesr(nn.Module):
         self.dape = _Float32(parts.dape)
         self.prompts = parts.prompts
         self.vae = parts.vae
-        self.vae.use_slicing = (
-            True  # one patch at a time: at 512 pixels one keeps a GPU busy, and more only take memory
-        )
+        self.vae.use_slicing = True  # one patch at a time: one of 512 pixels keeps a GPU busy, more only take memory
         self.unet = parts.unet
         self.controlnet = parts.controlnet
         self.schedule = parts.schedule

@@ -1,6 +1,7 @@
 """The diffusion loop: from noise, or the input's latent under noise, to an image, by steps of UNet and ControlNet."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,8 +100,7 @@ class Sampler:
         drawn = randn_tensor(shape, generators, enlarged.device, torch.float32)
         latents: Tensor = self._unit * (posterior.mean.float() + posterior.std.float() * drawn)
         kept = float(DDPMScheduler.from_config(dict(self.schedule)).alphas_cumprod[-1])  # share of the image's variance
-        start: Tensor = kept**0.5 * latents + (1 - kept) ** 0.5 * noise
-        return start
+        return math.sqrt(kept) * latents + math.sqrt(1 - kept) * noise
 
     def _denoised(self, latents: Tensor, enlarged: Tensor, guide: Guide, generators: list[torch.Generator]) -> Tensor:
         """Return the latents without their noise; with guidance, the positive half is first in each double batch."""

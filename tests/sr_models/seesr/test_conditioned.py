@@ -309,7 +309,10 @@ def test_compiles_into_one_graph() -> None:
         "layers_per_block": 1,
     }
     up = {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
-    unet, controlnet = filled(ImageConditionedUNet({**smaller, **up}), 4), filled(ImageConditionedControlNet(smaller), 5)
+    unet, controlnet = (
+        filled(ImageConditionedUNet({**smaller, **up}), 4),
+        filled(ImageConditionedControlNet(smaller), 5),
+    )
     compiled = predicted(
         cast("nn.Module", torch.compile(unet, backend="eager", fullgraph=True)),
         cast("nn.Module", torch.compile(controlnet, backend="eager", fullgraph=True)),
