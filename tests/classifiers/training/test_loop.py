@@ -136,7 +136,7 @@ def test_waiting_for_batches_is_told() -> None:
 
     class Working(Recorder):
         def forward(self, x: Tensor) -> Tensor:
-            time.sleep(0.3)
+            time.sleep(0.05)
             return super().forward(x)
 
     assert ClassifierTrainer(Working(1), ones(), ones(), TrainSettings()).advance().wait_share < 0.5
