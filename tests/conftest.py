@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from infra import object_store
 from infra.object_store import ObjectPath, object_path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 # Tests run side by side: threads that wait for each other make a small network fifty times slower.
 torch.set_num_threads(1)
+
+# How long an example takes says how busy the machine is. The rest is as hypothesis has it, here or under CI.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,7 +58,7 @@ def s3(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
     monkeypatch.setattr(object_store, "RETRY", {"max_retries": 4, "backoff": backoff})
     monkeypatch.setattr(object_store, "PAUSES", (0.01, 0.01))
-    limits = {"timeout": timedelta(seconds=2), "read_timeout": timedelta(seconds=1)}
+    limits = {"timeout": timedelta(seconds=60), "read_timeout": timedelta(seconds=30)}
     monkeypatch.setattr(object_store, "CLIENT", limits)
     object_store.bucket.cache_clear()
     _s3.faults.clear()

@@ -40,7 +40,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=120)
 
 
 def _wait_for(address: str, server: "subprocess.Popen[bytes]", seconds: float = 120) -> None:

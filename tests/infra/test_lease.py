@@ -76,7 +76,7 @@ def test_a_second_run_stops_and_names_the_first(paths: StorePaths, start: Start)
         locked_store(paths),
     ):
         pytest.fail("two drivers hold the store")
-    first.communicate(timeout=30)
+    first.communicate(timeout=120)
     assert first.returncode == 0
     assert not is_locked(paths)
     begun = time.monotonic()
