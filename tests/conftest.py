@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from infra import object_store
 from infra.object_store import ObjectPath, object_path
@@ -19,6 +21,18 @@ if TYPE_CHECKING:
 
 # Tests run side by side: threads that wait for each other make a small network fifty times slower.
 torch.set_num_threads(1)
+
+
+class _FlowsTogether(LoadFileScheduling):
+    """A file at a time for each process, but all of tests/flows for one: they share a server, Ray and a store."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/flows" if nodeid.startswith("tests/flows/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Where files are dealt out, `--dist loadfile`; None: as the option says."""
+    return _FlowsTogether(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
