@@ -100,12 +100,14 @@ def superscene(*arguments: str | Path, timeout: float = 280, alone: bool = False
 
 
 def run_flows(configs: Sequence[Path]) -> "subprocess.CompletedProcess[str]":
-    """Run several configurations one after the other, as far as the first that fails."""
+    """Run several configurations one after the other, as far as the first that fails; return what all of them said."""
+    said = ["", ""]
     for config in configs:
         result = superscene("run", config)
+        said = [said[0] + result.stdout, said[1] + result.stderr]
         if result.returncode:
             break
-    return result
+    return subprocess.CompletedProcess(list(map(str, configs)), result.returncode, *said)
 
 
 class Driver:
@@ -147,10 +149,12 @@ class Driver:
 def environment() -> dict[str, str]:
     """Return an environment with a Prefect of its own and the project on the path."""
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    awake = {"RAY_worker_niceness": "0"}  # Ray's 15 lets workers starve beside other tests
     home = os.environ.get("PYTEST_XDIST_WORKER", "main")
     return {
         **os.environ,
         **quiet,
+        **awake,
         "PREFECT_HOME": f"{os.environ.get('TMPDIR', '/tmp')}/superscene-test-prefect-{os.getuid()}-{home}",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PYTHONPATH": str(PROJECT),
