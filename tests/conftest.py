@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from infra import object_store
 from infra.object_store import ObjectPath, object_path
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
-class _FlowsTogether(LoadFileScheduling):
+class _FlowsTogether(LoadFileScheduling):  # type: ignore[misc]
     """A file at a time for each process, but all of tests/flows for one: they share a server, Ray and a store."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/flows" if nodeid.startswith("tests/flows/") else super()._split_scope(nodeid)
+        return "tests/flows" if nodeid.startswith("tests/flows/") else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
