@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from infra import object_store
 from infra.object_store import ObjectPath, object_path
@@ -24,6 +26,18 @@ torch.set_num_threads(1)
 # How long an example takes says how busy the machine is. The rest is as hypothesis has it, here or under CI.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+class _FlowsTogether(LoadFileScheduling):  # type: ignore[misc]
+    """A file at a time for each process, but all of tests/flows for one: they share a server, Ray and a store."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/flows" if nodeid.startswith("tests/flows/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Where files are dealt out, `--dist loadfile`; None: as the option says."""
+    return _FlowsTogether(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
