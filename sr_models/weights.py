@@ -1,13 +1,16 @@
 """Weight files: read safely, compared with the network they are meant for, explained where they do not fit."""
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,12 +21,17 @@ from sr_models.registry import ShippedWeights, names, spec
 _SHOWN = 4  # keys named in a message before it goes on with a count
 
 
-def weights_file(name: str, given: str | Path | None = None) -> Path | None:
+def weights_file(
+    name: str, given: str | Path | None = None, options: Mapping[str, object] | None = None
+) -> Path | None:
     """Return the file a model's weights come from: the one given, else the stored official one, else the shipped one.
+
+    A model whose weights are several files has a folder in its place.
 
     Args:
         name: One of `names()`.
-        given: A file the user named, for a model that needs one.
+        given: A file, or a folder, that the user named, for a model that needs one.
+        options: The model's, on which it may depend what a folder has to hold.
 
     Returns:
         An absolute path; None for a model without weights.
@@ -37,6 +45,12 @@ def weights_file(name: str, given: str | Path | None = None) -> Path | None:
         if given is not None:
             raise WeightsError(f"{name} has no weights, but {given} was given: leave it out")
         return None
+    if model.folder is not None:
+        folder = WeightsStore.default().folder / name if given is None else Path(given).absolute()
+        if not folder.is_dir():
+            raise missing(name, given)
+        model.folder.files(folder, model.chosen(name, options))
+        return folder
     if given is not None:
         if not Path(given).is_file():
             raise missing(name, given)
@@ -49,6 +63,26 @@ def weights_file(name: str, given: str | Path | None = None) -> Path | None:
     return stored
 
 
+def weights_digest(name: str, path: Path, options: BaseModel | None = None) -> str:
+    """Return the SHA-256 that a model's weights are known by.
+
+    Args:
+        name: One of `names()`.
+        path: As `weights_file` returns it: a file, whose SHA-256 it is, or a folder, of which it is that of the lines
+            that `sha256sum` prints of its files, in the order of their names.
+        options: The model's, as `SrSpec.chosen` returns them.
+
+    Raises:
+        WeightsError: A file cannot be read.
+    """
+    model = spec(name)
+    if model.folder is None:
+        return sha256(path)
+    files = sorted(file.as_posix() for file in model.folder.files(path, options))
+    lines = "".join(f"{sha256(path / file)}  {file}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _shipped(name: str, shipped: ShippedWeights) -> Path:
     digest = sha256(shipped.path)
     if digest != shipped.sha256:
@@ -59,12 +93,17 @@ def _shipped(name: str, shipped: ShippedWeights) -> Path:
     return shipped.path
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
+def load_state(path: str | Path, *, part: str | None = None) -> dict[str, Tensor]:
     """Return the parameters of a weight file, on the CPU, in the file's own dtypes.
+
+    Within `torch.device("meta")` their shapes alone are read, so that a file of gigabytes is checked in no time.
 
     Args:
         path: A `.safetensors` file, or a PyTorch file as BasicSR and Real-ESRGAN write it: `params_ema` (taken first),
             `params`, or the parameters themselves. A prefix `module.` on all keys (DataParallel) is taken off.
+        part: Take what is under this key of a checkpoint instead, whatever is beside it (the optimizer's state is
+            twice as large), or the parameters themselves. A PyTorch file is then mapped instead of read: copy the
+            parameters before it may change.
 
     Raises:
         WeightsError: There is no such file, it is damaged, or it holds more than tensors (and so might run code).
@@ -72,8 +111,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for key in ("params_ema", "params"):
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, mapped=part is not None)
+    keys = ("params_ema", "params") if part is None else (part,)
+    for key in keys:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -82,8 +122,8 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     odd = [f"{key} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise WeightsError(
-            f"{path} is not a weight file of BasicSR or Real-ESRGAN: neither params_ema nor params is in it, and "
-            f"some of what is in it are no tensors: {_some(odd)}"
+            f"{path} is no weight file that is known here, which has named tensors under {' or '.join(keys)}, or else "
+            f"nothing but named tensors: some of what was found are no tensors: {some(odd)}"
         )
     state = {str(key): value for key, value in content.items()}
     if all(key.startswith("module.") for key in state):
@@ -124,7 +164,7 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
     ]
     found = {"missing": absent, "unexpected": extra, "of another shape": misfit, "of another value": changed}
     if any(found.values()):
-        faults = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys)
+        faults = "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys)
         raise WeightsError(
             f"{path} does not fit {name} ({looks_like(wanted)}): {faults}. The file looks like {looks_like(state)}. "
             f"{where_to_get(name)}"
@@ -134,13 +174,20 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
 
 def missing(name: str, path: str | Path | None) -> WeightsError:
     """Return the error for a model whose weight file was not given (path None) or is not there."""
-    found = "no weight file was given, stored or shipped" if path is None else f"there is no file at {path}"
+    what = "folder" if name in names() and spec(name).folder is not None else "file"
+    found = f"no weight {what} was given, stored or shipped" if path is None else f"there is no {what} at {path}"
     return WeightsError(f"{name} needs weights, but {found}. {where_to_get(name)}")
 
 
 def where_to_get(name: str) -> str:
     """Return one or two sentences for a person: which official file a model takes, where it is, how to name it."""
     model = spec(name) if name in names() else None
+    if model is not None and model.folder is not None:
+        stored = WeightsStore.default().folder / name
+        return (
+            f"{model.folder.about} Put them into {stored}, or name their folder as the `weights` argument, or in "
+            f"RUN.yaml as `weights: {{{name}: FOLDER}}`."
+        )
     if model is None or model.official_file is None:
         return ""
     return model.official_file.where_to_get(name, model.licence)
@@ -179,12 +226,14 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
         return "SwinIR"
     if "fc.weight" in state and "layer1.0.conv1.weight" in state:
         return "a ResNet classifier"
-    return f"no network known here ({len(state)} tensors: {_some(list(state))})"
+    return f"no network known here ({len(state)} tensors: {some(list(state))})"
 
 
-def _read_torch(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; checked by the caller
+def _read_torch(path: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever the file holds; checked by the caller
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # only the zip files of torch 1.6 and later can be mapped
+        place = "meta" if _shapes_alone() else "cpu"
+        return torch.load(path, map_location=place, weights_only=True, mmap=mapped and is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no weight file: it is damaged, or holds Python objects beside tensors, which are not loaded "
@@ -196,15 +245,23 @@ def _read_torch(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; c
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        if _shapes_alone():
+            with safe_open(path, framework="pt") as file:
+                return {name: torch.empty(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return load_file(path, device="cpu")
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as a safetensors file, it may be cut short: {error}") from error
+
+
+def _shapes_alone() -> bool:
+    return torch.get_default_device().type == "meta"
 
 
 def _kind(value: object) -> str:
     return "nothing" if isinstance(value, Mapping) and not value else type(value).__name__
 
 
-def _some(words: Sequence[str]) -> str:
+def some(words: Sequence[str]) -> str:
+    """Return the first few of many words, and how many more there are, for a message."""
     rest = len(words) - _SHOWN
     return ", ".join(words[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

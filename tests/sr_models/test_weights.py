@@ -30,6 +30,33 @@ def save(content: object, path: Path) -> Path:
     return path
 
 
+class TestPart:
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_of_a_checkpoint(self, zipped: bool, network: nn.Module, tmp_path: Path) -> None:
+        state = network.state_dict()
+        content = {"model": state, "params": like(state, 1.0), "optimizer": {"lr": 0.1}, "epoch": 3}
+        torch.save(content, path := tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        torch.testing.assert_close(load_state(path, part="model"), dict(state), atol=0, rtol=0)
+
+    def test_or_the_parameters_themselves(self, network: nn.Module, tmp_path: Path) -> None:
+        state = network.state_dict()
+        save_file(state, tmp_path / "w.safetensors")
+        for path in (save(state, tmp_path / "w.pth"), tmp_path / "w.safetensors"):
+            torch.testing.assert_close(load_state(path, part="model"), dict(state), atol=0, rtol=0)
+
+    @pytest.mark.parametrize("content", [{"model": {}}, {}, torch.zeros(1)])
+    def test_which_is_not_there(self, content: object, tmp_path: Path) -> None:
+        with pytest.raises(WeightsError, match=r"w\.pth holds \w+, where named tensors are needed"):
+            load_state(save(content, tmp_path / "w.pth"), part="model")
+
+    @pytest.mark.parametrize(
+        ("content", "odd"), [({"model": {"epoch": 3}}, r"epoch \(int\)"), ({"params": {}}, r"params \(nothing\)")]
+    )
+    def test_with_more_than_tensors(self, content: object, odd: str, tmp_path: Path) -> None:
+        with pytest.raises(WeightsError, match=rf"under model, .* are no tensors: {odd}$"):
+            load_state(save(content, tmp_path / "w.pth"), part="model")
+
+
 class TestFormats:
     def test_params_ema_comes_before_params_before_the_file_itself(self, network: nn.Module, tmp_path: Path) -> None:
         state = network.state_dict()

@@ -1,0 +1,243 @@
+"""SeeSR's official files: one folder, read as it is downloaded; what is missing or wrong in it is told by name.
+
+    FOLDER                              the official `preset/models`
+    ├── stable-diffusion-2-base         as its authors published it; with the option `base: sd-turbo`, sd-turbo instead
+    │   ├── scheduler/scheduler_config.json
+    │   ├── text_encoder/{config.json, model.safetensors}
+    │   ├── tokenizer/{vocab.json, merges.txt, special_tokens_map.json}
+    │   └── vae/{config.json, diffusion_pytorch_model.safetensors}
+    ├── seesr                           of SeeSR's release
+    │   ├── controlnet/{config.json, diffusion_pytorch_model.safetensors}
+    │   └── unet/{config.json, diffusion_pytorch_model.safetensors}
+    ├── DAPE.pth                        of SeeSR's release
+    ├── ram_swin_large_14m.pth          of Recognize Anything
+    ├── ram_tag_list.txt                of SeeSR's repository, folder ram/data
+    └── ram_tag_list_threshold.txt      of SeeSR's repository, folder ram/data
+
+Where there is no `.safetensors`, a PyTorch file is read (`diffusion_pytorch_model.bin`, `pytorch_model.bin`), as
+tensors only: nothing in it is run. Other files may lie there too; they are not read. SD-Turbo's folder needs its `unet`
+beside the others. Nothing is downloaded.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from infra.errors import ConfigError, WeightsError
+from sr_models.seesr.checkpoints import Config, build, fill, read_json, text_names, vae_names
+from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
+from sr_models.seesr.dape import FULL, Dape, DapeConfig, read_dape
+from sr_models.seesr.network import Seesr, SeesrParts
+from sr_models.seesr.options import SeesrOptions
+from sr_models.seesr.prompts import PromptEncoder, read_tokenizer
+from sr_models.seesr.tags import NAMES_FILE, THRESHOLDS_FILE, TagList
+from sr_models.weights import load_state
+
+logger = logging.getLogger(__name__)
+
+Base = Literal["stable-diffusion-2-base", "sd-turbo"]
+
+RANDOM = "tiny random configuration"
+"""What the configuration of a network without meaning calls itself, under `_name_or_path`."""
+
+DAPE_FILE = "DAPE.pth"
+RAM_FILE = "ram_swin_large_14m.pth"
+DAPE_CONFIG = "dape_config.json"
+"""Sizes of a DAPE that are not the official ones; there is no such file among the official ones."""
+
+_SEESR = "SeeSR's release, linked from https://github.com/cswry/SeeSR"
+_TAGS = "https://github.com/cswry/SeeSR, folder ram/data"
+_RAM = "https://huggingface.co/spaces/xinyu1205/recognize-anything"
+_BASES: Mapping[Base, tuple[str, str]] = {
+    "stable-diffusion-2-base": (
+        "Stable Diffusion 2-base",
+        "a mirror of stabilityai/stable-diffusion-2-base, which was removed from huggingface.co in 2025",
+    ),
+    "sd-turbo": ("SD-Turbo", "https://huggingface.co/stabilityai/sd-turbo"),
+}
+_DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class _Needed:
+    """A file that SeeSR reads."""
+
+    names: tuple[str, ...]
+    """Its path in the folder; of several, the first that is there."""
+    what: str
+    """What it is, for a person."""
+    where: str
+    """Where it is found."""
+
+    def find(self, folder: Path) -> Path | None:
+        """Return its path in the folder, None where it is not there."""
+        return next((Path(name) for name in self.names if (folder / name).is_file()), None)
+
+
+def _needed(base: Base) -> tuple[_Needed, ...]:
+    title, where = _BASES[base]
+
+    def one(name: str, what: str, where: str) -> _Needed:
+        return _Needed((name,), what, where)
+
+    def network(place: str, files: tuple[str, ...], what: str, where: str) -> tuple[_Needed, _Needed]:
+        weights = _Needed(tuple(f"{place}/{file}" for file in files), f"{what}, weights", where)
+        return one(f"{place}/config.json", f"{what}, sizes", where), weights
+
+    return (
+        one(f"{base}/scheduler/scheduler_config.json", f"{title}'s noise schedule", where),
+        *network(f"{base}/text_encoder", _TRANSFORMERS, f"{title}'s text encoder", where),
+        *(
+            one(f"{base}/tokenizer/{file}", f"{title}'s tokenizer", where)
+            for file in ("vocab.json", "merges.txt", "special_tokens_map.json")
+        ),
+        *network(f"{base}/vae", _DIFFUSERS, f"{title}'s VAE", where),
+        *(network(f"{base}/unet", _DIFFUSERS, f"{title}'s UNet", where) if base == "sd-turbo" else ()),
+        *network("seesr/unet", _DIFFUSERS, "SeeSR's UNet", _SEESR),
+        *network("seesr/controlnet", _DIFFUSERS, "SeeSR's ControlNet", _SEESR),
+        one(DAPE_FILE, "SeeSR's DAPE, what was tuned of RAM", _SEESR),
+        one(RAM_FILE, "RAM, the tagger that DAPE was tuned from", _RAM),
+        one(NAMES_FILE, "the tags' names", _TAGS),
+        one(THRESHOLDS_FILE, "the tags' thresholds", _TAGS),
+    )
+
+
+def files(folder: Path, base: Base = "stable-diffusion-2-base") -> tuple[Path, ...]:
+    """Return the files that SeeSR reads from a folder, sorted, relative to it: exactly those that determine its output.
+
+    Args:
+        folder: In the official layout, see above.
+        base: Which Stable Diffusion is meant, see `SeesrOptions.base`.
+
+    Raises:
+        WeightsError: The folder or some of the files are not there; the message lists all of them, and where they are
+            found.
+    """
+    if not folder.is_dir():
+        wanted = "\n".join(f"  {needed.names[0]}: {needed.what}, from {needed.where}" for needed in _needed(base))
+        raise WeightsError(f"seesr needs a folder with its official files, and {folder} is none. It holds\n{wanted}")
+    found = [(needed, needed.find(folder)) for needed in _needed(base)]
+    missing = [needed for needed, path in found if path is None]
+    if missing:
+        told = "\n".join(f"  {' or '.join(needed.names)}: {needed.what}, from {needed.where}" for needed in missing)
+        raise WeightsError(f"{folder} lacks {len(missing)} of the {len(found)} files that seesr needs:\n{told}")
+    own = [Path(DAPE_CONFIG)] if (folder / DAPE_CONFIG).is_file() else []
+    return tuple(sorted([path for _, path in found if path is not None] + own, key=Path.as_posix))
+
+
+def check_seesr(folder: Path, options: SeesrOptions) -> None:
+    """Raise what `load_seesr` would, having read the names and shapes of parameters, not their numbers.
+
+    Raises:
+        WeightsError: See `load_seesr`.
+    """
+    with torch.device("meta"):
+        load_seesr(folder, options)
+
+
+def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
+    """Return SeeSR with the parameters of a folder, on the CPU, in float32, in eval mode.
+
+    Args:
+        folder: In the official layout, see above.
+        options: How it samples, and on which Stable Diffusion.
+
+    Raises:
+        WeightsError: Files are missing, or one is not what it should be; the message says which and what is wrong.
+    """
+    base = options.base
+    reader = _Reader(folder, files(folder, base))
+    if reader.json("seesr/unet/config.json").get("_name_or_path") == RANDOM:
+        logger.warning("%s holds SeeSR in its %s: its pictures mean nothing", folder, RANDOM)
+    dape = reader.dape()
+    parts = SeesrParts(
+        dape=dape,
+        tags=TagList.read(folder / NAMES_FILE, folder / THRESHOLDS_FILE, dape.config.tags),
+        prompts=PromptEncoder(
+            read_tokenizer(folder / base / "tokenizer"),
+            reader.network(f"{base}/text_encoder", text_encoder, text_names),
+        ),
+        vae=reader.network(f"{base}/vae", AutoencoderKL.from_config, vae_names),
+        unet=reader.turbo_unet() if base == "sd-turbo" else reader.network("seesr/unet", ImageConditionedUNet),
+        controlnet=reader.network("seesr/controlnet", ImageConditionedControlNet),
+        schedule=reader.json(f"{base}/scheduler/scheduler_config.json"),
+    )
+    return Seesr(parts, options)
+
+
+def text_encoder(config: Config) -> CLIPTextModel:
+    """Return a CLIP text encoder with random parameters, of the sizes that its `config.json` tells.
+
+    Raises:
+        WeightsError: The sizes do not fit each other.
+    """
+    try:
+        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    except StrictDataclassError as error:  # transformers' own, no ValueError
+        raise WeightsError(f"not the sizes of a text encoder: {error}") from error
+
+
+def _same(state: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads what was found in a folder."""
+
+    folder: Path
+    found: tuple[Path, ...]
+
+    def json(self, name: str) -> Config:
+        return read_json(self.folder / name)
+
+    def weights(self, place: str) -> Path:
+        """Return the weight file of a network, which lies beside its config.json."""
+        (name,) = (path for path in self.found if path.parent == Path(place) and path.name != "config.json")
+        return self.folder / name
+
+    def network[N: nn.Module](
+        self,
+        place: str,
+        make: Callable[[Config], N],
+        renamed: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = _same,
+    ) -> N:
+        """Return the network in one of the folders, with its parameters."""
+        config = self.folder / place / "config.json"
+        network, path = build(make, read_json(config), config), self.weights(place)
+        fill(network, renamed(load_state(path)), path)
+        return network.eval()
+
+    def turbo_unet(self) -> ImageConditionedUNet:
+        """Return SD-Turbo's UNet with the image attention of SeeSR's."""
+        config = self.folder / "sd-turbo/unet/config.json"
+        unet = build(ImageConditionedUNet, {**read_json(config), SWITCH: True}, config)
+        path, added = self.weights("sd-turbo/unet"), self.weights("seesr/unet")
+        attention = {name: value for name, value in load_state(added).items() if ".image_attentions." in name}
+        fill(unet, {**load_state(path), **attention}, path)
+        return unet.eval()
+
+    def dape(self) -> Dape:
+        try:
+            return read_dape(self.folder / RAM_FILE, self.folder / DAPE_FILE, self._dape_config())
+        except ConfigError as error:  # the official sizes fit each other
+            raise WeightsError(f"{self.folder / DAPE_CONFIG}: {error}") from error
+
+    def _dape_config(self) -> DapeConfig:
+        if Path(DAPE_CONFIG) not in self.found:
+            return FULL
+        path = self.folder / DAPE_CONFIG
+        told, names = read_json(path), [field.name for field in fields(DapeConfig)]
+        if sorted(told) != sorted(names):
+            raise WeightsError(f"{path} has {', '.join(told) or 'nothing'}, where {', '.join(names)} are needed")
+        sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+        return build(lambda given: DapeConfig(**given), sizes, path)
