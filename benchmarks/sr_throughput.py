@@ -1,13 +1,16 @@
 """How fast super-resolution is: our engine against RealESRGANer and against spandrel in a loop.
 
     python benchmarks/sr_throughput.py [--models srresnet realesrgan_general …] [--dtypes float32 bfloat16]
-                                       [--device cpu] [--patches 2] [--repeats 3]
+                                       [--device cpu] [--patches 2] [--repeats 3] [--steps 1]
                                        [--out benchmarks/results/sr_throughput.json]
 
 Every row enlarges the same patches of 120 x 120 pixels, 16 bits a band, from host memory to host memory, with the same
 random weights (speed does not depend on them), in turn within each repeat; the median repeat counts. Outputs are
 compared with ours in float32. RealESRGANer and spandrel take one image at a time, as they are made to. A peer that
 cannot be had is written down as not measured.
+
+SeeSR runs in its official sizes, with its options as they are by default but for `--steps`, of which a CPU takes one in
+half a minute. Beside it stand the same networks one patch at a time and not compiled, as its authors' script has them.
 
 The share of the peak is what the network's multiply-adds (two operations each) make of the rate of the best large
 matrix product of that dtype on the same device. The roofline says what the device allows at most: the lesser of that
@@ -20,7 +23,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -37,12 +40,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sr_models
+from sr_models.seesr.full_size import full_size
+from sr_models.seesr.options import SeesrOptions
 from sr_models.stretch import MAX_MAX_DN
 
 SIZE = 120
 PATCHES = {"cpu": 2, "cuda": 256}
 ON_A_CPU = ("bicubic", "srresnet", "realesrgan_general", "realesrgan", "hat_s")
-"""The larger HATs take a CPU minutes; they can be named."""
+"""The larger HATs and SeeSR take a CPU minutes; they can be named."""
 HALF = {"cpu": torch.float32, "cuda": torch.float16}
 """What RealESRGANer runs in: half precision is an option of its for GPUs."""
 
@@ -186,8 +191,8 @@ def copy_rate(device: str) -> float:
     return 2 * n / best_seconds(partial(b.copy_, a), device)
 
 
-def operations(network: nn.Module) -> tuple[float, float]:
-    """Return the operations of a patch, and the values its layers read and write, each once."""
+def operations(network: nn.Module, call: Callable[[], object]) -> tuple[float, float]:
+    """Return the operations of a network's call, and the values its layers read and write, each once."""
     values = 0
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -197,10 +202,31 @@ def operations(network: nn.Module) -> tuple[float, float]:
 
     hooks = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
     with torch.inference_mode(), FlopCounterMode(display=False) as flops:
-        network(torch.zeros(1, 3, SIZE, SIZE))
+        call()
     for hook in hooks:
         hook.remove()
     return float(flops.get_total_flops()), float(values)
+
+
+def operations_of_seesr(steps: int) -> tuple[float, float]:
+    """Return what `operations` does for a patch of SeeSR, guided; the prompts' embeddings are kept, and not counted."""
+    with torch.device("meta"):  # where nothing is computed
+        network = full_size(SeesrOptions(steps=steps))
+        latents, time = torch.zeros(2, 4, 64, 64), torch.zeros(())
+        text, image, picture = torch.zeros(2, 77, 1024), torch.zeros(2, 145, 512), torch.zeros(2, 3, 512, 512)
+        patch = torch.zeros(1, 3, SIZE, SIZE)
+    residuals = network.controlnet(latents, time, text, image, picture)
+    once = (
+        operations(network.dape, lambda: network.dape(patch)),
+        operations(network.vae.encoder, lambda: network.vae.encoder(picture[:1])),
+        operations(network.vae.decoder, lambda: network.vae.decoder(latents[:1])),
+    )
+    each = (
+        operations(network.controlnet, lambda: network.controlnet(latents, time, text, image, picture)),
+        operations(network.unet, lambda: network.unet(latents, time, text, image, *residuals)),
+    )
+    counts = [sum(part[i] for part in once) + steps * sum(part[i] for part in each) for i in (0, 1)]
+    return counts[0], counts[1]
 
 
 def psnr(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> float:
@@ -241,8 +267,54 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> tuple[list[
             run()
             seconds[key].append(time.perf_counter() - started)
     rates = {key: len(dn) / statistics.median(times) for key, times in seconds.items()}
-    flop, values = operations(spec.build().eval())
-    rows, rooflines = [], []
+    network = spec.build().eval()
+    work = operations(network, lambda: network(torch.zeros(1, 3, SIZE, SIZE)))
+    rows, rooflines = compared(name, rates, outputs, work, device)
+    rows += [Row(name, engine, dtype, None, None, None, None, why) for (engine, dtype), why in absent.items()]
+    return rows, rooflines
+
+
+def measure_seesr(options: argparse.Namespace) -> tuple[list[Row], list[Roofline]]:
+    """Measure SeeSR of official sizes in every dtype, and one patch at a time without a compiler."""
+    name, device = f"seesr, {options.steps} steps", options.device
+    dn = patches(min(options.patches, sr_models.spec("seesr").sr_shard or options.patches))
+    told = [sr_models.Condition(str(i)) for i in range(len(dn))]
+    rates: dict[tuple[str, str], float] = {}
+    outputs: dict[tuple[str, str], NDArray[np.uint16]] = {}
+    for dtype in dict.fromkeys(["float32", *(dtype for dtype in options.dtypes if dtype != "float16")]):
+        precision = getattr(torch, dtype)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            network = full_size(SeesrOptions(steps=options.steps)).to(device, precision)
+        network = network.to(memory_format=torch.channels_last)
+        resolver = sr_models.SuperResolver(
+            name, 4, network, torch.device(device), precision, "random", conditioned=True
+        )
+        engines = {"superscene": sr_models.SrEngine(resolver)}
+        if device == "cuda":  # on a CPU it would be the same
+            engines["one at a time"] = sr_models.SrEngine(resolver, 1, compiled=False)
+        seconds: dict[str, list[float]] = {engine: [] for engine in engines}
+        for repeat in range(options.repeats + 1):
+            for engine, run in engines.items():
+                synchronise(device)
+                started = time.perf_counter()
+                (result,) = run.stream([dn], MAX_MAX_DN, conditions=[told])
+                outputs[engine, dtype] = result.dn
+                if repeat:  # the first one warms up, and compiles
+                    seconds[engine].append(time.perf_counter() - started)
+        rates |= {(engine, dtype): len(dn) / statistics.median(times) for engine, times in seconds.items()}
+    return compared(name, rates, outputs, operations_of_seesr(options.steps), device)
+
+
+def compared(
+    name: str,
+    rates: Mapping[tuple[str, str], float],
+    outputs: Mapping[tuple[str, str], NDArray[np.uint16]],
+    work: tuple[float, float],
+    device: str,
+) -> tuple[list[Row], list[Roofline]]:
+    """Return the rows of a model by engine and dtype, and what bounds it; work: see `operations`."""
+    (flop, values), rows, rooflines = work, [], []
     for (engine, dtype), rate in rates.items():
         precision = getattr(torch, dtype)
         peak = matrix_peak(device, precision)
@@ -276,7 +348,6 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> tuple[list[
                     rate / limit,
                 )
             )
-    rows += [Row(name, engine, dtype, None, None, None, None, why) for (engine, dtype), why in absent.items()]
     return rows, rooflines
 
 
@@ -312,12 +383,14 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], default=None)
     parser.add_argument("--patches", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=None, help="of SeeSR; 1 on a CPU, 50 on a GPU")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     options.patches = options.patches or PATCHES[options.device]
     on_gpu = options.device == "cuda"
+    options.steps = options.steps or (50 if on_gpu else 1)
     options.dtypes = options.dtypes or (["float32", "bfloat16", "float16"] if on_gpu else ["float32", "bfloat16"])
-    every = [name for name in sr_models.names() if sr_models.spec(name).scale > 1]
+    every = [name for name in sr_models.names() if sr_models.spec(name).scale > 1 and name != "seesr_tiny"]
     options.models = options.models or (every if on_gpu else ON_A_CPU)
     torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32, for the peak too
     rows: list[Row] = []
@@ -325,7 +398,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
             print(f"{name} …", flush=True)
-            more, lines = measure(name, options, Path(folder))
+            more, lines = measure_seesr(options) if name == "seesr" else measure(name, options, Path(folder))
             rows += more
             rooflines += lines
     print(f"{device_name(options.device)}, {options.patches} patches, PyTorch {torch.__version__}")

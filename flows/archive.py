@@ -62,7 +62,7 @@ from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
-from tasks.super_resolve import ShardSuperResolver
+from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained
 
@@ -120,12 +120,16 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
             branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
+            if until == "train" and (waiting := [branch.sr for branch in branches if branch.awaits_predictions]):
+                raise ConfigError(f"{waiting[0]} is told predictions, so a run that ends with train cannot make it")
             networks = _shapes_of_networks(config, inputs.bands)
             _check_maps(config, branches, networks.values())
             check_reliability(config, plan, branches, networks)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
             for branch in branches:
+                if branch.awaits_predictions:
+                    branch = _branch(run, inputs, branch.sr, _first_predictions(config, predicted))  # noqa: PLW2901
                 if config.stores_pixels(branch.sr):
                     super_resolve(run, plan, branch)
                 models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
@@ -146,7 +150,7 @@ def _start(config: RunConfig, record: RunRecord) -> Run:
         raise ConfigError(f"models_from: {config.models_from} holds no finished run")
     weights = {name: config.sr_weights(name) for name in ("none", *config.sr)}  # none: a backbone may be trained on it
     for name in config.sr:  # a wrong weight file shows now, not after hours of ingest
-        sr_models.load(name, weights[name], dtype=config.dtype_of(name))
+        sr_models.check_weights(name, weights[name], config.dtype_of(name), config.sr_options.get(name))
     _check_classifier_files(config)
     return Run(config, record.paths, record, resources_of(config), weights)
 
@@ -222,8 +226,14 @@ def _note_left_out(run: Run, plan: Plan, inputs: Inputs) -> None:
             run.record.note(f"{lacking} patches have no Sentinel-1 pair, and so no prediction")
 
 
-def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inputs, sr: str) -> Branch:
-    """Return one SR model's branch of a run; weights: the file of each SR model.
+def branch_of(
+    config: RunConfig,
+    weights: Mapping[str, Path | None],
+    inputs: Inputs,
+    sr: str,
+    land_cover: StageParts | None = None,
+) -> Branch:
+    """Return one SR model's branch of a run; weights: the file of each SR model; land_cover: see `Branch`.
 
     Raises:
         ConfigError, WeightsError: As `make_branch` does.
@@ -235,13 +245,21 @@ def branch_of(config: RunConfig, weights: Mapping[str, Path | None], inputs: Inp
         dtype=config.dtype_of(sr),
         batch_size=config.resources.batch_size,
         compiled=config.resources.compile,
+        options=config.sr_options.get(sr),
+        land_cover=land_cover,
     )
 
 
-def _branch(run: Run, inputs: Inputs, sr: str) -> Branch:
+def _branch(run: Run, inputs: Inputs, sr: str, land_cover: StageParts | None = None) -> Branch:
     """Return one SR model's branch, its weights where all workers have them; errors are those of `branch_of`."""
-    branch = branch_of(run.config, run.weights, inputs, sr)
-    return branch if branch.weights is None else replace(branch, weights=run.on_all_nodes(branch.weights))
+    branch = branch_of(run.config, run.weights, inputs, sr, land_cover)
+    if branch.weights is None:
+        return branch
+    if branch.spec.folder is None:
+        return replace(branch, weights=run.on_all_nodes(branch.weights))
+    files = branch.spec.folder.files(branch.weights, branch.spec.chosen(sr, branch.options))
+    shared = run.folder_on_all_nodes(branch.weights, files, str(branch.identity["weights_sha256"]))
+    return replace(branch, weights=shared)
 
 
 @stage_task
@@ -265,12 +283,29 @@ def ingest(run: Run) -> Plan:
     return plan
 
 
+def _first_predictions(config: RunConfig, predicted: Sequence[Predicted]) -> StageParts:
+    """Return the predictions of the patches as they are by the first classifier."""
+    for item in predicted:
+        if item.evaluation.sr == "none" and item.evaluation.classifier == config.classifiers[0]:
+            return item.evaluation.predictions
+    raise ConfigError(
+        f"land_cover: predictions: {config.classifiers[0]} gave none for the patches as they are, since it could not "
+        "be trained"
+    )
+
+
 @stage_task
 def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
     """Store one SR model's pixels of every shard."""
     create_store(branch.store, branch.arrays(), plan.shard_size, max(plan.shards) + 1, {"sr": branch.sr})
-    build = partial(ShardSuperResolver, branch)
-    run.stage(f"super-resolve {branch.sr}", build, [*branch.quality_outputs, branch.pixels], plan.ingested())
+    title, shards = f"super-resolve {branch.sr}", plan.ingested()
+    if branch.spec.sr_shard is None:
+        outputs = [*branch.quality_outputs, branch.pixels]
+        run.stage(title, partial(ShardSuperResolver, branch), outputs, shards)
+        return
+    sr_shards = SrShards(branch, plan.shard_size)
+    run.stage(title, partial(SrShardSuperResolver, sr_shards), [branch.sr_shards], sr_shards.of(shards))
+    sr_shards.seal(shards)
 
 
 @stage_task

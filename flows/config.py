@@ -344,7 +344,7 @@ class TrainSrConfig(_Section):
     @field_validator("model")
     @classmethod
     def _trainable(cls, name: str) -> str:
-        return _known(name, tuple(n for n, s in sr_models.SR_MODELS.items() if s.needs_weights), "trainable SR model")
+        return _known(name, _trainable_sr(), "trainable SR model")
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainSrConfig":
@@ -395,11 +395,13 @@ class RunConfig(_Section):
     """DN that becomes 1 for every branch; null: 3000, and 255 for pictures."""
     sr_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of SR networks; it changes pixels, and so is part of their config."""
+    sr_options: dict[str, dict[str, str | int | float]] = Field(default_factory=dict)
+    """Options of SR models that have any, such as `{seesr: {steps: 20}}`; part of their config too."""
     classifiers: Annotated[tuple[str, ...], Field(min_length=1)] = ("resnet50",)
     """Networks, or names from `variants` and `trained`."""
     weights: dict[str, Path] = Field(default_factory=dict)
-    """Weight file of each SR model (else the stored official or the shipped one) and of each network's backbone (else
-    the stored official one)."""
+    """Weight file of each SR model (else the stored official or the shipped one; a folder for seesr) and of each
+    network's backbone (else the stored official one)."""
     variants: dict[str, VariantConfig] = Field(default_factory=dict)
     """Classifiers by names of their own."""
     trained: dict[str, Path] = Field(default_factory=dict)
@@ -469,6 +471,8 @@ class RunConfig(_Section):
     def stores_pixels(self, sr: str) -> bool:
         """Whether an SR model's pixels are stored: auto stores what training will read again and is dear to compute."""
         spec = sr_models.SR_MODELS[sr]
+        if spec.sr_shard is not None:
+            return True
         if self.keep_sr == "auto":
             trains = self.models_from is None and any(name not in self.trained for name in self.classifiers)
             return trains and not spec.recompute_is_cheap
@@ -476,13 +480,16 @@ class RunConfig(_Section):
 
     def sr_weights(self, sr: str) -> Path | None:
         """Return the weight file of an SR model as `sr_models.weights_file` does; raises WeightsError without one."""
-        return sr_models.weights_file(sr, self.weights.get(sr))
+        return sr_models.weights_file(sr, self.weights.get(sr), self.sr_options.get(sr))
 
     @model_validator(mode="after")
     def _files_are_there(self) -> "RunConfig":
         for name, path in self.weights.items():
             _known(name, (*sr_models.names(), *classifiers.names()), "model in weights")
-            if not path.is_file():
+            if name in sr_models.names() and sr_models.SR_MODELS[name].folder is not None:
+                if not path.is_dir():
+                    raise ValueError(f"weights: {name}: there is no folder {path}")
+            elif not path.is_file():
                 raise ValueError(f"weights: {name}: there is no file {path}")
         for name in self.sr:
             self.sr_weights(name)
@@ -539,6 +546,25 @@ class RunConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _sr_options_fit(self) -> "RunConfig":
+        for name, options in self.sr_options.items():
+            spec = sr_models.spec(_known(name, sr_models.names(), "SR model in sr_options"))
+            try:
+                spec.chosen(name, options)
+            except ConfigError as error:
+                raise ValueError(f"sr_options: {error}") from error
+            if options.get("land_cover") == "predictions" and name in self.sr:
+                before = self.sr[: self.sr.index(name)]
+                if "none" not in before:
+                    raise ValueError(
+                        f"sr_options: {name}: land_cover: predictions are those of the patches as they are: name none "
+                        f"before {name} in `sr`"
+                    )
+        if self.keep_sr == "never" and (slow := [n for n in self.sr if sr_models.SR_MODELS[n].sr_shard is not None]):
+            raise ValueError(f"keep_sr: never: {', '.join(slow)} is too slow to be computed twice, and always stored")
+        return self
+
+    @model_validator(mode="after")
     def _branches_are_possible(self) -> "RunConfig":
         if self.bands in {"s2", "s1s2"} and (self.sr != ("none",) or self.degrade is not None):
             raise ValueError(f"bands: {self.bands} is for the branch none without degrade: super-resolution takes 10 m")
@@ -566,6 +592,10 @@ def _local_folder(path: Path | None) -> Path | None:
     if path is not None and re.match(r"^[a-z][a-z0-9+.-]*:/", str(path)):
         raise ValueError(f"{path} is an address; only folders of a file system can be used")
     return None if path is None else path.expanduser()
+
+
+def _trainable_sr() -> tuple[str, ...]:
+    return tuple(name for name, spec in sr_models.SR_MODELS.items() if spec.needs_weights and spec.folder is None)
 
 
 def _known(name: str, choices: tuple[str, ...], what: str) -> str:

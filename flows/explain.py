@@ -8,6 +8,7 @@ from flows.archive import branch_of, inputs_of
 from flows.config import RunConfig
 from infra.archives.layouts import determining
 from infra.errors import ConfigError, UnknownNameError, did_you_mean
+from infra.parts import StageParts
 from infra.storage import StorePaths
 from tasks import labels
 from tasks.branch import Inputs
@@ -129,7 +130,11 @@ def _explained(config: RunConfig, classifier: str | None) -> _Explained:
         digest = str(digests[first_seed(config, name, list(digests))])
         files = [config.trained[name]] if name in config.trained else checkpoint_files(stores, sr, name)
         file = find_checkpoint(files, sr, name, digest)
-        branches[sr] = PatchExplainer(branch_of(config, weights, inputs, sr), file, chosen.methods, chosen.options)
+        pixels = numbers.configs[str(numbers.configs[folder.keys["config"]][1]["pixels"])][1]
+        told = pixels.get("land_cover_of")
+        land_cover = None if told is None else StageParts(paths, "predictions", str(told))
+        branch = branch_of(config, weights, inputs, sr, land_cover)
+        branches[sr] = PatchExplainer(branch, file, chosen.methods, chosen.options)
     if not branches:
         raise ConfigError(f"{paths.root} holds no predictions of {name}: run the flow first")
     return _Explained(plan, inputs, branches)

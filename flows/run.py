@@ -17,7 +17,7 @@ from prefect.context import TaskRunContext
 from flows.config import RunConfig
 from flows.progress import shards_artifact, stage_progress
 from infra.errors import PipelineError, TransientError
-from infra.node_files import share
+from infra.node_files import share, share_folder
 from infra.parts import StageParts
 from infra.ray_cluster import is_elastic, reconnect
 from infra.ray_pool import Devices, Resources, Worker
@@ -56,6 +56,10 @@ class Run:
     def on_all_nodes(self, file: Path) -> Path:
         """Return where all workers have a file of models: its own place, or on a cluster its copy in the store."""
         return share(file, self.paths) if is_elastic() else file
+
+    def folder_on_all_nodes(self, folder: Path, files: Sequence[Path], sha256: str) -> Path:
+        """Return where all workers have a folder of models, likewise; see `infra.node_files.share_folder`."""
+        return share_folder(folder, files, sha256, self.paths) if is_elastic() else folder
 
     def stage(
         self,

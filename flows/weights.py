@@ -22,6 +22,8 @@ class Model:
     shipped: "ShippedWeights | None"
     check: Callable[[Path], None]
     """Raises WeightsError for a file of another network; builds the network."""
+    folder: str | None = None
+    """Of a model whose weights are several files in a folder: which, and where each is found."""
 
 
 def models() -> dict[str, Model]:
@@ -34,11 +36,19 @@ def _sr_models() -> dict[str, Model]:
     from sr_models.weights import load_into
 
     def check(name: str) -> Callable[[Path], None]:
-        return lambda path: load_into(sr_models.spec(name).build(), path, name)
+        return lambda path: load_into(sr_models.spec(name).build(), path, name)  # none of those that have a folder
 
     specs = {name: sr_models.spec(name) for name in sr_models.names()}
     return {
-        name: Model(name, spec.licence, spec.official_file, spec.shipped, check(name)) for name, spec in specs.items()
+        name: Model(
+            name,
+            spec.licence,
+            spec.official_file,
+            spec.shipped,
+            check(name),
+            None if spec.folder is None else spec.folder.about,
+        )
+        for name, spec in specs.items()
     }
 
 

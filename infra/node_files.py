@@ -5,8 +5,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import platformdirs
@@ -33,6 +34,27 @@ def share(file: Path, paths: StorePaths) -> Path:
     place = paths.shared_weights(file_sha256(file), file.name)
     if not place.exists():
         write_atomically(place, lambda temporary: _copy(file, temporary))
+    return place
+
+
+def share_folder(folder: Path, files: Sequence[Path], sha256: str, paths: StorePaths) -> Path:
+    """Return a folder's place in the store, where its files are copied if need be: see `share`.
+
+    Args:
+        folder: A folder of this machine, or of object storage, which all nodes have.
+        files: Those of its files that are needed, by their paths in it.
+        sha256: Of all of them together, in hex.
+        paths: The store.
+
+    Raises:
+        StoreError: The store cannot be written.
+    """
+    if isinstance(folder, ObjectPath) or folder.resolve().is_relative_to(paths.root):
+        return folder
+    place = paths.shared_weights(sha256, folder.name)
+    for file in files:
+        if not (place / file).exists():
+            write_atomically(place / file, partial(_copy, folder / file))
     return place
 
 
@@ -67,6 +89,36 @@ def local_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def local_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder of this machine: path itself, or this node's copy of the objects below path.
+
+    As `local_file` does it. What lies there never changes: its name says what it holds, as `share_folder` has it.
+
+    Raises:
+        FileNotFoundError: There is nothing on object storage.
+        StoreError: The copy cannot be written.
+        TransientError: Object storage does not hand it out.
+    """
+    if not isinstance(path, ObjectPath):
+        yield path
+        return
+    folder = _folder()
+    copy = folder / hashlib.sha256(str(path).encode()).hexdigest()[:32] / path.name
+    with writing(copy), _one_at_a_time(folder):
+        files = [file for file in path.rglob("*") if file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"there is nothing below {path}")
+        for file in files:
+            place = copy / file.relative_to(path)
+            try:
+                os.utime(place)
+            except FileNotFoundError:
+                _sweep(folder)
+                write_atomically(place, partial(_fetch, file), sync=False)
+    yield copy
+
+
+@contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one process of the node at the copies: what several want at once is nearly always one object."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,5 +145,6 @@ def _fetch(path: ObjectPath, temporary: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Remove the copies that were not used for long; a process that has one open keeps what it has."""
     for place in [place for place in folder.iterdir() if place.is_dir()]:
-        if all(time.time() - file.stat().st_mtime > _KEPT_SECONDS for file in place.iterdir()):
+        files = [file for file in place.rglob("*") if file.is_file()]
+        if all(time.time() - file.stat().st_mtime > _KEPT_SECONDS for file in files):
             shutil.rmtree(place)

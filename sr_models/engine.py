@@ -5,8 +5,9 @@ and the rounding all run on the device, so that uint16 crosses the bus and nothi
 the memory is halved and done again from its input; a patch is handed out only once its own batch has succeeded.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.errors import ConfigError, DeviceMemoryError
+from sr_models.condition import Condition
 from sr_models.stretch import MaxDn, as_tensor, to_dn, to_unit
 from sr_models.super_resolver import SuperResolver
 
@@ -25,7 +27,7 @@ _FREE_SHARE = 0.8  # of the free memory, for one batch; the rest is for fragment
 
 _OUT_OF_MEMORY_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 
-_Work = Callable[[SuperResolver, Tensor], Tensor]
+_Work = Callable[[SuperResolver, Tensor, Sequence[Condition]], Tensor]
 """What is done to one batch on the device."""
 
 Columns = Callable[[Tensor, Tensor], Tensor]
@@ -80,40 +82,52 @@ class SrEngine:
         """Where it runs, and where its output lies."""
         return self._resolver.device
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, conditions: Sequence[Condition] = ()) -> Tensor:
         """Return images in [0, 1] enlarged: the model's own call, in batches that fit.
 
         Args:
             x: (N, C, H, W), floating point, in [0, 1]; N may be any number.
+            conditions: What a conditioned model is told of each image.
 
         Returns:
             (N, C, scale*H, scale*W), float32, in [0, 1], on the device.
 
         Raises:
-            ShapeError: x is not a floating-point (N, C, H, W).
+            ShapeError: x is not a floating-point (N, C, H, W), or conditions are not as many as the model needs.
             DeviceMemoryError: Not even one image fits.
         """
-        return self._in_batches(x.to(self._resolver.device), lambda model, part: model(part))
+        return self._in_batches(x.to(self._resolver.device), conditions, lambda model, part, told: model(part, told))
 
-    def super_resolve(self, dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn) -> Tensor:
+    def told(self, conditions: Sequence[Condition]) -> "Told":
+        """Return the engine as a function of images alone, of which it is told these conditions."""
+        return Told(self, conditions)
+
+    def super_resolve(
+        self, dn: NDArray[np.uint16] | Tensor, max_dn: MaxDn, conditions: Sequence[Condition] = ()
+    ) -> Tensor:
         """Return patches enlarged, as DN, on the device.
 
         Args:
             dn: (N, C, H, W), DN, integer, in host memory or on the device; N may be any number.
             max_dn: DN that becomes 1 in the stretch (`sr_input_max_dn`), one or one a band.
+            conditions: What a conditioned model is told of each patch.
 
         Returns:
             (N, C, scale*H, scale*W), torch.uint16, DN, 0..max_dn.
 
         Raises:
-            ShapeError: dn is not an integer (N, C, H, W).
+            ShapeError: dn is not an integer (N, C, H, W), or conditions are not as many as the model needs.
             DeviceMemoryError: Not even one patch fits.
         """
         lr = as_tensor(dn, self._resolver.device)
-        return self._in_batches(lr, lambda model, x: to_dn(model(to_unit(x, max_dn)), max_dn))
+        return self._in_batches(lr, conditions, lambda model, x, told: to_dn(model(to_unit(x, max_dn), told), max_dn))
 
     def stream(
-        self, batches: Iterable[NDArray[np.uint16]], max_dn: MaxDn, columns: Columns | None = None
+        self,
+        batches: Iterable[NDArray[np.uint16]],
+        max_dn: MaxDn,
+        columns: Columns | None = None,
+        conditions: Iterable[Sequence[Condition]] | None = None,
     ) -> Iterator[Enlarged]:
         """Yield each batch enlarged, on the host, one behind the device.
 
@@ -124,15 +138,16 @@ class SrEngine:
             batches: (N, C, H, W) each, DN, uint16.
             max_dn: See `super_resolve`.
             columns: Further numbers to compute of every batch, on the device.
+            conditions: Of every batch, what a conditioned model is told of its patches; None for any other model.
 
         Raises:
             ShapeError, DeviceMemoryError: As `super_resolve` does.
         """
         transfer = _Transfer(self._resolver.device)
         pending: _Pending | None = None
-        for batch in batches:
+        for batch, told in zip(batches, repeat(()) if conditions is None else conditions, strict=False):
             lr = transfer.upload(batch)
-            sr = self.super_resolve(lr, max_dn)
+            sr = self.super_resolve(lr, max_dn, told)
             launched = transfer.download(sr, columns(lr, sr) if columns is not None else None)
             if pending is not None:
                 yield pending.wait()
@@ -140,14 +155,14 @@ class SrEngine:
         if pending is not None:
             yield pending.wait()
 
-    def _in_batches(self, x: Tensor, work: _Work) -> Tensor:
+    def _in_batches(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> Tensor:
         """Return work on x, batch by batch; a batch that does not fit is halved and begun again."""
         shape, start = tuple(x.shape[1:]), 0
         whole: Tensor | None = None
         while whole is None or start < len(x):
-            size = self._batch_size(x, work)
-            batch = x[start : start + size]
-            result = self._attempt(batch, size, work)
+            size = self._batch_size(x, conditions, work)
+            batch, told = x[start : start + size], conditions[start : start + size]
+            result = self._attempt(batch, told, size, work)
             if result is None:
                 self._shrink(shape, size if self._compiled else len(batch))
                 continue
@@ -159,7 +174,7 @@ class SrEngine:
             start += len(batch)
         return whole
 
-    def _attempt(self, batch: Tensor, size: int, work: _Work) -> Tensor | None:
+    def _attempt(self, batch: Tensor, told: Sequence[Condition], size: int, work: _Work) -> Tensor | None:
         """Return work on one batch, or None where it does not fit the memory."""
         n = len(batch)
         try:
@@ -167,20 +182,20 @@ class SrEngine:
                 full = batch.new_empty((size, *batch.shape[1:]))
                 full[:n].copy_(batch)
                 full[n:].copy_(batch[-1:].expand(size - n, *batch.shape[1:]))
-                batch = full
-            return work(self._resolver, batch)[:n]
+                batch, told = full, [*told, *(size - n) * list(told[-1:])]
+            return work(self._resolver, batch, told)[:n]
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
         return None  # out here the error, and the tensors its frames hold, are gone
 
-    def _batch_size(self, x: Tensor, work: _Work) -> int:
+    def _batch_size(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
         shape = tuple(x.shape[1:])
         if shape not in self._fits:
-            self._fits[shape] = self._asked or self._measured(x, work)
+            self._fits[shape] = self._asked or self._measured(x, conditions, work)
         return self._fits[shape]
 
-    def _measured(self, x: Tensor, work: _Work) -> int:
+    def _measured(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
         """Return how many images fit the free memory, from what one and two of them take."""
         device = self._resolver.device
         if device.type != "cuda" or len(x) < 2:
@@ -191,7 +206,7 @@ class SrEngine:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             try:
-                work(self._eager, x[:n])  # a compiled network would be compiled anew for each size
+                work(self._eager, x[:n], conditions[:n])  # a compiled network would be compiled anew for each size
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -211,6 +226,28 @@ class SrEngine:
                 f"{self._resolver.device}: choose a larger device, a smaller window, another SR model or dtype"
             )
         self._fits[shape] = size // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An engine, and what it is told of the images it will be called with."""
+
+    engine: SrEngine
+    conditions: Sequence[Condition]
+
+    @property
+    def scale(self) -> int:
+        """Factor of enlargement."""
+        return self.engine.scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, and where its output lies."""
+        return self.engine.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return images in [0, 1] enlarged: see `SrEngine.__call__`."""
+        return self.engine(x, self.conditions)
 
 
 def batch_that_fits(free: int, once: int, each: int) -> int:

@@ -1,21 +1,24 @@
 """Every super-resolution model by its name in RUN.yaml, and what a caller must know about it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from infra.bigearthnet.bands import RGB
-from infra.errors import UnknownNameError, did_you_mean
+from infra.errors import ConfigError, UnknownNameError, did_you_mean
 from infra.installed import ModelTable
 from infra.weights_store import OfficialFile
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
 from sr_models.hat import hat
 from sr_models.interpolation import bicubic, identity
+from sr_models.seesr import models as seesr
+from sr_models.seesr.options import SeesrOptions
 
 Scalar = str | int | float
 
@@ -37,6 +40,21 @@ class ShippedWeights:
     def path(self) -> Path:
         """Where it lies in this installation."""
         return Path(__file__).parent / self.file
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFolder:
+    """Weights that are published as several files, which a user puts into one folder."""
+
+    about: str
+    """For a person: which files, where each is found, and how they lie in the folder."""
+    files: Callable[[Path, BaseModel | None], Sequence[Path]]
+    """The files that determine the model with some options, by their paths in a folder; raises WeightsError where any
+    is missing."""
+    check: Callable[[Path, BaseModel | None], None]
+    """Raises WeightsError for files that do not make the model; reads their names and shapes, not their numbers."""
+    load: Callable[[Path, BaseModel | None], nn.Module]
+    """Builds the network of a folder, on the CPU, float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +96,64 @@ class SrSpec:
     distribution: str | None = None
     """Name and version of the distribution that brings the model, None for this package's own. It is part of the
     model's identity, since another version may compute other pixels."""
+    folder: WeightsFolder | None = None
+    """Where its weights are several files."""
+    options: type[BaseModel] | None = None
+    """What may be chosen of it, scalars with defaults; part of the model's identity. None for a model that has no
+    options; else `architecture` takes them as its first argument."""
+    conditioned: bool = False
+    """Whether it has to be told of each image: a generative model, whose noise is the patch's own."""
+    sr_shard: int | None = None
+    """Patches that are super-resolved and stored at once, by a model so slow that a whole shard would be much to lose;
+    its pixels are always stored. None for whole shards."""
 
     def from_distribution(self, distribution: str) -> Self:
         """Return the entry as another distribution's, given its name and version."""
         return replace(self, distribution=distribution)
 
-    def build(self) -> nn.Module:
-        """Return the network on the CPU, float32, with random parameters where it has any."""
-        return self.architecture(**self.parameters)
+    def chosen(self, name: str, options: Mapping[str, object] | None) -> BaseModel | None:
+        """Return the model's options, those that are not given as they are by default; None for a model without.
+
+        Args:
+            name: The model, for messages.
+            options: By name.
+
+        Raises:
+            ConfigError: It has no such option, or an option no such value.
+        """
+        if self.options is None:
+            if options:
+                raise ConfigError(f"{name} has no options, but {', '.join(options)} was given: leave it out")
+            return None
+        try:
+            return self.options.model_validate(dict(options or {}))
+        except ValidationError as error:
+            told = [_told(fault["loc"], fault["msg"], fault["input"], self.options) for fault in error.errors()]
+            raise ConfigError(f"{name}: {'; '.join(told)}") from error
+
+    def build(self, options: BaseModel | None = None) -> nn.Module:
+        """Return the network on the CPU, float32, with random parameters where it has any.
+
+        Args:
+            options: As `chosen` returns them.
+        """
+        if self.options is None:
+            return self.architecture(**self.parameters)
+        return self.architecture(options or self.options(), **self.parameters)
+
+
+def _told(place: Sequence[int | str], message: str, value: object, options: type[BaseModel]) -> str:
+    """Return what pydantic found at fault with an option, in our words."""
+    name, known = ".".join(map(str, place)), tuple(options.model_fields)
+    if name not in known:
+        return f"there is no option {name!r}: {did_you_mean(name, known)}there are {', '.join(known)}"
+    return f"{name}: {message[:1].lower()}{message[1:]}, not {value!r}"
 
 
 _NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 _HAT_DTYPES = (torch.float32, torch.bfloat16)  # no float16: spandrel, too, refuses it for HAT
+_DIFFUSION_DTYPES = (torch.float32, torch.bfloat16)
 _HAT_FOLDER = "https://drive.google.com/drive/folders/1HpmReFfoUqUbnAOQ7rvOeNU3uf_m69w0"
 _HAT_PARAMETERS = MappingProxyType(
     {"embed_dim": 180, "num_groups": 6, "num_blocks": 6, "compress_ratio": 3, "squeeze_factor": 30}
@@ -255,6 +318,30 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
                 sha256="f5b1e3bbbb05147ca2beefcc715279cb647d7976cbda67d62ea7e6e20d5ffcc7",
             ),
             multiple=16,
+        ),
+        "seesr": SrSpec(
+            title="SeeSR, Stable Diffusion 2 led by the patch and by tags of what is seen in it",
+            scale=4,
+            architecture=seesr.full_size,
+            paper="Wu et al. 2024, arXiv:2311.16518",
+            licence="Apache-2.0 (SeeSR), CreativeML Open RAIL++-M (Stable Diffusion 2)",
+            dtypes=_DIFFUSION_DTYPES,
+            needs_weights=True,
+            folder=WeightsFolder(about=seesr.ABOUT, files=seesr.files, check=seesr.check, load=seesr.load),
+            options=SeesrOptions,
+            conditioned=True,
+            sr_shard=32,
+        ),
+        "seesr_tiny": SrSpec(
+            title="SeeSR's way through a tiny network of random numbers, for tests: its pictures mean nothing",
+            scale=4,
+            architecture=seesr.tiny,
+            paper="none",
+            licence="Apache-2.0",
+            dtypes=_DIFFUSION_DTYPES,
+            options=SeesrOptions,
+            conditioned=True,
+            sr_shard=32,
         ),
     }
 )

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,14 +10,15 @@ from types import MappingProxyType
 from typing import cast
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from infra.bigearthnet.bands import IMAGE_RGB, RGB
 from infra.errors import ConfigError, ShapeError
-from infra.weights_store import sha256
 from sr_models.band_groups import back_project, join, split
+from sr_models.condition import Condition
 from sr_models.registry import Scalar, spec
-from sr_models.weights import load_into, weights_file
+from sr_models.weights import load_into, weights_digest, weights_file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +36,9 @@ class SuperResolver:
     dtype: torch.dtype = torch.float32
     """Precision of the network's parameters and activations."""
     weights_sha256: str | None = None
-    """SHA-256 of the weight file; None for a model without weights."""
+    """SHA-256 of the weight file, or of a folder's digests; None for a model without weights."""
     parameters: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
-    """Arguments the network was built with."""
+    """Arguments and options the network was built with."""
     bands: tuple[str, ...] = RGB
     """Bands of the input and the output, in channel order; more than RGB go through the network in groups."""
     bandwise: bool = False
@@ -46,8 +47,10 @@ class SuperResolver:
     """Layout of the network's parameters and of its input; channels last for convolutions."""
     distribution: str | None = None
     """Name and version of the distribution that brings the model; None for this package's own."""
+    conditioned: bool = False
+    """Whether it has to be told of each image: see `SrSpec.conditioned`."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, conditions: Sequence[Condition] = ()) -> Tensor:
         """Return the batch enlarged, each image by itself.
 
         float32 means float32: TensorFloat-32 is off, whatever the process has set, so that devices agree. What the
@@ -58,12 +61,13 @@ class SuperResolver:
         Args:
             x: (N, C, H, W), floating point, in [0, 1], on any device; C is the number of `bands`, H and W from 1 on, of
                 any multiple.
+            conditions: What a conditioned model is told of each image, N of them; none for any other.
 
         Returns:
             (N, C, scale*H, scale*W), float32, in [0, 1], on `device`; free of autograd, fit for it later.
 
         Raises:
-            ShapeError: x is not a floating-point (N, C, H, W).
+            ShapeError: x is not a floating-point (N, C, H, W), or conditions are not as many as the model needs.
         """
         channels = len(self.bands)
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:] or not x.is_floating_point():
@@ -71,6 +75,9 @@ class SuperResolver:
                 f"{self.name} needs floating point (N, {channels}, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}; "
                 "DN are turned into [0, 1] by sr_models.to_unit"
             )
+        if len(conditions) != (x.shape[0] if self.conditioned else 0):
+            needs = f"one condition for each of {x.shape[0]} images" if self.conditioned else "no conditions"
+            raise ShapeError(f"{self.name} needs {needs}, got {len(conditions)}")
         if x.shape[0] == 0:
             return x.new_zeros((0, channels, self.scale * x.shape[2], self.scale * x.shape[3]), dtype=torch.float32).to(
                 self.device
@@ -79,7 +86,10 @@ class SuperResolver:
         grouped = channels > len(RGB) and not self.bandwise
         with torch.inference_mode(), self._exact_float32():
             images = split(x) if grouped else x
-            y: Tensor = self.network(images.to(self.dtype, memory_format=self.memory_format)).float()
+            if self.conditioned:  # several networks, of which each has its own precision
+                y: Tensor = self.network(images.float(), [*conditions] * (len(images) // len(x))).float()
+            else:
+                y = self.network(images.to(self.dtype, memory_format=self.memory_format)).float()
             if grouped:
                 y = back_project(join(y, channels), x.float())
         return y.clamp(0.0, 1.0)  # outside inference mode, so that autograd may use the result
@@ -95,7 +105,9 @@ class SuperResolver:
                 f"{self.name} is to be compiled, which needs a C compiler, and there is none: install gcc, or set "
                 "`resources: {compile: false}`"
             )
-        return replace(self, network=cast("nn.Module", torch.compile(self.network, dynamic=False)))
+        compile_parts = getattr(self.network, "compiled", None)  # of a network whose call is more than tensors
+        network = compile_parts() if compile_parts else torch.compile(self.network, dynamic=False)
+        return replace(self, network=cast("nn.Module", network))
 
     def identity(self) -> dict[str, Scalar | None]:
         """Return whatever determines the output: what a `config` is made of. Never paths, device or batch size."""
@@ -121,30 +133,36 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     bands: tuple[str, ...] = RGB,
+    options: Mapping[str, object] | None = None,
 ) -> SuperResolver:
     """Return a super-resolution model ready to run.
 
     Args:
         name: One of `names()`.
-        weights: Weight file, official format or safetensors, only for models that need one; None for the stored
-            official file or, without one, the shipped file: see `weights_file`.
+        weights: Weight file, official format or safetensors, only for models that need one, or the folder of those
+            that have several; None for what is stored or, without that, the shipped file: see `weights_file`.
         device: A torch device such as "cuda:0".
         dtype: Precision of the network, such as torch.bfloat16 or "bfloat16"; None for float32.
         bands: Bands of the input: B04, B03, B02 or R, G, B, or these and more, see `band_groups`.
+        options: Of a model that has any, those that are not to be as they are by default: see `SrSpec.options`.
 
     Raises:
         UnknownNameError: There is no such model.
         WeightsError: The weights are missing, unreadable, of another network, or given where none are used.
-        ConfigError: The model does not run in that precision or on those bands, or the device cannot be used.
+        ConfigError: The model does not run in that precision, on those bands, or with those options, or the device
+            cannot be used.
     """
-    model, precision = spec(name), _precision(name, dtype)
+    model, precision, chosen = spec(name), _precision(name, dtype), spec(name).chosen(name, options)
     if bands[:3] not in (RGB, IMAGE_RGB):
         raise ConfigError(f"{name} needs the bands {', '.join(RGB)} first, got {', '.join(bands) or 'none'}")
-    file = weights_file(name, weights)
-    digest = None if file is None else sha256(file)
-    network = model.build()
-    if file is not None:
-        load_into(network, file, name)
+    file = weights_file(name, weights, options)
+    digest = None if file is None else weights_digest(name, file, chosen)
+    if file is not None and model.folder is not None:
+        network = model.folder.load(file, chosen)
+    else:
+        network = model.build(chosen)
+        if file is not None:
+            load_into(network, file, name)
     try:
         place = torch.empty(0, device=device).device  # fails here, not at the first call, where it cannot be used
         network = network.eval().requires_grad_(requires_grad=False).to(place, precision)
@@ -161,28 +179,59 @@ def load(
         place,
         precision,
         digest,
-        model.parameters,
+        _arguments(model.parameters, chosen),
         bands,
         model.bandwise,
         layout,
         model.distribution,
+        model.conditioned,
     )
 
 
+def check_weights(
+    name: str,
+    weights: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
+    options: Mapping[str, object] | None = None,
+) -> None:
+    """Raise what `load` would of a model's weights, precision and options, without keeping the network.
+
+    Of a folder only the names and shapes of parameters are read, since it may hold gigabytes.
+
+    Raises:
+        UnknownNameError, WeightsError, ConfigError: As `load` does.
+    """
+    model = spec(name)
+    if model.folder is None:
+        load(name, weights, dtype=dtype, options=options)
+        return
+    _precision(name, dtype)
+    folder = weights_file(name, weights, options)
+    assert folder is not None  # weights are needed, or it would have no folder
+    model.folder.check(folder, model.chosen(name, options))
+
+
 def fingerprint(
-    name: str, weights: str | Path | None = None, dtype: str | torch.dtype | None = None
+    name: str,
+    weights: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> dict[str, Scalar | None]:
-    """Return `load(name, weights, dtype=dtype).identity()` without building the network: the file is only hashed.
+    """Return `load(name, weights, ...).identity()` without building the network: files are only hashed.
 
     Raises:
         UnknownNameError: There is no such model.
         WeightsError: The weights are missing, or given where none are used.
-        ConfigError: The model does not run in that precision.
+        ConfigError: The model does not run in that precision, or with those options.
     """
-    model, precision = spec(name), _precision(name, dtype)
-    file = weights_file(name, weights)
-    digest = None if file is None else sha256(file)
-    return _identity(name, model.scale, model.parameters, digest, precision, model.distribution)
+    model, precision, chosen = spec(name), _precision(name, dtype), spec(name).chosen(name, options)
+    file = weights_file(name, weights, options)
+    digest = None if file is None else weights_digest(name, file, chosen)
+    return _identity(name, model.scale, _arguments(model.parameters, chosen), digest, precision, model.distribution)
+
+
+def _arguments(parameters: Mapping[str, Scalar], options: BaseModel | None) -> Mapping[str, Scalar]:
+    return MappingProxyType({**parameters, **({} if options is None else options.model_dump())})
 
 
 def _identity(

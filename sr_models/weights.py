@@ -1,5 +1,6 @@
 """Weight files: read safely, compared with the network they are meant for, explained where they do not fit."""
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,12 +21,17 @@ from sr_models.registry import ShippedWeights, names, spec
 _SHOWN = 4  # keys named in a message before it goes on with a count
 
 
-def weights_file(name: str, given: str | Path | None = None) -> Path | None:
+def weights_file(
+    name: str, given: str | Path | None = None, options: Mapping[str, object] | None = None
+) -> Path | None:
     """Return the file a model's weights come from: the one given, else the stored official one, else the shipped one.
+
+    A model whose weights are several files has a folder in its place.
 
     Args:
         name: One of `names()`.
-        given: A file the user named, for a model that needs one.
+        given: A file, or a folder, that the user named, for a model that needs one.
+        options: The model's, on which it may depend what a folder has to hold.
 
     Returns:
         An absolute path; None for a model without weights.
@@ -38,6 +45,12 @@ def weights_file(name: str, given: str | Path | None = None) -> Path | None:
         if given is not None:
             raise WeightsError(f"{name} has no weights, but {given} was given: leave it out")
         return None
+    if model.folder is not None:
+        folder = WeightsStore.default().folder / name if given is None else Path(given).absolute()
+        if not folder.is_dir():
+            raise missing(name, given)
+        model.folder.files(folder, model.chosen(name, options))
+        return folder
     if given is not None:
         if not Path(given).is_file():
             raise missing(name, given)
@@ -48,6 +61,26 @@ def weights_file(name: str, given: str | Path | None = None) -> Path | None:
     if stored is None:
         raise missing(name, None)
     return stored
+
+
+def weights_digest(name: str, path: Path, options: BaseModel | None = None) -> str:
+    """Return the SHA-256 that a model's weights are known by.
+
+    Args:
+        name: One of `names()`.
+        path: As `weights_file` returns it: a file, whose SHA-256 it is, or a folder, of which it is that of the lines
+            that `sha256sum` prints of its files, in the order of their names.
+        options: The model's, as `SrSpec.chosen` returns them.
+
+    Raises:
+        WeightsError: A file cannot be read.
+    """
+    model = spec(name)
+    if model.folder is None:
+        return sha256(path)
+    files = sorted(file.as_posix() for file in model.folder.files(path, options))
+    lines = "".join(f"{sha256(path / file)}  {file}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _shipped(name: str, shipped: ShippedWeights) -> Path:
@@ -62,6 +95,8 @@ def _shipped(name: str, shipped: ShippedWeights) -> Path:
 
 def load_state(path: str | Path, *, part: str | None = None) -> dict[str, Tensor]:
     """Return the parameters of a weight file, on the CPU, in the file's own dtypes.
+
+    Within `torch.device("meta")` their shapes alone are read, so that a file of gigabytes is checked in no time.
 
     Args:
         path: A `.safetensors` file, or a PyTorch file as BasicSR and Real-ESRGAN write it: `params_ema` (taken first),
@@ -139,13 +174,20 @@ def load_into(model: nn.Module, path: str | Path, name: str) -> None:
 
 def missing(name: str, path: str | Path | None) -> WeightsError:
     """Return the error for a model whose weight file was not given (path None) or is not there."""
-    found = "no weight file was given, stored or shipped" if path is None else f"there is no file at {path}"
+    what = "folder" if name in names() and spec(name).folder is not None else "file"
+    found = f"no weight {what} was given, stored or shipped" if path is None else f"there is no {what} at {path}"
     return WeightsError(f"{name} needs weights, but {found}. {where_to_get(name)}")
 
 
 def where_to_get(name: str) -> str:
     """Return one or two sentences for a person: which official file a model takes, where it is, how to name it."""
     model = spec(name) if name in names() else None
+    if model is not None and model.folder is not None:
+        stored = WeightsStore.default().folder / name
+        return (
+            f"{model.folder.about} Put them into {stored}, or name their folder as the `weights` argument, or in "
+            f"RUN.yaml as `weights: {{{name}: FOLDER}}`."
+        )
     if model is None or model.official_file is None:
         return ""
     return model.official_file.where_to_get(name, model.licence)
@@ -190,7 +232,8 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
 def _read_torch(path: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever the file holds; checked by the caller
     try:
         # only the zip files of torch 1.6 and later can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zipfile(path))
+        place = "meta" if _shapes_alone() else "cpu"
+        return torch.load(path, map_location=place, weights_only=True, mmap=mapped and is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no weight file: it is damaged, or holds Python objects beside tensors, which are not loaded "
@@ -202,9 +245,16 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        if _shapes_alone():
+            with safe_open(path, framework="pt") as file:
+                return {name: torch.empty(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return load_file(path, device="cpu")
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as a safetensors file, it may be cut short: {error}") from error
+
+
+def _shapes_alone() -> bool:
+    return torch.get_default_device().type == "meta"
 
 
 def _kind(value: object) -> str:

@@ -1,12 +1,13 @@
 """A branch: the archive as one SR model shows it to the classifiers, computed on the fly or read back."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,15 +15,17 @@ from torch import Tensor
 import sr_models
 from infra.archives.model import PatchFormat
 from infra.bigearthnet.bands import IMAGE_RGB, S1, BandGroup
-from infra.errors import ConfigError
+from infra.errors import ConfigError, PipelineError
 from infra.fingerprint import Json
-from infra.node_files import local_file
-from infra.parts import StageParts, stage_parts
+from infra.node_files import local_file, local_folder
+from infra.parts import StageParts, stage_config, stage_parts
 from infra.storage import StorePaths
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ArraySpec, ShardedStore, divisor
+from sr_models import Condition
 from sr_models.engine import Enlarged
 from sr_models.quality import QUALITY_COLUMNS, SSIM_WINDOW, quality_columns
+from sr_models.registry import Scalar, SrSpec
 from sr_models.stretch import as_tensor, to_unit
 from tasks.patch_pixels import Resampling, groups_of, joined, picked, reduced
 
@@ -70,13 +73,17 @@ class Branch:
     sr: str
     """SR model."""
     weights: Path | None
-    """Its weight file, whichever it came to be, where all workers have it; None for a model without."""
+    """Its weight file or folder, whichever it came to be, where all workers have it; None for a model without."""
     dtype: str | None
     """Precision of the SR network; None: its default."""
     batch_size: int
     """Patches that go through a classifier at once."""
     compiled: bool | None
     """Whether the SR network is compiled; None: on GPUs."""
+    options: Mapping[str, Scalar]
+    """What was chosen of the SR model; empty for one without options."""
+    land_cover: StageParts | None
+    """Predictions that a conditioned model is told as land cover; None where it is told none, or the labels."""
     identity: Mapping[str, Json]
     """Whatever determines the pixels, besides the archive's."""
     pixels: StageParts
@@ -110,9 +117,28 @@ class Branch:
         return self.paths.super_resolved(self.sr, self.pixels.config)
 
     @property
+    def spec(self) -> SrSpec:
+        """The SR model."""
+        return sr_models.SR_MODELS[self.sr]
+
+    @property
     def scale(self) -> int:
         """Factor of enlargement."""
-        return sr_models.SR_MODELS[self.sr].scale
+        return self.spec.scale
+
+    @property
+    def awaits_predictions(self) -> bool:
+        """Whether its SR model is to be told predictions, which nobody has made yet."""
+        return self.options.get("land_cover") == "predictions" and self.land_cover is None
+
+    @property
+    def sr_shards(self) -> StageParts:
+        """Parts of SR shards, of a model whose pixels are stored in less than whole shards: see `SrShards`."""
+        return StageParts(self.paths, "sr_shards", self.pixels.config)
+
+    def block(self, shard_size: int) -> int:
+        """Return the patches of SR pixels that are written and read at once; batches do not reach across."""
+        return divisor(shard_size, self.spec.sr_shard or _STORED_BLOCK)
 
     @property
     def degrade(self) -> int:
@@ -153,7 +179,7 @@ class Branch:
                 attributes,
                 chunk=4,
                 names=self.bands,
-                zarr_shard=_STORED_BLOCK,
+                zarr_shard=self.spec.sr_shard or _STORED_BLOCK,
             ),
         )
 
@@ -166,16 +192,23 @@ def make_branch(
     dtype: str | None = None,
     batch_size: int = 16,
     compiled: bool | None = None,
+    options: Mapping[str, object] | None = None,
+    land_cover: StageParts | None = None,
 ) -> Branch:
     """Return the branch of one SR model over an ingested archive; see `Branch` for the arguments.
 
     Without weights, the stored official file or the shipped one is settled on here, so that all workers use the same.
+    Where the model is to be told predictions and there are none yet, the branch has everything but parts of its own.
 
     Raises:
         WeightsError: The weight file is missing.
-        ConfigError: The model does not run in that dtype, on those bands, or on patches of that size.
+        ConfigError: The model does not run in that dtype, on those bands, with those options, or on patches of that
+            size.
     """
-    weights = sr_models.weights_file(sr, weights)
+    spec = sr_models.spec(sr)
+    weights = sr_models.weights_file(sr, weights, options)
+    chosen = spec.chosen(sr, options)
+    scalars: dict[str, Scalar] = {} if chosen is None else chosen.model_dump()
     if len(inputs.groups) > 1 and (sr != "none" or inputs.degrade > 1):
         raise ConfigError(
             f"{sr}: bands of several grids ({', '.join(group.array for group in inputs.groups)}) are for the branch "
@@ -187,7 +220,7 @@ def make_branch(
         raise ConfigError(f"the branch {CEILING} is the ceiling of a run with degrade; without it, take none")
     _refuse_size(inputs, sr)
     identity: dict[str, Json] = {
-        **sr_models.fingerprint(sr, weights, dtype),
+        **sr_models.fingerprint(sr, weights, dtype, options),
         "max_dn": list(inputs.max_dn),
         "bands": list(inputs.bands),
     }
@@ -195,13 +228,19 @@ def make_branch(
         identity["degrade"] = inputs.degrade
     if len(inputs.groups) > 1:
         identity["resampling"] = inputs.resampling
+    if land_cover is not None:
+        identity["land_cover_of"] = land_cover.config
     ingest = inputs.ingest
     determines: dict[str, Json] = {**identity, "input": ingest.config, "schema": 1}
-    pixels = stage_parts(ingest.paths, "super_resolve", determines)
-    quality = stage_parts(
-        ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA}
-    )
-    return Branch(inputs, sr, weights, dtype, batch_size, compiled, identity, pixels, quality)
+    provisional = scalars.get("land_cover") == "predictions" and land_cover is None
+    parts = _unrecorded_parts if provisional else stage_parts
+    pixels = parts(ingest.paths, "super_resolve", determines)
+    quality = parts(ingest.paths, "sr_quality", {**determines, "pixels": pixels.config, "schema": _QUALITY_SCHEMA})
+    return Branch(inputs, sr, weights, dtype, batch_size, compiled, scalars, land_cover, identity, pixels, quality)
+
+
+def _unrecorded_parts(paths: StorePaths, stage: str, determines: Mapping[str, Json]) -> StageParts:
+    return StageParts(paths, stage, stage_config(stage, determines))
 
 
 def _refuse_size(inputs: Inputs, sr: str) -> None:
@@ -251,8 +290,10 @@ class BranchReader:
         if self._engine is None:
             branch = self.branch
             with ExitStack() as files:
-                weights = None if branch.weights is None else files.enter_context(local_file(branch.weights))
-                resolver = sr_models.load(branch.sr, weights, self.device, branch.dtype, branch.bands)
+                local = local_file if branch.spec.folder is None else local_folder
+                weights = None if branch.weights is None else files.enter_context(local(branch.weights))
+                options = dict(branch.options) or None
+                resolver = sr_models.load(branch.sr, weights, self.device, branch.dtype, branch.bands, options)
             self._engine = sr_models.SrEngine(resolver, compiled=branch.compiled)
         return self._engine
 
@@ -273,12 +314,13 @@ class BranchReader:
 
         Args:
             shard: The shard.
-            patches: Its rows of the ingest part: patch_id and row.
+            patches: Its rows of the ingest part: patch_id, row, and labels where a conditioned model is told of them.
         """
         patches = patches.sort_by("row")
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
         judged = all(parts.is_done(shard) for parts in self.branch.quality_outputs)
-        block = stored_block(self.shard_size)
+        block = self.branch.block(self.shard_size)
+        conditions: Sequence[Condition] | None = None  # nobody asks where all pixels are stored
         for first in range(0, self.shard_size, block):
             parts = block_batches(rows, first, block, self.branch.batch_size)
             if not parts:
@@ -286,10 +328,13 @@ class BranchReader:
             stored = self.read(shard, first, block) if judged else self._read_archive(shard, first, block)
             for part in parts:
                 chosen = {name: torch.from_numpy(values[rows[part] - first]) for name, values in stored.items()}
+                if conditions is None and "sr" not in chosen:
+                    conditions = self.conditions(shard, patches)
+                told = conditions[part] if conditions else ()
                 if judged or self.branch.scale == 1:
-                    yield Batch(rows[part], self.network_input(chosen), None)
+                    yield Batch(rows[part], self.network_input(chosen, told), None)
                 else:
-                    sr, quality = self._super_resolve_and_judge(chosen, ids[part])
+                    sr, quality = self._super_resolve_and_judge(chosen, told, ids[part])
                     yield Batch(rows[part], to_unit(sr, self.branch.max_dn), quality)
 
     def read(self, shard: int, first_row: int, rows: int, *, super_resolved: bool = True) -> Stored:
@@ -305,8 +350,44 @@ class BranchReader:
             return {"sr": self._stored.read(shard, "sr", first_row, rows).astype(np.uint16, copy=False)}
         return self._read_archive(shard, first_row, rows)
 
-    def network_input(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """Return what classifiers standardise, of rows from `read`, on any device: see `Batch.x`."""
+    def conditions(self, shard: int, patches: pa.Table) -> Sequence[Condition]:
+        """Return what a conditioned model is told of patches; nothing for any other model.
+
+        Args:
+            shard: Their shard.
+            patches: Their rows of the ingest part: patch_id, and labels.
+
+        Raises:
+            PipelineError: It is to be told predictions, and those of the shard failed.
+        """
+        if not self.branch.spec.conditioned:
+            return ()
+        ids = patches["patch_id"].to_pylist()
+        covers: list[list[str] | None] = [None] * len(ids)
+        if self.branch.options.get("land_cover") == "labels":
+            covers = patches["labels"].to_pylist()
+        elif self.branch.land_cover is not None:
+            covers = self._predicted(self.branch.land_cover, shard, ids)
+        return [Condition(name, tuple(cover or ())) for name, cover in zip(ids, covers, strict=True)]
+
+    def _predicted(self, predictions: StageParts, shard: int, ids: Sequence[str]) -> list[list[str] | None]:
+        """Return the labels that the first seed's network gave."""
+        if not predictions.is_done(shard):
+            raise PipelineError(
+                f"{self.branch.sr} is told predictions ({predictions.config}), and those of shard {shard} failed"
+            )
+        rows = predictions.read(shard)
+        rows = rows.filter(pc.equal(rows["seed"], pc.min(rows["seed"])))
+        predicted = dict(zip(rows["patch_id"].to_pylist(), rows["predicted"].to_pylist(), strict=True))
+        return [predicted[name] for name in ids]
+
+    def network_input(self, stored: Mapping[str, Tensor], conditions: Sequence[Condition] = ()) -> Tensor:
+        """Return what classifiers standardise, of rows from `read`, on any device: see `Batch.x`.
+
+        Args:
+            stored: By array.
+            conditions: What `conditions` returns of those rows; not needed where `stored` has SR pixels.
+        """
         branch = self.branch
         stored = {name: values.to(self.device, non_blocking=True) for name, values in stored.items()}
         if "sr" in stored:
@@ -315,28 +396,37 @@ class BranchReader:
         if len(groups) > 1:
             return joined(stored, groups, branch.bands, branch.max_dn, branch.inputs.resampling)
         lr = reduced(stored[groups[0].array], branch.degrade)
-        return to_unit(self.engine.super_resolve(lr, branch.max_dn), branch.max_dn)
+        return to_unit(self.engine.super_resolve(lr, branch.max_dn, conditions), branch.max_dn)
 
-    def archive_rows(self, shard: int) -> NDArray[np.uint16]:
-        """Return the bands of a whole shard as the archive has them, DN, (shard_size, C, H, W)."""
-        (values,) = self._read_archive(shard, 0, self.shard_size).values()
+    def archive_rows(self, shard: int, first_row: int = 0, rows: int | None = None) -> NDArray[np.uint16]:
+        """Return rows of a shard as the archive has them, by default all, DN, (rows, C, H, W)."""
+        (values,) = self._read_archive(shard, first_row, self.shard_size if rows is None else rows).values()
         return values.astype(np.uint16, copy=False)
 
-    def stream(self, batches: Iterable[NDArray[np.uint16]]) -> Iterator[Enlarged]:
+    def stream(self, batches: Iterable[tuple[NDArray[np.uint16], Sequence[Condition]]]) -> Iterator[Enlarged]:
         """Yield SR pixels and `QUALITY_COLUMNS` of each batch on the host, while the device works on the next.
 
         Args:
-            batches: The archive's pixels, DN, (N, C, H, W) each.
+            batches: The archive's pixels, DN, (N, C, H, W) each, and what `conditions` returns of them.
         """
-        judging: list[Tensor | None] = []  # the engine judges each batch once, in order
+        telling: list[Sequence[Condition]] = []  # the engine enlarges and judges each batch once, in order
+        judging: list[tuple[Tensor | None, Sequence[Condition]]] = []
 
         def inputs() -> Iterator[NDArray[np.uint16]]:
-            for dn in batches:
+            for dn, conditions in batches:
                 hr = as_tensor(dn)
-                judging.append(hr if self.branch.has_truth else None)
+                telling.append(conditions)
+                judging.append((hr if self.branch.has_truth else None, conditions))
                 yield reduced(hr, self.branch.degrade).numpy()
 
-        return self.engine.stream(inputs(), self.branch.max_dn, lambda lr, sr: self._judge(lr, sr, judging.pop(0)))
+        def told() -> Iterator[Sequence[Condition]]:
+            while True:
+                yield telling.pop(0)
+
+        def judge(lr: Tensor, sr: Tensor) -> Tensor:
+            return self._judge(lr, sr, *judging.pop(0))
+
+        return self.engine.stream(inputs(), self.branch.max_dn, judge, told())
 
     def quality_table(self, ids: list[str], columns: NDArray[np.float32]) -> pa.Table:
         """Return SR_QUALITY rows of `QUALITY_COLUMNS`, (K, N); NaN becomes null."""
@@ -353,15 +443,17 @@ class BranchReader:
         )
         return rows.select(SR_QUALITY.names).cast(SR_QUALITY)
 
-    def _super_resolve_and_judge(self, stored: Mapping[str, Tensor], ids: list[str]) -> tuple[Tensor, pa.Table]:
+    def _super_resolve_and_judge(
+        self, stored: Mapping[str, Tensor], conditions: Sequence[Condition], ids: list[str]
+    ) -> tuple[Tensor, pa.Table]:
         (hr,) = (values.to(self.device) for values in stored.values())
         lr = reduced(hr, self.branch.degrade)
-        sr = self.engine.super_resolve(lr, self.branch.max_dn)
-        columns = self._judge(lr, sr, hr if self.branch.has_truth else None)
+        sr = self.engine.super_resolve(lr, self.branch.max_dn, conditions)
+        columns = self._judge(lr, sr, hr if self.branch.has_truth else None, conditions)
         return sr, self.quality_table(ids, columns.cpu().numpy())
 
-    def _judge(self, lr: Tensor, sr: Tensor, truth: Tensor | None) -> Tensor:
-        return quality_columns(self.engine, lr, sr, self.branch.max_dn, truth)
+    def _judge(self, lr: Tensor, sr: Tensor, truth: Tensor | None, conditions: Sequence[Condition]) -> Tensor:
+        return quality_columns(self.engine.told(conditions), lr, sr, self.branch.max_dn, truth)
 
     def _read_archive(self, shard: int, first_row: int, rows: int) -> Stored:
         bands = self.branch.bands
@@ -369,11 +461,6 @@ class BranchReader:
             group.array: picked(self._archive.read(shard, group.array, first_row, rows), group, bands)
             for group in self.branch.inputs.groups
         }
-
-
-def stored_block(shard_size: int) -> int:
-    """Return the patches of SR pixels that are written and read at once; batches do not reach across."""
-    return divisor(shard_size, _STORED_BLOCK)
 
 
 def block_batches(rows: NDArray[np.int64], first: int, block: int, batch_size: int) -> list[slice]:

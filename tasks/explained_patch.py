@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
@@ -161,8 +162,10 @@ class PatchExplainer:
         """Return a patch's pixels, probabilities and maps."""
         trained, size = self._trained, self.branch.inputs.format.size
         stored = {name: torch.from_numpy(v) for name, v in self._reader.read(place.shard, place.row, 1).items()}
+        row = pa.table({"patch_id": [place.patch_id], "labels": pa.array([place.labels], pa.list_(pa.string()))})
+        conditions = () if "sr" in stored else self._reader.conditions(place.shard, row)
         with torch.no_grad():
-            x = self._reader.network_input(stored)
+            x = self._reader.network_input(stored, conditions)
             labels = tuple(range(trained.network.num_labels))
             seeds = [patch_seed(place.patch_id)]
             target = Target(trained.network, trained.standardiser(x), labels, None, trained.activation, seeds=seeds)

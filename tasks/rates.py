@@ -79,6 +79,7 @@ _NOT_WORK = (
     "shard_size",
     "sr",
     "sr_input_max_dn",
+    "sr_options",
     "weights",
     "reliability",
     "train_sr",
@@ -94,7 +95,8 @@ def _work(title: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {name: archive.get(name) for name in ("layout", "image_size")}
     resources = {name: v for name, v in settings.get("resources", {}).items() if name not in _NOT_SPEED}
     if title.startswith("super-resolve "):
-        return {**{name: settings.get(name) for name in _PIXELS}, "resources": resources}
+        options = settings.get("sr_options", {}).get(title.removeprefix("super-resolve "))
+        return {**{name: settings.get(name) for name in _PIXELS}, "options": options, "resources": resources}
     train = {name: v for name, v in settings.get("train", {}).items() if name != "epochs"}
     return {
         **{name: v for name, v in settings.items() if name not in _NOT_WORK},

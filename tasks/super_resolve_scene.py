@@ -185,6 +185,11 @@ def _finished(
 
 
 def _check_names(source: str, target: Path, resolver: SuperResolver) -> None:
+    if resolver.conditioned:
+        raise ConfigError(
+            f"{resolver.name} is for patches: its noise is a patch's own, and the windows of a scene would not fit "
+            "together; choose another model with --sr"
+        )
     if resolver.scale == 1:
         raise ConfigError(f"the model {resolver.name!r} enlarges nothing: choose one of scale 2 or more with --sr")
     if target.suffix.lower() not in {".tif", ".tiff"}:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from infra import object_store
 from infra.object_store import ObjectPath, object_path
@@ -19,6 +22,22 @@ if TYPE_CHECKING:
 
 # Tests run side by side: threads that wait for each other make a small network fifty times slower.
 torch.set_num_threads(1)
+
+# How long an example takes says how busy the machine is. The rest is as hypothesis has it, here or under CI.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
+
+
+class _FlowsTogether(LoadFileScheduling):  # type: ignore[misc]
+    """A file at a time for each process, but all of tests/flows for one: they share a server, Ray and a store."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/flows" if nodeid.startswith("tests/flows/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Where files are dealt out, `--dist loadfile`; None: as the option says."""
+    return _FlowsTogether(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,7 +72,7 @@ def s3(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
     monkeypatch.setattr(object_store, "RETRY", {"max_retries": 4, "backoff": backoff})
     monkeypatch.setattr(object_store, "PAUSES", (0.01, 0.01))
-    limits = {"timeout": timedelta(seconds=2), "read_timeout": timedelta(seconds=1)}
+    limits = {"timeout": timedelta(seconds=60), "read_timeout": timedelta(seconds=30)}
     monkeypatch.setattr(object_store, "CLIENT", limits)
     object_store.bucket.cache_clear()
     _s3.faults.clear()

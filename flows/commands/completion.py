@@ -5,7 +5,7 @@ from pathlib import Path
 
 SR_MODELS = (
     *("none", "hr", "bicubic", "srresnet", "realesrgan", "realesrgan_general"),
-    *("hat", "hat_s", "hat_l", "real_hat_gan"),
+    *("hat", "hat_s", "hat_l", "real_hat_gan", "seesr", "seesr_tiny"),
 )
 CLASSIFIERS = ("resnet18", "resnet50", "resnet101", "resnet152", "inception_v4")
 PUBLISHED = ("resnet50-s1-v0.2.0", "resnet50-s2-v0.2.0", "resnet50-all-v0.2.0")

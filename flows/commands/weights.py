@@ -192,12 +192,20 @@ def _official(name: str) -> "tuple[Model, OfficialFile]":
         hint = did_you_mean(name, with_files)
         raise UnknownNameError(f"no model is called {name!r}: {hint}those with weights are {', '.join(with_files)}")
     model = known[name]
+    if model.folder is not None:
+        raise UnknownNameError(
+            f"{name} has several weight files, which no command brings. {model.folder} Put them into "
+            f"{WeightsStore.default().folder / name}"
+        )
     if model.official is None:
         raise UnknownNameError(f"{name} has no weight file: those with weights are {', '.join(with_files)}")
     return model, model.official
 
 
 def _listed(store: WeightsStore, model: "Model") -> Listed:
+    if model.folder is not None:
+        state: State = "stored" if (store.folder / model.name).is_dir() else "absent"
+        return Listed(model.name, f"{model.name}/", None, state, None, None, model.licence, "see docs/seesr.md")
     if model.official is None:
         return Listed(model.name, None, None, "not needed", None, None, model.licence, None)
     path, official, shipped = store.path(model.name, model.official), model.official, model.shipped

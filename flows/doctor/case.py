@@ -58,6 +58,8 @@ class Case:
     """Those whose backbone starts from a weight file."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Files that RUN.yaml names, by model."""
+    sr_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Options of SR models that RUN.yaml names, on which it may depend what files they need."""
     actors: int | None = None
     gpus: float | None = None
     """GPUs an actor that RUN.yaml insists on."""
@@ -146,6 +148,7 @@ def _case_of_settings(run_yaml: Path, overrides: list[str] | None) -> Case:
     default = RunConfig.model_fields
     archive, resources = _section(settings, "archive"), _section(settings, "resources")
     actors, gpus = resources.get("actors"), resources.get("gpus_per_actor")
+    options = _section(settings, "sr_options")
     return Case(
         run_yaml=run_yaml,
         overrides=tuple(overrides or ()),
@@ -156,6 +159,7 @@ def _case_of_settings(run_yaml: Path, overrides: list[str] | None) -> Case:
         sr=_names(settings.get("sr", default["sr"].default)),
         classifiers=_started_from_files(settings, _names(settings.get("classifiers", default["classifiers"].default))),
         weights={str(name): str(file) for name, file in _section(settings, "weights").items()},
+        sr_options={name: _section(options, name) for name in options},
         actors=actors if isinstance(actors, int) else None,
         gpus=float(gpus) if isinstance(gpus, int | float) else None,
     )

@@ -1,7 +1,11 @@
 """Checks of weight files: where they are stored, and whether those are there that a run needs."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 from flows.doctor.case import Case, Finding, fail, ok
-from infra.errors import PipelineError, WeightsError
+from infra.errors import ConfigError, PipelineError, WeightsError
 from infra.weights_store import WeightsStore
 
 
@@ -25,18 +29,26 @@ def needed(case: Case) -> Finding | None:
     import classifiers
     import sr_models
 
-    known = [(name, sr_models.weights_file) for name in case.sr if name in sr_models.SR_MODELS]
-    known += [(name, classifiers.weights_file) for name in case.classifiers if name in classifiers.names()]
+    known: list[tuple[str, Callable[[], Path | None]]] = [
+        (name, partial(sr_models.weights_file, name, case.weights.get(name), case.sr_options.get(name)))
+        for name in case.sr
+        if name in sr_models.SR_MODELS
+    ]
+    known += [
+        (name, partial(classifiers.weights_file, name, case.weights.get(name)))
+        for name in case.classifiers
+        if name in classifiers.names()
+    ]
     wrong, count = [], 0
     for name, find in known:
         try:
-            count += find(name, case.weights.get(name)) is not None
-        except WeightsError as error:
+            count += find() is not None
+        except (WeightsError, ConfigError) as error:
             told = _first_clause(error)
             wrong.append(told if name in told else f"{name}: {told}")
     return fail("; ".join(wrong)) if wrong else ok(f"{count} of {len(known)} models need files, and have them")
 
 
-def _first_clause(error: WeightsError) -> str:
+def _first_clause(error: PipelineError) -> str:
     """Return what is wrong, without where an official file may be had: the advice says it."""
     return str(error).partition(". The official file")[0]

@@ -21,7 +21,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
-from infra.archives.tiff import MAX_BLOCK_BYTES, MAX_PIXEL_BYTES
+from infra.archives.tiff_blocks import MAX_BLOCK_BYTES, MAX_PIXEL_BYTES
 from infra.errors import BadPatchError
 
 _DEPTHS = {"uint8": 8, "uint16": 16}

@@ -35,7 +35,7 @@ from infra.archives.inventory import printable
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Patch, PatchInput, Scan
 from infra.archives.names import baseline_of, day_of, tile_of
 from infra.archives.patch_folder import is_projected, nodata_share
-from infra.archives.tiff import MAX_BLOCK_BYTES
+from infra.archives.tiff_blocks import MAX_BLOCK_BYTES
 from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S2_10M, S2_BANDS, S2_GROUPS
 from infra.errors import ArchiveError, BadPatchError
 

@@ -12,7 +12,6 @@ import math
 import os
 import struct
 import warnings
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,19 +25,14 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
 from infra.archives.files import read_file
+from infra.archives.tiff_blocks import DEFLATE, MAX_BLOCK_BYTES, MAX_PIXEL_BYTES, UNCOMPRESSED, check_blocks, inflated
+from infra.archives.tiff_directory import integers, read_directory, truncated
 from infra.errors import BadPatchError
-
-MAX_PIXEL_BYTES = 1 << 30
-"""Largest band that is decoded; a header that promises more is `wrong_size`."""
-
-MAX_BLOCK_BYTES = 1 << 28
-"""Largest tile or strip that GDAL may be asked to decode; it allocates a whole one, however small the image."""
 
 MAX_FILE_BYTES = 1 << 26
 """Larger files are left to GDAL, which reads only what it needs."""
 
 _CACHED_LAYOUTS = 256
-_MAX_ENTRIES = 512  # an IFD of this archive has 16
 
 # Tags that say nothing about how pixels are decoded, or that the fast path checks; any other tag: rasterio.
 _KNOWN_TAGS = frozenset(
@@ -52,10 +46,6 @@ _DTYPES: Mapping[tuple[int, int], np.dtype[Any]] = {
     (32, 1): np.dtype("<u4"),
     (32, 3): np.dtype("<f4"),
 }
-_UNCOMPRESSED = 1
-_DEFLATE = frozenset({8, 32946})
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TYPE_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _UINT32 = struct.Struct("<I")
 _UINT16 = struct.Struct("<H")
 # GeoKeys from which the CRS is its EPSG code and nothing else; citations (1026, 2049, 3073) are names only.
@@ -97,17 +87,6 @@ class TiffImage:
     """left, bottom, right, top in that CRS; None where it has none or is rotated."""
     nodata: float | None
     """The value that stands for no data."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One IFD entry, its value located and inside the file."""
-
-    kind: int
-    count: int
-    start: int
-    """Where its value starts in the file."""
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +177,7 @@ def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int]
         (start,) = _UINT32.unpack_from(data, 4)
         (entries,) = _UINT16.unpack_from(data, start)
     except struct.error:
-        _directory(bytes(data), shown)  # says what is wrong, or that the file is of another flavour
+        read_directory(bytes(data), shown)  # says what is wrong, or that the file is of another flavour
         return None
     stop = start + 6 + 12 * entries
     key = bytes(data[:stop]) if start == 8 else bytes(data[:8]) + bytes(data[start:stop])
@@ -286,74 +265,22 @@ def _wrong_shape(shown: str, found: tuple[int, ...], asked: tuple[int, int]) -> 
     )
 
 
-def _truncated(shown: str, detail: str) -> BadPatchError:
-    return BadPatchError(shown, "truncated", f"{detail}; copy or unpack it again")
-
-
-def _directory(data: bytes, shown: str) -> tuple[str, dict[int, _Entry], bool]:
-    """Return byte order, entries of the first IFD and whether it is plain: classic, little-endian, tags in order."""
-    if not data:
-        raise _truncated(shown, "the file is empty")
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None and not (len(data) == 1 and data in b"IM"):
-        raise BadPatchError(shown, "not_a_tiff", f"it starts with {data[:8]!r}, a TIFF with b'II' or b'MM'")
-    if order is None or len(data) < 8:
-        raise _truncated(shown, f"{len(data)} bytes are less than a TIFF header")
-    (magic,) = struct.unpack_from(order + "H", data, 2)
-    if magic not in {42, 43}:
-        raise BadPatchError(shown, "not_a_tiff", f"its version is {magic}, a TIFF has 42 or, if large, 43")
-    big = magic == 43
-    try:
-        (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-        (number,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    except (struct.error, OverflowError):
-        raise _truncated(shown, f"its directory lies beyond the end of its {len(data)} bytes") from None
-    if not 0 < number <= _MAX_ENTRIES:
-        raise BadPatchError(shown, "not_a_tiff", f"its directory claims {number} entries")
-    start += 8 if big else 2
-    width, inline = (20, 8) if big else (12, 4)
-    if start + number * width > len(data):
-        raise _truncated(shown, f"its directory of {number} entries does not fit into {len(data)} bytes")
-    entries: dict[int, _Entry] = {}
-    plain = order == "<" and not big
-    last = 0
-    for at in range(start, start + number * width, width):
-        tag, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
-        plain = plain and tag > last and kind in _TYPE_BYTES
-        last = tag
-        size = _TYPE_BYTES.get(kind, 1) * count
-        value = at + width - inline
-        if size > inline:
-            (value,) = struct.unpack_from(order + ("Q" if big else "I"), data, value)
-            if value + size > len(data):
-                raise _truncated(shown, f"tag {tag} needs bytes {value} to {value + size}, the file has {len(data)}")
-        entries.setdefault(tag, _Entry(kind, count, value, value + size))
-    return order, entries, plain
-
-
-def _integers(data: bytes, entry: _Entry | None, order: str = "<") -> tuple[int, ...]:
-    """Return the values of an entry of an unsigned type; empty for none or another type."""
-    if entry is None or entry.kind not in _TYPE_CODES:
-        return ()
-    return struct.unpack_from(f"{order}{entry.count}{_TYPE_CODES[entry.kind]}", data, entry.start)
-
-
 def _parse(data: bytes, shown: str) -> _Layout | None:
     """Return the layout of a plain strip TIFF; None where rasterio has to read it."""
-    _, entries, plain = _directory(data, shown)
+    _, entries, plain = read_directory(data, shown)
     if not plain or not entries.keys() <= _KNOWN_TAGS:
         return None
 
     def one(tag: int, default: int) -> int:
         if tag not in entries:
             return default
-        values = _integers(data, entries[tag])
+        values = integers(data, entries[tag])
         return values[0] if len(values) == 1 and entries[tag].kind in {3, 4} else -1
 
     width, height = one(256, -1), one(257, -1)
     dtype = _DTYPES.get((one(258, 1), one(339, 1)))
     compression, predictor = one(259, 1), one(317, 1)
-    offsets, counts = _integers(data, entries.get(273)), _integers(data, entries.get(279))
+    offsets, counts = integers(data, entries.get(273)), integers(data, entries.get(279))
     if (
         dtype is None
         or width < 1
@@ -362,8 +289,8 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
         or not offsets
         or any(entries[tag].kind not in {3, 4} for tag in (273, 279) if tag in entries)
         or not (
-            (compression == _UNCOMPRESSED and predictor == 1)
-            or (compression in _DEFLATE and (predictor == 1 or (predictor == 2 and dtype.kind != "f")))
+            (compression == UNCOMPRESSED and predictor == 1)
+            or (compression in DEFLATE and (predictor == 1 or (predictor == 2 and dtype.kind != "f")))
         )
     ):
         return None
@@ -376,8 +303,8 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
         return None  # sparse: GDAL fills them in
     ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
     if max(ends) > len(data):
-        raise _truncated(shown, f"its strips end at byte {max(ends)}, the file has {len(data)}")
-    if compression == _UNCOMPRESSED:
+        raise truncated(shown, f"its strips end at byte {max(ends)}, the file has {len(data)}")
+    if compression == UNCOMPRESSED:
         whole = rows * width * dtype.itemsize
         last = (height - rows * (len(offsets) - 1)) * width * dtype.itemsize
         if counts != (whole,) * (len(offsets) - 1) + (last,):
@@ -396,7 +323,7 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
         offsets=offsets,
         counts=counts,
         rows_per_strip=rows,
-        contiguous=compression == _UNCOMPRESSED and ends[:-1] == list(offsets[1:]),
+        contiguous=compression == UNCOMPRESSED and ends[:-1] == list(offsets[1:]),
         tables=tuple((e.start, e.stop, data[e.start : e.stop]) for e in (entries[273], entries[279])),
         geo=geo,
         nodata=None if nodata is None else (nodata.start, nodata.stop),
@@ -421,23 +348,10 @@ def _join_strips(data: bytes | memoryview, layout: _Layout, shown: str) -> NDArr
     parts: list[bytes | memoryview] = []
     for i, (offset, count) in enumerate(zip(layout.offsets, layout.counts, strict=True)):
         strip = data[offset : offset + count]
-        if layout.compression != _UNCOMPRESSED:
+        if layout.compression != UNCOMPRESSED:
             rows = min(layout.rows_per_strip, height - i * layout.rows_per_strip)
             expected = rows * width * layout.dtype.itemsize
-            inflater = zlib.decompressobj()
-            try:
-                strip = inflater.decompress(strip, expected)  # never more, whatever the stream holds
-                rest = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but its checksum is looked at
-            except zlib.error as error:
-                raise BadPatchError(shown, "corrupt", f"strip {i} cannot be inflated: {error}") from error
-            if len(strip) < expected:
-                raise _truncated(shown, f"strip {i} inflates to {len(strip)} bytes, its rows need {expected}")
-            if rest:  # GDAL may return uninitialised memory for such a file
-                raise BadPatchError(
-                    shown, "corrupt", f"strip {i} inflates to more than the {expected} bytes of its rows"
-                )
-            if not inflater.eof:
-                raise _truncated(shown, f"strip {i} ends before its checksum")
+            strip = inflated(strip, f"strip {i}", shown, expected, expected)
         parts.append(strip)
     pixels = np.frombuffer(b"".join(parts), layout.dtype).reshape(layout.shape)
     if layout.predictor == 2:  # each value is the difference to its left neighbour, modulo 2^bits
@@ -457,7 +371,7 @@ def _open(source: "MemoryFile | str") -> DatasetReader:
 def _read_with_rasterio(data: bytes | None, path: str, shape: tuple[int, int] | None) -> tuple[Band, Grid | None]:
     """Return band 1 and its grid as GDAL reads them; from memory, or, where `data` is None, from the file."""
     if data is not None:
-        _check_extent(data, path)
+        check_blocks(data, path)
     try:
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"):
             if data is None:
@@ -492,16 +406,6 @@ def _grid_of_dataset(dataset: DatasetReader) -> Grid | None:
     if dataset.crs is None:
         return None
     return Grid(dataset.crs.to_epsg() or 0, transform.c, transform.f, transform.a, -transform.e)
-
-
-def _check_extent(data: bytes, shown: str) -> None:
-    """Raise `truncated` where a strip or tile lies beyond the end of the file."""
-    order, entries, _ = _directory(data, shown)
-    for first, second in ((273, 279), (324, 325)):
-        offsets, counts = _integers(data, entries.get(first), order), _integers(data, entries.get(second), order)
-        end = max((offset + count for offset, count in zip(offsets, counts, strict=False) if offset), default=0)
-        if end > len(data):
-            raise _truncated(shown, f"its pixels end at byte {end}, the file has {len(data)}")
 
 
 def _number(nodata: float | bytes | None) -> float | None:

@@ -48,17 +48,17 @@ class ImageConditionedUNet(UNet2DConditionModel):
 
     def __init__(self, config: Mapping[str, object]) -> None:
         super().__init__(**_settings(UNet2DConditionModel, config))
-        self.register_to_config(**{SWITCH: True})
+        self.register_to_config(**{SWITCH: True})  # type: ignore[no-untyped-call]
         _add_image_attention(self)
         self.up_blocks = nn.ModuleList(conditioned(block) for block in self.up_blocks)
-        self._residuals = sum(len(block.resnets) for block in self.up_blocks)
+        self._residuals = sum(len(cast("nn.ModuleList", block.resnets)) for block in self.up_blocks)
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Self:  # type: ignore[override]  # what diffusers' loading calls
         """Return a network with random parameters, as the constructor does."""
         return cls(config)
 
-    def forward(  # type: ignore[override]  # fewer parameters than diffusers': those that SeeSR has
+    def forward(  # fewer parameters than diffusers': those that SeeSR has
         self,
         latents: Tensor,
         timestep: Tensor,
@@ -112,7 +112,7 @@ class ImageConditionedControlNet(ControlNetModel):
 
     def __init__(self, config: Mapping[str, object]) -> None:
         super().__init__(**_settings(ControlNetModel, config))
-        self.register_to_config(**{SWITCH: True})
+        self.register_to_config(**{SWITCH: True})  # type: ignore[no-untyped-call]
         _add_image_attention(self)
 
     @classmethod
@@ -120,7 +120,7 @@ class ImageConditionedControlNet(ControlNetModel):
         """Return a network with random parameters, as the constructor does."""
         return cls(config)
 
-    def forward(  # type: ignore[override]  # fewer parameters than diffusers': those that SeeSR has
+    def forward(  # fewer parameters than diffusers': those that SeeSR has
         self,
         latents: Tensor,
         timestep: Tensor,
@@ -172,7 +172,8 @@ def _settings(model: type[UNet2DConditionModel | ControlNetModel], config: Mappi
             f"the config of SeeSR's {model.__name__} has {SWITCH}: true, this one has {config.get(SWITCH)}: "
             "give the config.json of the official SeeSR files, not that of Stable Diffusion"
         )
-    known, _, _ = model.extract_init_dict({name: value for name, value in config.items() if name != SWITCH})
+    others = {name: value for name, value in config.items() if name != SWITCH}
+    known, _, _ = model.extract_init_dict(others)  # type: ignore[no-untyped-call]
     return cast("dict[str, Any]", known)
 
 

@@ -13,7 +13,7 @@ order and width as in the authors' release (cswry/SeeSR).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn
@@ -30,7 +30,8 @@ def _image_attention(text_attention: Mapping[str, Any]) -> Transformer2DModel:
     """Return a transformer with the settings of one for text, but for the width of what it attends to."""
     # not by from_config: that takes settings which diffusers' blocks pass by position, as heads are, for defaults
     settings = {name: value for name, value in text_attention.items() if not name.startswith("_")}
-    return Transformer2DModel(**(settings | {"cross_attention_dim": IMAGE_WIDTH}))
+    transformer: Transformer2DModel = Transformer2DModel(**(settings | {"cross_attention_dim": IMAGE_WIDTH}))
+    return transformer
 
 
 class _ConditionedBlock(nn.Module):
@@ -42,7 +43,8 @@ class _ConditionedBlock(nn.Module):
         super().__init__()
         self.resnets = block.resnets
         self.attentions = block.attentions
-        self.image_attentions = nn.ModuleList(_image_attention(attention.config) for attention in block.attentions)
+        configs = (cast("Mapping[str, Any]", attention.config) for attention in block.attentions)
+        self.image_attentions = nn.ModuleList(_image_attention(config) for config in configs)
 
     def _attend(self, layer: int, hidden: Tensor, text: Tensor, image: Tensor) -> Tensor:
         """Return features after text and image attention of one layer, (N, C, h, w) as they came."""

@@ -19,20 +19,19 @@ tensors only: nothing in it is run. Other files may lie there too; they are not 
 beside the others. Nothing is downloaded.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from infra.errors import ConfigError, WeightsError
-from infra.weights_store import sha256
 from sr_models.seesr.checkpoints import Config, build, fill, read_json, text_names, vae_names
 from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.dape import FULL, Dape, DapeConfig, read_dape
@@ -135,17 +134,14 @@ def files(folder: Path, base: Base = "stable-diffusion-2-base") -> tuple[Path, .
     return tuple(sorted([path for _, path in found if path is not None] + own, key=Path.as_posix))
 
 
-def folder_digest(folder: Path, base: Base = "stable-diffusion-2-base") -> str:
-    """Return one SHA-256 over what SeeSR reads from a folder, 64 lower-case hex digits.
-
-    It is that of the text that `sha256sum` prints for `files`, in their order: digest, two spaces, path with forward
-    slashes, line feed. Files that did not change are not read again.
+def check_seesr(folder: Path, options: SeesrOptions) -> None:
+    """Raise what `load_seesr` would, having read the names and shapes of parameters, not their numbers.
 
     Raises:
-        WeightsError: See `files`.
+        WeightsError: See `load_seesr`.
     """
-    listing = "".join(f"{sha256(folder / path)}  {path.as_posix()}\n" for path in files(folder, base))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    with torch.device("meta"):
+        load_seesr(folder, options)
 
 
 def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:

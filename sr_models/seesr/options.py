@@ -2,11 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from infra.errors import ConfigError
-
-Scalar = str | int | float
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class SeesrOptions(BaseModel):
@@ -45,27 +41,3 @@ class SeesrOptions(BaseModel):
     With "labels" a classifier of the output is told its own answer, so no metric of it means anything."""
     seed: int = 0
     """Seed of the noise; each patch's own is drawn from it and the patch's name."""
-
-    def scalars(self) -> dict[str, Scalar]:
-        """Return all options by name, as a fingerprint takes them."""
-        return dict(self.model_dump())
-
-
-def seesr_options(given: dict[str, object]) -> SeesrOptions:
-    """Return options given by name, as text or numbers; those not given have their defaults.
-
-    Raises:
-        ConfigError: There is no such option, or it cannot have that value; the message tells all that is wrong.
-    """
-    try:
-        return SeesrOptions.model_validate(given)
-    except ValidationError as error:
-        faults = [_told(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()]
-        raise ConfigError(f"seesr: {'; '.join(faults)}") from error
-
-
-def _told(place: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
-    name = ".".join(map(str, place))
-    if kind == "extra_forbidden":
-        return f"there is no option {name!r}, there are {', '.join(SeesrOptions.model_fields)}"
-    return f"{name}: {message[:1].lower()}{message[1:]}, not {value!r}"

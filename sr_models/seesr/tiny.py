@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
+from transformers import CLIPTokenizer
 
 from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.dape import TINY, Dape
@@ -32,7 +33,7 @@ _SPECIAL = MappingProxyType(
     {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "!"}
 )
 
-_SCHEDULE: Mapping[str, Any] = MappingProxyType(
+SCHEDULE: Mapping[str, Any] = MappingProxyType(
     {  # as in Stable Diffusion 2-base
         "_class_name": "PNDMScheduler",
         "beta_end": 0.012,
@@ -119,7 +120,7 @@ def write_tiny_folder(folder: Path) -> None:
     ):
         _write(folder / place / "config.json", json.dumps(_CONFIGS[place], indent=2))
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / place / file)
-    _write(folder / _BASE / "scheduler/scheduler_config.json", json.dumps(dict(_SCHEDULE), indent=2))
+    _write(folder / _BASE / "scheduler/scheduler_config.json", json.dumps(dict(SCHEDULE), indent=2))
     tokenizer = folder / _BASE / "tokenizer"
     _write(tokenizer / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     _write(tokenizer / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]))
@@ -133,19 +134,23 @@ def write_tiny_folder(folder: Path) -> None:
     _write(folder / THRESHOLDS_FILE, "\n".join((*map(str, parts.tags.thresholds), "")))
 
 
+def small_tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer as CLIP's, which knows letters and a few words."""
+    return clip_tokenizer(*_vocabulary(), _SPECIAL)
+
+
 def _parts() -> SeesrParts:
-    vocabulary, merges = _vocabulary()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         encoder = text_encoder(dict(_CONFIGS[f"{_BASE}/text_encoder"]))
         parts = SeesrParts(
             dape=Dape(TINY),
             tags=TagList(_TAGS, (0.5,) * len(_TAGS)),
-            prompts=PromptEncoder(clip_tokenizer(vocabulary, merges, _SPECIAL), encoder),
+            prompts=PromptEncoder(small_tokenizer(), encoder),
             vae=AutoencoderKL.from_config(dict(_CONFIGS[f"{_BASE}/vae"])),
             unet=ImageConditionedUNet(_CONFIGS["seesr/unet"]),
             controlnet=ImageConditionedControlNet(_CONFIGS["seesr/controlnet"]),
-            schedule=_SCHEDULE,
+            schedule=SCHEDULE,
         )
         for network in (parts.dape, parts.controlnet):
             _wake(network)

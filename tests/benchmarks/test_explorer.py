@@ -32,9 +32,9 @@ def test_every_way_gives_the_same_and_is_written_down(
 ) -> None:
     monkeypatch.delenv("SUPERSCENE_DATA", raising=False)
     out = tmp_path / "explorer.json"
-    BENCHMARK["main"](["--patches=700", "--requests=2", "--loads=0", f"--scratch={tmp_path}", f"--out={out}"])
+    BENCHMARK["main"](["--patches=150", "--requests=2", "--loads=0", f"--scratch={tmp_path}", f"--out={out}"])
     found = json.loads(out.read_text())
-    assert found["about"]["patches"] == 700
+    assert found["about"]["patches"] == 150
     assert found["about"]["held_mb"] > 0
     kinds = [row["kind"] for row in found["rows"]]
     assert (kinds.count("endpoint"), kinds.count("peer")) == (20, 4)

@@ -4,6 +4,7 @@ import ast
 import re
 import runpy
 import xml.etree.ElementTree as ET
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def picture() -> ET.Element:
     return ET.fromstring(SVG.read_text(encoding="utf-8"))
 
 
+@cache
 def imported(package: str) -> set[str]:
     """Return the first words of whatever the modules of a package import, at any depth of their code."""
     found = set()

@@ -58,13 +58,13 @@ def served(app: FastAPI) -> Iterator[str]:
             yield f"http://{HOST}:{port}/"
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
 
 
 def _wait_for(port: int) -> None:
     for _ in range(100):
         with socket.create_connection((HOST, port)) as connection:
-            connection.settimeout(5)
+            connection.settimeout(60)
             connection.sendall(b"GET /static/icon.svg HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             if connection.recv(12).endswith(b"200"):
                 return

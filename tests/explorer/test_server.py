@@ -59,12 +59,12 @@ def test_it_serves_until_it_is_interrupted(made: Made) -> None:
     try:
         address = process.stdout.readline().strip()
         host, port = address.removeprefix("http://").rstrip("/").split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection = http.client.HTTPConnection(host, int(port), timeout=120)
         connection.request("GET", "/api/store")
         assert connection.getresponse().status == 200
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert process.stdout.read() == "ended\n"
     finally:
         process.kill()

@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.stores import Inputs, environment, shared_inputs
+from tests.flows.stores import Driver, Inputs, environment, shared_inputs
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory, worker_id: str, prefect_server: None) -> Inputs:
+def inputs(tmp_path_factory: pytest.TempPathFactory, worker_id: str, _driver: None) -> Inputs:
     base = tmp_path_factory.getbasetemp()
     return shared_inputs((base if worker_id == "master" else base.parent) / "flow-inputs")
+
+
+@pytest.fixture(scope="session")
+def _driver(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Iterator[None]:
+    """The driver that runs the commands of a test process."""
+    Driver.running = Driver(tmp_path_factory.mktemp("driver"))
+    yield
+    ended, Driver.running = Driver.running, None
+    ended.end()
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +48,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
     finally:
         os.environ.pop("PREFECT_API_URL", None)
-        server.terminate()
-        server.wait(timeout=30)
+        server.kill()  # it has nothing to save, and would wait ten seconds for its connections to end
+        server.wait(timeout=120)
 
 
 def _wait_for(address: str, server: "subprocess.Popen[bytes]", seconds: float = 120) -> None:

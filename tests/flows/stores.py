@@ -1,12 +1,15 @@
 """Runs of the flow for tests, each a process of its own, and what their stores hold, ready to compare."""
 
 import fcntl
+import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -68,16 +71,25 @@ def shared_inputs(folder: Path) -> Inputs:
             write_synthetic_archive(inputs.archive, PATCHES)
             torch.manual_seed(0)
             torch.save(classifiers.build("resnet18", 1).backbone.state_dict(), inputs.backbone)
-            result = superscene("run", inputs.config(inputs.reference))
+            result = superscene("run", inputs.config(inputs.reference), alone=True)
             assert result.returncode == 0, result.stderr
             (folder / "made").touch()
     return inputs
 
 
-def superscene(*arguments: str | Path, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
-    """Run the command line to its end."""
+def superscene(*arguments: str | Path, timeout: float = 280, alone: bool = False) -> "subprocess.CompletedProcess[str]":
+    """Run the command line to its end; in the session's driver, where there is one.
+
+    Args:
+        arguments: The words after `superscene`.
+        timeout: Seconds.
+        alone: In a process of its own, whose own Ray has this environment too.
+    """
+    words = [str(argument) for argument in arguments]
+    if Driver.running is not None and not alone:
+        return Driver.running.run(words, timeout)
     return subprocess.run(
-        [str(Path(sys.executable).with_name("superscene")), *map(str, arguments)],
+        [str(Path(sys.executable).with_name("superscene")), *words],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -87,26 +99,62 @@ def superscene(*arguments: str | Path, timeout: float = 280) -> "subprocess.Comp
     )
 
 
-def run_flows(configs: Sequence[Path], timeout: float = 280) -> "subprocess.CompletedProcess[str]":
-    """Run several configurations one after the other in one process, which saves their start-up."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.flows.driver", *map(str, configs)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=environment(),
-        cwd=PROJECT,
-    )
+def run_flows(configs: Sequence[Path]) -> "subprocess.CompletedProcess[str]":
+    """Run several configurations one after the other, as far as the first that fails; return what all of them said."""
+    said = ["", ""]
+    for config in configs:
+        result = superscene("run", config)
+        said = [said[0] + result.stdout, said[1] + result.stderr]
+        if result.returncode:
+            break
+    return subprocess.CompletedProcess(list(map(str, configs)), result.returncode, *said)
+
+
+class Driver:
+    """A process that runs one command after the other, `tests/flows/driver.py`: imports and Ray are paid once."""
+
+    running: ClassVar["Driver | None"] = None
+    """The session's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._outputs = [folder / "stdout", folder / "stderr"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.flows.driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=PROJECT,
+        )
+        assert self._answer(120) == 0
+
+    def run(self, words: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+        """Run one command to its end."""
+        assert self._process.stdin is not None
+        print(json.dumps([environment(), words, *map(str, self._outputs)]), file=self._process.stdin, flush=True)
+        code = self._answer(timeout)
+        return subprocess.CompletedProcess(words, code, *(path.read_text() for path in self._outputs))
+
+    def _answer(self, timeout: float) -> int:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("driver", timeout)
+        return int(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """Let it leave its Ray and end."""
+        self._process.communicate(timeout=60)
 
 
 def environment() -> dict[str, str]:
     """Return an environment with a Prefect of its own and the project on the path."""
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    awake = {"RAY_worker_niceness": "0"}  # Ray's 15 lets workers starve beside other tests
     home = os.environ.get("PYTEST_XDIST_WORKER", "main")
     return {
         **os.environ,
         **quiet,
+        **awake,
         "PREFECT_HOME": f"{os.environ.get('TMPDIR', '/tmp')}/superscene-test-prefect-{os.getuid()}-{home}",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PYTHONPATH": str(PROJECT),

@@ -80,7 +80,7 @@ def settings(pictures: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of runs made by one process: `own`, and `borrower`; a third run asks for what is not there."""
+    """Stores of runs: `own`, and `borrower`; a third run asks for what is not there."""
     folder = tmp_path_factory.mktemp("sources")
     common = settings(planted[0])
     own, borrower = folder / "own", folder / "borrower"
@@ -91,8 +91,8 @@ def folder(inputs: Inputs, planted: tuple[Path, pd.DataFrame], tmp_path_factory:
         inputs.config(borrower, folder / "refused.yaml", **borrowed | {"reliability": {"clusters": 2}}),
     ]
     result = run_flows(configs)
-    assert result.returncode == 1, result.stderr
-    refusal = f"ConfigError: models_from: {own} has no reliability of these settings for grad_cam maps of one on"
+    assert result.returncode == 2, result.stderr
+    refusal = f"superscene: models_from: {own} has no reliability of these settings for grad_cam maps of one on"
     assert refusal in result.stderr, result.stderr
     return folder
 

@@ -43,7 +43,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(inputs: Inputs, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Stores of both runs, made by one process."""
+    """Stores of both runs."""
     folder = tmp_path_factory.mktemp("studies")
     study = inputs.config(
         folder / "pictures",

@@ -20,7 +20,7 @@ def test_the_archive_s_patches_become_weights(inputs: Inputs, tmp_path: Path) ->
     out = tmp_path / "weights.safetensors"
     fit = {"model": "realesrgan_general", "steps": 2, "batch_size": 2, "crop": 16, "warmup": 0, "out": str(out)}
     config = inputs.config(tmp_path / "store", None, train_sr={**fit, "terms": "CDLA-Permissive-1.0"})
-    first = superscene("train-sr", config)
+    first = superscene("train-sr", config, alone=True)
     assert first.returncode == 0, first.stderr
     assert "step 2 of 2" in first.stderr
     assert f"{out}, SHA-256 {sr_models.fingerprint('realesrgan_general', out)['weights_sha256']}" in first.stdout

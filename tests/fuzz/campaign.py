@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fuzz.memory import TUNABLES
+
 COUNTS: Mapping[str, int] = {"tiff": 4000, "picture": 1000, "tar": 2000, "json": 2000, "parquet": 2000}
 """Examples of each kind in a whole campaign."""
 
@@ -76,7 +78,7 @@ def _run_child(
     """Run examples in a new process and return which one comes next."""
     command = [sys.executable, "-m", "tests.fuzz.campaign", "--child", json.dumps(counts), str(at), str(seconds)]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "TMPDIR": folder}  # what a child that dies leaves is removed with it
+        environment = {**os.environ, **TUNABLES, "TMPDIR": folder}  # what a child that dies leaves is removed with it
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=Path(__file__).parents[2], env=environment
         ) as child:

@@ -58,7 +58,7 @@ def stage(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> StageRepor
 def samples(address: str) -> Samples:
     """Our samples of the exporter: by name, then by our own labels."""
     assert address.startswith("http://127.0.0.1:")
-    with urllib.request.urlopen(address, timeout=5) as answer:
+    with urllib.request.urlopen(address, timeout=30) as answer:
         text = answer.read().decode()
     found: Samples = {}
     for family in text_string_to_metric_families(text):

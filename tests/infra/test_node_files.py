@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import StoreError, TransientError
-from infra.node_files import local_file, share
+from infra.node_files import local_file, local_folder, share, share_folder
 from infra.object_store import ObjectPath
 from infra.storage import StorePaths, write_bytes
 from tests.infra.s3_server import Fault, S3Server
@@ -137,3 +137,40 @@ def test_weights_are_put_into_the_store_once(tmp_path: Path, s3: S3Server, s3_fo
     assert share(here, StorePaths(tmp_path / "store")) == here, "and what lies in the store"
     file.write_bytes(b"others")
     assert share(file, StorePaths(tmp_path / "store")).parent != here.parent
+
+
+def test_a_folder_of_weights_goes_the_same_way(
+    tmp_path: Path, s3: S3Server, s3_folder: ObjectPath, cache: Path
+) -> None:
+    """Only the files that are named, in their folders; put once, fetched once, whatever the process."""
+    folder = tmp_path / "official"
+    for name in ("unet/model", "tags.txt", "readme"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    files = [Path("tags.txt"), Path("unet/model")]
+    place = share_folder(folder, files, "c0ffee" * 8, StorePaths(s3_folder))
+    assert str(place) == f"{s3_folder}/work/weights/c0ffeec0ffeec0ff/official"
+    s3.requests.clear()
+    assert share_folder(folder, files, "c0ffee" * 8, StorePaths(s3_folder)) == place
+    assert s3.count("PUT") == 0
+    for _ in range(2):
+        with local_folder(place) as copy:
+            assert {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} == {*files}
+            assert [(copy / file).read_text() for file in files] == ["tags.txt", "unet/model"]
+    assert s3.count("GET", "unet/model") == 1
+    assert share_folder(place, files, "c0ffee" * 8, StorePaths(tmp_path / "store")) == place
+    here = share_folder(folder, files, "c0ffee" * 8, StorePaths(tmp_path / "store"))
+    with local_folder(here) as copy:
+        assert copy == here == tmp_path / "store" / "work" / "weights" / "c0ffeec0ffeec0ff" / "official"
+    with pytest.raises(FileNotFoundError, match="there is nothing below s3://"), local_folder(s3_folder / "none"):
+        pass
+
+
+def test_a_folder_that_lost_a_file_gets_it_again(s3_folder: ObjectPath, cache: Path) -> None:
+    for name in ("a", "inside/b"):
+        write_bytes(s3_folder / name, name.encode())
+    with local_folder(s3_folder) as copy:
+        (copy / "inside" / "b").unlink()
+        os.utime(copy / "a", (time.time() - 3 * 86400,) * 2)
+    with local_folder(s3_folder) as copy:
+        assert [(copy / name).read_text() for name in ("a", "inside/b")] == ["a", "inside/b"]

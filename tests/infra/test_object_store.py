@@ -3,6 +3,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import boto3  # type: ignore[import-untyped]
@@ -189,8 +190,13 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.status}")
-def test_what_may_pass_is_tried_again(s3: S3Server, s3_folder: ObjectPath, fault: Fault) -> None:
+def test_what_may_pass_is_tried_again(
+    s3: S3Server, s3_folder: ObjectPath, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
     path = s3_folder / "f"
+    if fault.kind == "stall":
+        monkeypatch.setattr(object_store, "CLIENT", {"read_timeout": timedelta(seconds=1)})
+        object_store.bucket.cache_clear()
 
     def again() -> None:
         s3.faults[:] = [Fault(**vars(fault))]

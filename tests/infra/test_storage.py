@@ -393,15 +393,15 @@ def test_an_object_that_is_not_there_or_not_read_to_its_end(
 
 def test_a_file_is_closed_without_waiting_for_what_is_on_its_way(s3: S3Server, s3_folder: ObjectPath) -> None:
     write_bytes(s3_folder / "a", b"content")
-    s3.faults.append(Fault("stall", method="GET", seconds=0.8))
+    s3.faults.append(Fault("stall", method="GET", seconds=3.0))
     file, _ = open_once(str(s3_folder / "a"))
     started = time.monotonic()
     file.close()
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 1.5
     left = [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
     assert left, "nothing was on its way"
     for thread in left:  # each ends with its request
-        thread.join(timeout=30)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

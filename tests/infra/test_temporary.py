@@ -98,7 +98,7 @@ def test_what_a_living_process_has_stays_and_what_a_killed_one_left_goes(folder:
 
 
 def test_a_process_that_ends_by_itself_leaves_nothing(folder: Path) -> None:
-    holder(folder).communicate(timeout=30)
+    holder(folder).communicate(timeout=120)
     assert not list(folder.iterdir())
 
 

@@ -76,6 +76,10 @@ def test_this_package_s_models_keep_it(name: str) -> None:
     check_sr_model(name)
 
 
+def test_a_model_that_is_told_of_its_images_keeps_it() -> None:
+    check_sr_model("seesr_tiny", options={"steps": 2})
+
+
 def test_official_weights_keep_it(shared_data: Path) -> None:
     check_sr_model("realesrgan_general", shared_data / "weights" / "realesr-general-x4v3-fp16.pth")
 

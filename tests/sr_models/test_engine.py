@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from infra.errors import ConfigError, DeviceMemoryError, ShapeError
-from sr_models import SrEngine, SuperResolver
+from sr_models import Condition, SrEngine, SuperResolver
 from sr_models.basicsr_archs import srvgg_compact
 from sr_models.engine import MAX_BATCH, batch_that_fits
 
@@ -106,6 +106,62 @@ class TestEngine:
             SrEngine(tiny).super_resolve(patches(1).astype(np.float32), MAX_DN)
         with pytest.raises(ConfigError, match="at least 1"):
             SrEngine(tiny, 0)
+
+
+class Named(nn.Module):
+    """Makes each image as bright as its condition's name says, and notes what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = list[list[str]]()
+
+    def forward(self, x: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        assert x.dtype == torch.float32
+        self.told.append([condition.patch_id for condition in conditions])
+        brightness = torch.tensor([int(condition.patch_id) / MAX_DN for condition in conditions])
+        return brightness[:, None, None, None].expand(-1, 3, 4 * x.shape[2], 4 * x.shape[3])
+
+
+def named() -> tuple[SuperResolver, Named]:
+    network = Named()
+    return SuperResolver("named", 4, network, torch.device("cpu"), torch.bfloat16, conditioned=True), network
+
+
+class TestConditions:
+    @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+    def test_each_image_keeps_its_own(self, batch_size: int) -> None:
+        numbers = [7, 3000, 12, 0, 999]
+        sr = SrEngine(named()[0], batch_size).super_resolve(patches(5), MAX_DN, [Condition(str(n)) for n in numbers])
+        assert [set(image.ravel().tolist()) for image in sr.numpy()] == [{n} for n in numbers]
+
+    def test_in_a_stream_and_as_a_function(self) -> None:
+        engine = SrEngine(named()[0], 2)
+        told = [[Condition("1"), Condition("2")], [Condition("3")]]
+        blocks = [patches(2), patches(1)]
+        assert [item.dn.ravel()[-1] for item in engine.stream(blocks, MAX_DN, conditions=told)] == [2, 3]
+        y = engine.told(told[0])(torch.zeros(2, 3, 4, 4))
+        torch.testing.assert_close(y[:, 0, 0, 0] * MAX_DN, torch.tensor([1.0, 2.0]))
+        assert (engine.told(()).scale, engine.told(()).device) == (4, torch.device("cpu"))
+
+    def test_a_batch_filled_up_tells_of_its_last_image(self) -> None:
+        resolver, network = named()
+        engine = SrEngine(resolver, 4)
+        engine._compiled = True  # the filling up, without the minutes of a compiler
+        engine.super_resolve(patches(5), MAX_DN, [Condition(str(n)) for n in range(5)])
+        assert network.told == [["0", "1", "2", "3"], ["4", "4", "4", "4"]]
+
+    def test_further_bands_are_told_as_their_patch(self) -> None:
+        resolver, network = named()
+        both = dataclasses.replace(resolver, bands=("B04", "B03", "B02", "B08"))
+        both(torch.rand(2, 4, 8, 8), [Condition("5"), Condition("6")])
+        assert network.told == [["5", "6", "5", "6"]]
+
+    def test_as_many_as_there_are_images(self, tiny: SuperResolver) -> None:
+        x = torch.zeros(2, 3, 4, 4)
+        with pytest.raises(ShapeError, match="named needs one condition for each of 2 images, got 1"):
+            named()[0](x, [Condition("1")])
+        with pytest.raises(ShapeError, match="tiny needs no conditions, got 2"):
+            tiny(x, [Condition("1"), Condition("2")])
 
 
 class TestOutOfMemory:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from infra.bigearthnet.bands import RGB
-from infra.errors import ConfigError, WeightsError
+from infra.errors import ConfigError, PipelineError, WeightsError
 from infra.node_files import share
 from infra.object_store import ObjectPath
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
+from sr_models import Condition
 from sr_models.quality import QUALITY_COLUMNS
 from sr_models.stretch import to_dn
 from tasks import branch as branch_module
@@ -156,7 +157,7 @@ def test_sizes_whose_pixels_cannot_be_judged_are_refused_before_any_work(
         return
     branch = make_branch(inputs, "bicubic", None)
     truth = torch.randint(0, 3000, (2, 3, size, size), dtype=torch.int32).to(torch.uint16)
-    judged = BranchReader(branch, CPU).stream([truth.numpy()])
+    judged = BranchReader(branch, CPU).stream([(truth.numpy(), ())])
     columns = np.concatenate([batch.columns for batch in judged], axis=1)
     assert np.isfinite(columns[list(QUALITY_COLUMNS).index("ssim")]).all()
 
@@ -175,3 +176,48 @@ def test_weights_may_lie_on_object_storage(
     assert s3.count("GET", branch.weights.name) == 1
     torch.testing.assert_close(seen[0], BranchReader(branch, CPU).engine.super_resolve(torch.from_numpy(lr), MAX_DN))
     torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=0)
+
+
+class TestConditions:
+    """What a branch tells a model that is told of its patches."""
+
+    def reader(self, plan: Plan, land_cover: str, predictions: StageParts | None = None) -> BranchReader:
+        options = {"steps": 1, "land_cover": land_cover}
+        branch = make_branch(branch_of(plan).inputs, "seesr_tiny", None, options=options, land_cover=predictions)
+        return BranchReader(branch, CPU)
+
+    def test_no_other_model_is_told_anything(self, store: Plan) -> None:
+        assert BranchReader(branch_of(store, "bicubic"), CPU).conditions(0, store.parts.read(0)) == ()
+
+    def test_names_alone(self, store: Plan) -> None:
+        patches = store.parts.read(0)
+        told = self.reader(store, "none").conditions(0, patches)
+        assert told == [Condition(name) for name in patches["patch_id"].to_pylist()]
+
+    def test_labels_of_the_archive(self, store: Plan) -> None:
+        """One of the first two shards has the patch without labels."""
+        told = [c for shard in (0, 1) for c in self.reader(store, "labels").conditions(shard, store.parts.read(shard))]
+        rows = [row for shard in (0, 1) for row in store.parts.read(shard).to_pylist()]
+        assert told == [Condition(row["patch_id"], tuple(row["labels"] or ())) for row in rows]
+        assert {bool(condition.land_cover) for condition in told} == {True, False}
+
+    def test_predictions_of_the_first_seed(self, store: Plan, tmp_path: Path) -> None:
+        predictions = StageParts(StorePaths(tmp_path), "predictions", "a1b2c3d4")
+        names = store.parts.read(0)["patch_id"].to_pylist()
+        rows = [{"patch_id": n, "seed": seed, "predicted": [f"{n} {seed}"]} for seed in (3, 1) for n in reversed(names)]
+        predictions.write(0, pa.Table.from_pylist(rows))
+        reader = self.reader(store, "predictions", predictions)
+        assert reader.conditions(0, store.parts.read(0)) == [Condition(name, (f"{name} 1",)) for name in names]
+        with pytest.raises(PipelineError, match=r"predictions \(a1b2c3d4\), and those of shard 1 failed"):
+            reader.conditions(1, store.parts.read(1))
+
+    def test_predictions_are_part_of_the_config(self, store: Plan, tmp_path: Path) -> None:
+        awaiting = self.reader(store, "predictions").branch
+        assert awaiting.awaits_predictions
+        records = {path.stem for path in (store.paths.work / "configs").iterdir()}
+        assert awaiting.pixels.config not in records  # it will never be
+        told = [StageParts(StorePaths(tmp_path), "predictions", config) for config in ("a1b2c3d4", "b1b2c3d4")]
+        branches = [self.reader(store, "predictions", parts).branch for parts in told]
+        assert not any(branch.awaits_predictions for branch in branches)
+        assert len({branch.pixels.config for branch in (awaiting, *branches)}) == 3
+        assert [branch.identity["land_cover_of"] for branch in branches] == ["a1b2c3d4", "b1b2c3d4"]

@@ -422,7 +422,7 @@ def test_a_full_disk_is_told_wherever_it_strikes(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=240,
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * len(limits)
@@ -491,7 +491,7 @@ def test_a_killed_run_leaves_what_was_there(tmp_path: Path) -> None:
     for _ in range(25):  # into the second row of windows, after the first was written
         assert process.stdout.readline() == "window\n"
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     process.stdout.close()
     assert (tmp_path / "out.tif").read_bytes() == b"the old one"
     (hidden,) = [name for name in left_over(tmp_path) if name not in {"in.tif", "out.tif"}]

@@ -1,13 +1,14 @@
 """Oracles: the samples themselves, each once, and the order written out."""
 
 import math
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from classifiers.training import batches as module
 from classifiers.training.batches import TensorBatches, TimedBatches, TrainingBatch, named
 from classifiers.training.random_streams import permutation
 from infra.errors import ConfigError, ShapeError
@@ -72,17 +73,21 @@ def test_an_epoch_takes_one_view_of_each_sample() -> None:
     assert torch.equal(plain, x[:, 0])
 
 
-def test_waiting_is_timed_and_working_is_not() -> None:
+def test_waiting_is_timed_and_working_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 7.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+
     def slow() -> Iterator[TrainingBatch]:
+        nonlocal now
         for _ in range(2):
-            time.sleep(0.05)
+            now += 5
             yield TrainingBatch(torch.ones(1, 1), torch.ones(1, 1), np.arange(1), 1)
-        time.sleep(0.05)
+        now += 5
 
     timed = TimedBatches(slow())
     for _ in timed:
-        time.sleep(0.2)
-    assert 0.15 <= timed.waited < 0.35
+        now += 200
+    assert timed.waited == 15
 
 
 def test_a_few_names_stand_for_many() -> None:

@@ -94,6 +94,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("super-resolve notes.txt out.tif --sr bicubic --dtype float61", ["does not run in float61", "float32"]),
     ("weights fetch realesrgn", ["no model is called 'realesrgn'", "did you mean 'realesrgan'?"]),
     ("weights fetch bicubic", ["bicubic has no weight file"]),
+    ("weights fetch seesr", ["seesr has several weight files", "ram_swin_large_14m.pth", "docs/seesr.md", "/seesr"]),
     ("weights add hat no.pth", ["no weight file that can be read at no.pth: No such file or directory"]),
     ("weights add hat notes.txt", ["notes.txt is not HAT_SRx4", "SHA-256", "weights: {hat: FILE}"]),
     ("synth notes.txt", ["notes.txt is not a folder", "choose another place"]),

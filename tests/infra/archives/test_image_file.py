@@ -238,7 +238,9 @@ def test_no_flipped_bit_of_a_png_changes_a_pixel(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels, as_stored(noise((6, 6, 3))))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(suffix=st.sampled_from([*FORMATS, "tif"]), data=st.data())
 def test_damage_is_a_reason_and_never_another_error(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
     source = tmp_path / f"whole.{suffix}"

@@ -46,7 +46,9 @@ def test_members_are_those_that_tarfile_reads(tmp_path: Path, suffix: str, form:
     assert [name for name, _ in everything(path)] == [info.name for info, _ in members]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     members=st.lists(st.tuples(st.text("ab/é.", min_size=1, max_size=300), st.integers(0, 3000)), max_size=12),
     form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
@@ -239,7 +241,9 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         list(read_tar(str(tmp_path / "a.tar.zst")))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(place=st.integers(0, 10239), value=st.integers(0, 255))
 def test_any_changed_byte_is_refused_or_harmless(tmp_path: Path, place: int, value: int) -> None:
     """No other error comes out, and what comes out is no larger than what went in."""

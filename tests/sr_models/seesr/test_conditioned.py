@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -58,15 +59,14 @@ def inputs(n: int = 2, height: int = 8, width: int = 8) -> Inputs:
 
 
 def filled[Network: nn.Module](network: Network, seed: int) -> Network:
-    """Give numbers to what is zero at first (the ControlNet's last convolutions, biases), so that nothing is hidden."""
+    """Give a network the numbers of a seed, also where it has zeros at first, as the ControlNet's last convolutions."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=g)
-            if parameter.ndim > 1:
-                parameter.copy_(noise * 0.6 / parameter[0].numel() ** 0.5)
-            else:
-                parameter.add_(noise * 0.1)
+        for name, parameter in network.named_parameters():
+            matrix = parameter.ndim > 1
+            mean = 1.0 if name.endswith("weight") and not matrix else 0.0  # a norm's
+            spread = 0.6 / parameter[0].numel() ** 0.5 if matrix else 0.1
+            parameter.copy_(mean + spread * torch.randn(parameter.shape, generator=g))
     return network.eval().requires_grad_(requires_grad=False)
 
 
@@ -88,12 +88,13 @@ def predicted(unet: nn.Module, controlnet: nn.Module, x: Inputs, scale: float = 
 
 def plain(network: nn.Module) -> UNet2DConditionModel | ControlNetModel:
     """Return diffusers' own model with the weights of ours, less those of image attention."""
-    model = (
+    model: UNet2DConditionModel | ControlNetModel = (
         UNet2DConditionModel(**PLAIN_UNET) if isinstance(network, UNet2DConditionModel) else ControlNetModel(**PLAIN)
     )
     state = network.state_dict()
     model.load_state_dict({name: value for name, value in state.items() if ".image_attentions." not in name})
-    return model.eval().requires_grad_(requires_grad=False)
+    model.eval().requires_grad_(requires_grad=False)
+    return model
 
 
 class ByHand:
@@ -118,11 +119,13 @@ class ByHand:
         transformer.load_state_dict(
             {name.removeprefix(prefix): value for name, value in self.state.items() if name.startswith(prefix)}
         )
-        return transformer(hidden, encoder_hidden_states=self.image).sample
+        (attended,) = transformer(hidden, encoder_hidden_states=self.image, return_dict=False)
+        assert isinstance(attended, Tensor)
+        return attended
 
     def attended(self, block: str, layer: int, channels: int, heads: int, hidden: Tensor) -> Tensor:
         text_attention = self.model.get_submodule(f"{block}.attentions.{layer}")
-        hidden = text_attention(hidden, encoder_hidden_states=self.text).sample
+        (hidden,) = text_attention(hidden, encoder_hidden_states=self.text, return_dict=False)
         return self.image_attention(f"{block}.image_attentions.{layer}.", channels, heads, hidden)
 
     def contracted(self, hidden: Tensor) -> list[Tensor]:
@@ -142,7 +145,8 @@ class ByHand:
 
     def middle(self, hidden: Tensor) -> Tensor:
         first, second = self.model.mid_block.resnets
-        return second(self.attended("mid_block", 0, 32, 8, first(hidden, self.time)), self.time)
+        attended = self.attended("mid_block", 0, 32, 8, first(hidden, self.time))
+        return cast("Tensor", second(attended, self.time))
 
     def expanded(self, hidden: Tensor, layers: list[Tensor]) -> Tensor:
         for b, (channels, heads) in enumerate([(32, None), (16, 4), (16, 2)]):
@@ -263,9 +267,10 @@ def test_one_timestep_serves_the_batch(unet: ImageConditionedUNet, controlnet: I
 def test_half_precision(unet: ImageConditionedUNet, controlnet: ImageConditionedControlNet) -> None:
     """bfloat16 has 8 bits, so a hundred or so operations leave a few per cent."""
     x = inputs()
-    halves = [filled(ImageConditionedUNet(TINY_UNET), 2), filled(ImageConditionedControlNet(TINY), 3)]
+    halved: list[nn.Module] = [nn.Module.to(deepcopy(network), torch.bfloat16) for network in (unet, controlnet)]
     half = predicted(
-        *(network.to(torch.bfloat16) for network in halves),
+        halved[0],
+        halved[1],
         Inputs(*(value if value.dtype == torch.int64 else value.to(torch.bfloat16) for value in x)),
     )
     full = predicted(unet, controlnet, x)
@@ -294,10 +299,26 @@ def test_attention_is_fused(
     assert {type(processor) for processor in processors} == {AttnProcessor2_0}
 
 
-def test_compiles_into_one_graph(unet: ImageConditionedUNet, controlnet: ImageConditionedControlNet) -> None:
-    x = inputs()
-    compiled = [torch.compile(network, backend="eager", fullgraph=True) for network in (unet, controlnet)]
-    torch.testing.assert_close(predicted(*compiled, x), predicted(unet, controlnet, x))
+def test_compiles_into_one_graph() -> None:
+    """One block of each kind, one layer each: no Python depends on what is in a tensor."""
+    smaller = {
+        **TINY,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "block_out_channels": [16, 32],
+        "attention_head_dim": [2, 8],
+        "layers_per_block": 1,
+    }
+    up = {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
+    unet, controlnet = (
+        filled(ImageConditionedUNet({**smaller, **up}), 4),
+        filled(ImageConditionedControlNet(smaller), 5),
+    )
+    compiled = predicted(
+        cast("nn.Module", torch.compile(unet, backend="eager", fullgraph=True)),
+        cast("nn.Module", torch.compile(controlnet, backend="eager", fullgraph=True)),
+        inputs(),
+    )
+    torch.testing.assert_close(compiled, predicted(unet, controlnet, inputs()))
 
 
 def test_saved_and_read_by_diffusers(
@@ -307,11 +328,9 @@ def test_saved_and_read_by_diffusers(
     controlnet.save_pretrained(tmp_path / "controlnet")
     for name in ("unet", "controlnet"):
         assert json.loads((tmp_path / name / "config.json").read_text())["use_image_cross_attention"] is True
-    again = [
-        ImageConditionedUNet.from_pretrained(tmp_path / "unet"),
-        ImageConditionedControlNet.from_pretrained(tmp_path / "controlnet"),
-    ]
-    assert torch.equal(predicted(*again, inputs()), predicted(unet, controlnet, inputs()))
+    again = ImageConditionedUNet.from_pretrained(tmp_path / "unet")
+    beside = ImageConditionedControlNet.from_pretrained(tmp_path / "controlnet")
+    assert torch.equal(predicted(again, beside, inputs()), predicted(unet, controlnet, inputs()))
 
 
 def test_official_config_is_accepted() -> None:

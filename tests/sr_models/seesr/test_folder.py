@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from infra.errors import WeightsError
 from sr_models.condition import Condition
 from sr_models.seesr import folder as layout
 from sr_models.seesr.checkpoints import build, vae_names
-from sr_models.seesr.folder import files, folder_digest, load_seesr, text_encoder
+from sr_models.seesr.folder import check_seesr, files, load_seesr, text_encoder
 from sr_models.seesr.network import Seesr
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.tiny import tiny, write_tiny_folder
+from sr_models.weights import weights_digest
 
 BASE = "stable-diffusion-2-base"
 UNET = "seesr/unet/diffusion_pytorch_model.safetensors"
@@ -48,6 +50,16 @@ NAMES = [
     f"{BASE}/vae/config.json",
     VAE,
 ]
+
+
+def refuse(folder: Path, options: SeesrOptions = OPTIONS) -> None:
+    """Raise what loading raises, which is what the check without numbers raises."""
+    with pytest.raises(WeightsError) as caught:
+        check_seesr(folder, options)
+    with pytest.raises(WeightsError, match=re.escape(str(caught.value))):
+        load_seesr(folder, options)
+    raise caught.value
+
 
 OFFICIAL_TEXT = {  # text_encoder/config.json of Stable Diffusion 2-base
     "architectures": ["CLIPTextModel"],
@@ -147,26 +159,26 @@ def test_files_are_those_that_determine_the_output(folder: Path) -> None:
 def test_the_digest_is_that_of_what_sha256sum_prints(folder: Path) -> None:
     listing = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in NAMES)
     digest = hashlib.sha256(listing.encode()).hexdigest()
-    assert folder_digest(folder) == digest
+    assert weights_digest("seesr", folder, OPTIONS) == digest
     (folder / "README.md").write_text("not read")
-    assert folder_digest(folder) == digest
+    assert weights_digest("seesr", folder, OPTIONS) == digest
     for name in NAMES:
         path = folder / name
         content = path.read_bytes()
         path.write_bytes(content + b" ")
-        assert folder_digest(folder) != digest
+        assert weights_digest("seesr", folder, OPTIONS) != digest
         path.write_bytes(content)
-    assert folder_digest(folder) == digest
+    assert weights_digest("seesr", folder, OPTIONS) == digest
 
 
 def test_pytorch_files_where_there_are_no_safetensors(folder: Path) -> None:
-    digest = folder_digest(folder)
+    digest = weights_digest("seesr", folder, OPTIONS)
     for name, other in ((UNET, "diffusion_pytorch_model.bin"), (TEXT, "pytorch_model.bin")):
         torch.save(load_file(folder / name), (folder / name).with_name(other))
-    assert folder_digest(folder) == digest  # safetensors first
+    assert weights_digest("seesr", folder, OPTIONS) == digest  # safetensors first
     for name in (UNET, TEXT):
         (folder / name).unlink()
-    assert folder_digest(folder) != digest
+    assert weights_digest("seesr", folder, OPTIONS) != digest
     assert_same(load_seesr(folder, OPTIONS), tiny(OPTIONS))
 
 
@@ -239,12 +251,12 @@ def test_sd_turbo_takes_the_image_attention_of_seesr(folder: Path) -> None:
         assert torch.equal(value, own.get(name, state[name]))
     assert "sd-turbo/unet/config.json" in [path.as_posix() for path in files(folder, "sd-turbo")]
     with pytest.raises(WeightsError, match=f"lacks 8 of the 16 files that seesr needs:\n  {BASE}/scheduler"):
-        load_seesr(folder, OPTIONS)
+        refuse(folder, OPTIONS)
 
 
 def test_no_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
-        load_seesr(tmp_path / "nowhere", OPTIONS)
+        refuse(tmp_path / "nowhere", OPTIONS)
     told = str(caught.value)
     for name in NAMES:
         assert (name in told) == (name != "dape_config.json")
@@ -255,7 +267,7 @@ def test_no_folder_is_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "dape_config.json"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    for ask in (files, folder_digest, lambda place: load_seesr(place, OPTIONS)):
+    for ask in (files, refuse):
         with pytest.raises(WeightsError, match="lacks 1 of the 16 files that seesr needs") as caught:
             ask(folder)
         assert f"\n  {name}" in str(caught.value)
@@ -341,14 +353,14 @@ NAMED = [f"{number}-{Path(row[0]).name}" for number, row in enumerate(WRONG)]
 def test_a_wrong_file_is_told(folder: Path, name: str, spoil: Callable[[Path], object], told: str) -> None:
     spoil(folder / name)
     with pytest.raises(WeightsError, match=told):
-        load_seesr(folder, OPTIONS)
+        refuse(folder, OPTIONS)
 
 
 def test_official_dape_without_a_config(folder: Path) -> None:
     """Sizes are the official ones where nothing else is told: the tiny files do not fit."""
     (folder / "dape_config.json").unlink()
     with pytest.raises(WeightsError, match=r"label_embed is \(8, 512\), needs \(4585, 512\)|missing"):
-        load_seesr(folder, OPTIONS)
+        refuse(folder, OPTIONS)
 
 
 def test_code_is_not_run(folder: Path) -> None:
@@ -356,7 +368,7 @@ def test_code_is_not_run(folder: Path) -> None:
     (folder / UNET).unlink()
     torch.save({"conv_in.bias": Path("x")}, folder / "seesr/unet/diffusion_pytorch_model.bin")
     with pytest.raises(WeightsError, match="holds Python objects beside tensors"):
-        load_seesr(folder, OPTIONS)
+        refuse(folder, OPTIONS)
 
 
 def test_names_are_said_once() -> None:
@@ -365,3 +377,11 @@ def test_names_are_said_once() -> None:
     for name in NAMES:
         if name != "dape_config.json":
             assert Path(name).name in layout.__doc__
+
+
+def test_a_check_reads_no_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and shapes are in the file's header; the official ones have 10 GB behind it."""
+    loaded = list[Seesr]()
+    monkeypatch.setattr(layout, "load_seesr", lambda *asked: loaded.append(load_seesr(*asked)))
+    check_seesr(folder, OPTIONS)
+    assert {value.device.type for value in loaded[0].state_dict().values()} == {"meta"}
