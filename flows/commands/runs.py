@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.commands.arguments import Address, AsJson, Overrides, RunYaml, load, store_place
-from flows.commands.completion import CLASSIFIERS, SPLITS, one_of
+from flows.commands.completion import CLASSIFIERS, SPLITS, SR_MODELS, one_of
 from flows.commands.documents import run_document
 from flows.commands.output import tell, tell_json
 from flows.commands.stores import show_scores
@@ -192,6 +192,10 @@ def demo(
     store: Annotated[
         Path | None, typer.Option(help="Another place for the store: a folder, or its URL.", parser=store_place)
     ] = None,
+    sr: Annotated[
+        list[str] | None,
+        typer.Option(help="A further SR model, such as seesr_tiny. May be repeated.", autocompletion=one_of(SR_MODELS)),
+    ] = None,
     as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Write a small synthetic archive, run the whole flow on it, and show where the report is."""
@@ -208,7 +212,7 @@ def demo(
     end_orphaned_servers()
     with bars():
         write_demo_archive(folder, patches)
-        config = demo_config(folder, store)
+        config = demo_config(folder, store, sr or ())
         _tell_run(config.store, partial(archive, config), as_json=as_json)
 
 

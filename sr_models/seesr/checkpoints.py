@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from infra.errors import PipelineError, WeightsError
 from sr_models.weights import some
@@ -32,7 +33,7 @@ def read_json(path: Path) -> Config:
 
 
 def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
-    """Return what is made of a configuration.
+    """Return what is made of a configuration; a network's parameters have any values until it is filled.
 
     Args:
         make: Makes the network, or checks its sizes.
@@ -43,11 +44,23 @@ def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
         WeightsError: No network can be made of it.
     """
     try:
-        return make(config)
+        with _Uninitialised():
+            return make(config)
     except PipelineError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, LookupError, AttributeError, RuntimeError) as error:
         raise WeightsError(f"{path} tells no network that can be built: {type(error).__name__}: {error}") from error
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Within it, initialisers leave tensors as they are: a core draws 170 million random numbers in a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Config | None = None
+    ) -> Any:  # noqa: ANN401  # what the function returns
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -99,6 +99,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("weights add hat notes.txt", ["notes.txt is not HAT_SRx4", "SHA-256", "weights: {hat: FILE}"]),
     ("synth notes.txt", ["notes.txt is not a folder", "choose another place"]),
     ("demo notes.txt", ["cannot write notes.txt", "file"]),
+    ("demo demo --patches 1 --sr sesr", ["no SR model called 'sesr'", "did you mean 'seesr'?"]),
+    ("demo demo --patches 1 --sr seesr", ["seesr needs weights", "ram_swin_large_14m.pth", "docs/seesr.md"]),
     ("doctor Run.yml", ["there is no file Run.yml", "did you mean RUN.yaml?"]),
     ("doctor http://host/store", ["a URL http://… cannot be used"]),
     ("doctor empty --set a=b", ["--set changes settings of a RUN.yaml, and empty is a store"]),

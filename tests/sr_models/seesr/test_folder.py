@@ -226,6 +226,13 @@ def test_official_sizes() -> None:
     assert set(vae_names(vae.state_dict())) == set(vae.state_dict())
 
 
+def test_networks_are_not_initialised_before_they_are_filled() -> None:
+    """No random number is drawn, for diffusers' networks: where each weight is read from a file, that is time lost."""
+    before = torch.get_rng_state()
+    build(AutoencoderKL.from_config, {**OFFICIAL_VAE, "block_out_channels": [32] * 4}, Path("config.json"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_sd_turbo_takes_the_image_attention_of_seesr(folder: Path) -> None:
     """SD-Turbo's folder with its own UNet, of Stable Diffusion's kind: no image attention, no switch for it."""
     turbo = folder / "sd-turbo"

@@ -121,7 +121,11 @@ def test_which_token_fills_up_is_told_by_the_special_tokens(tmp_path: Path) -> N
         ("merges.txt", "a b c\n", "merges.txt has a line that is not two tokens: 'a b c'"),
         ("merges.txt", "q zz\n", "merges.txt has what is not in vocab.json beside it: q zz"),
         ("special_tokens_map.json", "{}", "special_tokens_map.json: bos_token None"),
-        ("special_tokens_map.json", '{"bos_token": 3}', "special_tokens_map.json: bos_token 3"),
+        (
+            "special_tokens_map.json",
+            '{"bos_token": {"content": "zz"}}',
+            "special_tokens_map.json: bos_token zz,",
+        ),
     ],
 )
 def test_a_wrong_tokenizer_is_told(tmp_path: Path, file: str, content: str, told: str) -> None:
