@@ -71,6 +71,7 @@ class SrEngine:
         self._resolver = resolver.compiled() if self._compiled else resolver
         self._asked = batch_size
         self._fits: dict[tuple[int, ...], int] = {}  # largest batch known to fit, by the shape of a patch
+        self._came: dict[tuple[int, ...], int] = {}  # most images that came at once, likewise
 
     @property
     def scale(self) -> int:
@@ -190,10 +191,12 @@ class SrEngine:
         return None  # out here the error, and the tensors its frames hold, are gone
 
     def _batch_size(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
+        """Return how many images go through at once: what fits, but no more than have ever come at once."""
         shape = tuple(x.shape[1:])
         if shape not in self._fits:
             self._fits[shape] = self._asked or self._measured(x, conditions, work)
-        return self._fits[shape]
+        self._came[shape] = max(self._came.get(shape, 1), len(x))
+        return min(self._fits[shape], self._came[shape])
 
     def _measured(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
         """Return how many images fit the free memory, from what one and two of them take."""

@@ -103,7 +103,9 @@ class _Pixels:
         branch, store = self._branch, self.store
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
         block = branch.block(store.shard_size)
-        batches = {first: block_batches(rows, first, block, branch.batch_size) for first in first_rows}
+        # a slow model is given all there is: how much of it fits its device it finds out itself
+        at_once = branch.batch_size if branch.spec.sr_shard is None else block
+        batches = {first: block_batches(rows, first, block, at_once) for first in first_rows}
         enlarged = self._reader.stream(self._inputs(shard, patches, [b for of in batches.values() for b in of]))
         quality = [SR_QUALITY.empty_table()]
         for first, of_block in batches.items():

@@ -49,7 +49,7 @@ class Sampler:
     Patches are processed together and do not see each other. Each patch has a generator of its own, on the CPU and in
     float32, so that its noise is the same in any batch and on any device. It is asked, in this order, for the noise at
     the start, for that of the latent's posterior (only where sampling starts at the input), and, with DDPM, for that of
-    each step but the last.
+    each step.
     """
 
     vae: AutoencoderKL
@@ -78,6 +78,11 @@ class Sampler:
     def multiple(self) -> int:
         """What height and width must be multiples of, pixels."""
         return self._reduction * int(2 ** (len(self.unet.config["block_out_channels"]) - 1))
+
+    @property
+    def native(self) -> int:
+        """Edge of the images that the UNet was trained on, pixels: 512; 0 where its configuration does not tell."""
+        return self._reduction * int(self.unet.config.sample_size or 0)
 
     @property
     def _reduction(self) -> int:

@@ -101,6 +101,15 @@ class TestEngine:
         assert isinstance(spy.network, Cramped)
         assert set(spy.network.calls) == {4}
 
+    def test_a_compiled_network_is_filled_up_to_what_came_at_once_alone(self) -> None:
+        """64 would fit, and 16 come: 48 more would be work for nothing. Of the last batch the shape stays the same."""
+        engine, spy = SrEngine(cramped(64), 64), cramped(64)
+        engine._compiled, engine._resolver = True, spy
+        for n in (16, 16, 5):
+            assert np.array_equal(engine.super_resolve(patches(n), MAX_DN).numpy(), nearest(patches(n)))
+        assert isinstance(spy.network, Cramped)
+        assert spy.network.calls == [16, 16, 16]
+
     def test_rejects_floats_and_a_batch_of_none(self, tiny: SuperResolver) -> None:
         with pytest.raises(ShapeError, match="integer"):
             SrEngine(tiny).super_resolve(patches(1).astype(np.float32), MAX_DN)
