@@ -471,7 +471,7 @@ class RunConfig(_Section):
     def stores_pixels(self, sr: str) -> bool:
         """Whether an SR model's pixels are stored: auto stores what training will read again and is dear to compute."""
         spec = sr_models.SR_MODELS[sr]
-        if spec.sr_shard is not None:
+        if spec.sr_shard is not None or spec.conditioned:  # training does not tell a model of its patches
             return True
         if self.keep_sr == "auto":
             trains = self.models_from is None and any(name not in self.trained for name in self.classifiers)
@@ -560,8 +560,19 @@ class RunConfig(_Section):
                         f"sr_options: {name}: land_cover: predictions are those of the patches as they are: name none "
                         f"before {name} in `sr`"
                     )
-        if self.keep_sr == "never" and (slow := [n for n in self.sr if sr_models.SR_MODELS[n].sr_shard is not None]):
-            raise ValueError(f"keep_sr: never: {', '.join(slow)} is too slow to be computed twice, and always stored")
+        always = {name: sr_models.SR_MODELS[name] for name in self.sr}
+        always = {name: spec for name, spec in always.items() if spec.sr_shard is not None or spec.conditioned}
+        if self.keep_sr == "never" and always:
+            raise ValueError(f"keep_sr: never: {', '.join(always)} is too slow to be computed twice, and always stored")
+        if always:
+            from infra.zarr_store import divisor  # zarr is not imported for every command
+        for name, spec in always.items():
+            most = spec.sr_shard or self.shard_size
+            if divisor(self.shard_size, most) < min(8, self.shard_size):
+                raise ValueError(
+                    f"shard_size: {self.shard_size} cannot be cut into SR shards of some {most} patches, as {name} "
+                    f"needs it: choose a multiple of {most}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -194,6 +194,8 @@ class SrEngine:
         """Return how many images go through at once: what fits, but no more than have ever come at once."""
         shape = tuple(x.shape[1:])
         if shape not in self._fits:
+            if self._asked is None and self._resolver.device.type == "cuda" and len(x) < 2:
+                return 1  # of one image nothing can be learnt
             self._fits[shape] = self._asked or self._measured(x, conditions, work)
         self._came[shape] = max(self._came.get(shape, 1), len(x))
         return min(self._fits[shape], self._came[shape])
@@ -201,7 +203,7 @@ class SrEngine:
     def _measured(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
         """Return how many images fit the free memory, from what one and two of them take."""
         device = self._resolver.device
-        if device.type != "cuda" or len(x) < 2:
+        if device.type != "cuda":
             return _CPU_BATCH
         peaks = []
         for n in (1, 2):

@@ -82,7 +82,7 @@ class Sampler:
     @property
     def native(self) -> int:
         """Edge of the images that the UNet was trained on, pixels: 512; 0 where its configuration does not tell."""
-        return self._reduction * int(self.unet.config.sample_size or 0)
+        return self._reduction * int(getattr(self.unet.config, "sample_size", None) or 0)
 
     @property
     def _reduction(self) -> int:

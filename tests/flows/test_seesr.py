@@ -1,5 +1,6 @@
 """SeeSR through the whole flow: from a folder in the official layout, in the tiny random configuration."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -101,9 +102,8 @@ def test_options_weights_and_predictions_are_in_the_config(store: Path) -> None:
     assert (found["sr"], found["steps"], found["guidance"], found["seed"]) == ("seesr", 2, 5.5, 0)
     assert len(found["weights_sha256"]) == 64
     assert found["land_cover"] == "predictions"
-    (told,) = configs[configs["config"] == found["land_cover_of"]].to_dict("records")
-    assert told["stage"] == "predictions"
-    assert json.loads(told["json"])["classifier"] == "resnet18"
+    (file,) = (store / "checkpoints").glob("none-resnet18-*/seed-*.safetensors")
+    assert found["land_cover_of"] == f"resnet18 {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
 def test_a_patch_can_be_drawn(folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +122,7 @@ def test_a_patch_can_be_drawn(folder: Path, store: Path, tmp_path: Path, monkeyp
         ({"sr_options": {"hat": {"steps": 2}}}, "hat has no options, but steps was given"),
         ({"sr_options": {"sesr": {}}}, "no SR model in sr_options called 'sesr': did you mean 'seesr'"),
         ({"sr": ["seesr", "none"]}, "name none before seesr"),
+        ({"shard_size": 509}, "shard_size: 509 cannot be cut into SR shards of some 32 patches"),
         ({"keep_sr": "never"}, "keep_sr: never: seesr is too slow to be computed twice"),
         ({"sr_dtype": "float16"}, "seesr does not run in float16"),
         (
