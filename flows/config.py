@@ -369,7 +369,7 @@ class ResourceConfig(_Section):
     gpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """auto: one where the cluster has any GPU. A number: no stage that can use GPUs begins without them."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Patches that go through a classifier at once; SR engines find their own."""
+    """Patches that go through a network at once; SR engines take fewer where these do not fit."""
     compile: bool | None = None
     """Whether SR networks are compiled; null: on GPUs."""
 
