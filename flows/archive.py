@@ -62,7 +62,7 @@ from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
-from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver
+from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver, stage_title
 from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained
 
@@ -298,7 +298,7 @@ def _first_predictions(config: RunConfig, predicted: Sequence[Predicted]) -> Sta
 def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
     """Store one SR model's pixels of every shard."""
     create_store(branch.store, branch.arrays(), plan.shard_size, max(plan.shards) + 1, {"sr": branch.sr})
-    title, shards = f"super-resolve {branch.sr}", plan.ingested()
+    title, shards = stage_title(branch.sr, branch.spec), plan.ingested()
     if branch.spec.sr_shard is None:
         outputs = [*branch.quality_outputs, branch.pixels]
         run.stage(title, partial(ShardSuperResolver, branch), outputs, shards)

@@ -73,7 +73,7 @@ def test_every_patch_is_stored_judged_and_predicted(store: Path) -> None:
     predictions = pd.read_parquet(store / "tables" / "predictions")
     assert predictions["sr"].value_counts().to_dict() == {"none": PATCHES, "seesr": PATCHES}
     (run,) = pd.read_parquet(store / "tables" / "runs").to_dict("records")
-    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr")
+    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr, SR shards")
     assert (stage["done"], stage["patches"]) == (6, PATCHES)  # two SR shards for each of three splits
 
 
