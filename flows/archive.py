@@ -110,6 +110,11 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             "reliability: RUN.yaml has no section `reliability`, which says how decisions are scored: add "
             "`reliability: {}` for the defaults"
         )
+    if until == "train" and (told := config.told_predictions()):
+        raise ConfigError(
+            f"sr_options: {told[0]}: `land_cover: predictions` needs predictions, and a run that ends with train makes "
+            "none: run `superscene predict` instead, which trains too, or choose another land_cover"
+        )
     paths = StorePaths(config.store.resolve())
     check_store(paths.tables)  # what a newer superscene wrote is not mixed with tables of this one
     record = RunRecord(paths, config.model_dump_json(), datetime.now(UTC))
@@ -120,8 +125,6 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
             branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
-            if until == "train" and (waiting := [branch.sr for branch in branches if branch.awaits_predictions]):
-                raise ConfigError(f"{waiting[0]} is told predictions, so a run that ends with train cannot make it")
             networks = _shapes_of_networks(config, inputs.bands)
             _check_maps(config, branches, networks.values())
             check_reliability(config, plan, branches, networks)
