@@ -62,7 +62,7 @@ from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
-from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver
+from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver, stage_title
 from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained, load_trained
 
@@ -110,6 +110,11 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             "reliability: RUN.yaml has no section `reliability`, which says how decisions are scored: add "
             "`reliability: {}` for the defaults"
         )
+    if until == "train" and (told := config.told_predictions()):
+        raise ConfigError(
+            f"sr_options: {told[0]}: `land_cover: predictions` needs predictions, and a run that ends with train makes "
+            "none: run `superscene predict` instead, which trains too, or choose another land_cover"
+        )
     paths = StorePaths(config.store.resolve())
     check_store(paths.tables)  # what a newer superscene wrote is not mixed with tables of this one
     record = RunRecord(paths, config.model_dump_json(), datetime.now(UTC))
@@ -120,8 +125,6 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
             branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
-            if until == "train" and (waiting := [branch.sr for branch in branches if branch.awaits_predictions]):
-                raise ConfigError(f"{waiting[0]} is told predictions, so a run that ends with train cannot make it")
             networks = _shapes_of_networks(config, inputs.bands)
             _check_maps(config, branches, networks.values())
             known = [branch for branch in branches if not branch.awaits_predictions]
@@ -325,7 +328,7 @@ def _check_borrowed(branch: Branch, models: Mapping[str, Models]) -> None:
 def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
     """Store one SR model's pixels of every shard."""
     create_store(branch.store, branch.arrays(), plan.shard_size, max(plan.shards) + 1, {"sr": branch.sr})
-    title, shards = f"super-resolve {branch.sr}", plan.ingested()
+    title, shards = stage_title(branch.sr, branch.spec), plan.ingested()
     if branch.spec.sr_shard is None:
         outputs = [*branch.quality_outputs, branch.pixels]
         run.stage(title, partial(ShardSuperResolver, branch), outputs, shards)

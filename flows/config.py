@@ -478,6 +478,10 @@ class RunConfig(_Section):
             return trains and not spec.recompute_is_cheap
         return self.keep_sr == "always" and spec.scale > 1
 
+    def told_predictions(self) -> tuple[str, ...]:
+        """Return the SR models that are told the land cover that a classifier of the run predicts."""
+        return tuple(sr for sr in self.sr if self.sr_options.get(sr, {}).get("land_cover") == "predictions")
+
     def sr_weights(self, sr: str) -> Path | None:
         """Return the weight file of an SR model as `sr_models.weights_file` does; raises WeightsError without one."""
         return sr_models.weights_file(sr, self.weights.get(sr), self.sr_options.get(sr))
@@ -553,15 +557,14 @@ class RunConfig(_Section):
                 spec.chosen(name, options)
             except ConfigError as error:
                 raise ValueError(f"sr_options: {error}") from error
-            if options.get("land_cover") == "predictions" and name in self.sr:
-                before = self.sr[: self.sr.index(name)]
-                if "none" not in before:
-                    raise ValueError(
-                        f"sr_options: {name}: land_cover: predictions are those of the patches as they are: name none "
-                        f"before {name} in `sr`"
-                    )
-        always = {name: sr_models.SR_MODELS[name] for name in self.sr}
-        always = {name: spec for name, spec in always.items() if spec.sr_shard is not None or spec.conditioned}
+        for name in self.told_predictions():
+            if "none" not in self.sr[: self.sr.index(name)]:
+                raise ValueError(
+                    f"sr_options: {name}: land_cover: predictions are those of the patches as they are: name none "
+                    f"before {name} in `sr`"
+                )
+        specs = {name: sr_models.SR_MODELS[name] for name in self.sr}
+        always = {name: spec for name, spec in specs.items() if spec.sr_shard is not None or spec.conditioned}
         if self.keep_sr == "never" and always:
             raise ValueError(f"keep_sr: never: {', '.join(always)} is too slow to be computed twice, and always stored")
         if always:

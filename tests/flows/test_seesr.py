@@ -14,7 +14,8 @@ import zarr
 
 import classifiers
 import sr_models
-from flows.config import load_config
+from flows.archive import archive
+from flows.config import RunConfig, load_config
 from flows.explain import draw_patch
 from infra.archives.synthetic import write_synthetic_archive
 from infra.errors import ConfigError
@@ -74,7 +75,7 @@ def test_every_patch_is_stored_judged_and_predicted(store: Path) -> None:
     predictions = pd.read_parquet(store / "tables" / "predictions")
     assert predictions["sr"].value_counts().to_dict() == {"none": PATCHES, "seesr": PATCHES}
     (run,) = pd.read_parquet(store / "tables" / "runs").to_dict("records")
-    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr")
+    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr, SR shards")
     assert (stage["done"], stage["patches"]) == (6, PATCHES)  # two SR shards for each of three splits
 
 
@@ -140,6 +141,20 @@ def test_what_cannot_be_is_told_before_anything_runs(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(seesr_yaml(folder, tmp_path / "store", **changes))
+
+
+def test_training_alone_cannot_tell_predictions(tmp_path: Path) -> None:
+    """Told before the archive is read, which is not even there."""
+    settings = {
+        "archive": {"layout": "bigearthnet-v2"},
+        "store": tmp_path / "none",
+        "train": {"backbone": "random"},
+        "sr": ["none", "seesr_tiny"],
+        "sr_options": {"seesr_tiny": OPTIONS},
+    }
+    with pytest.raises(ConfigError, match=r"seesr_tiny: `land_cover: predictions`.*`superscene predict`"):
+        archive.fn(RunConfig.model_validate(settings), "train")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_lacks_a_file_is_told_by_name(folder: Path, tmp_path: Path) -> None:
