@@ -134,11 +134,11 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             of_none: Mapping[str, Models] = {}
             for branch in branches:
                 if branch.awaits_predictions:
-                    told = _land_cover(predicted, of_none, config.classifiers[0])
-                    if told is None:  # which is a failure of its own, and counted
+                    land_cover = _land_cover(predicted, of_none, config.classifiers[0])
+                    if land_cover is None:  # which is a failure of its own, and counted
                         run.record.note(f"{branch.sr} is left out: {config.classifiers[0]} gave no land cover to tell")
                         continue
-                    branch = _branch(run, inputs, branch.sr, told)  # noqa: PLW2901
+                    branch = _branch(run, inputs, branch.sr, land_cover)  # noqa: PLW2901
                 elsewhere = [name for name in config.classifiers if name not in backbones]
                 models = {name: train(run, plan, branch, name, None) for name in elsewhere}
                 if config.stores_pixels(branch.sr):
