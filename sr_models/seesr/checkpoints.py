@@ -32,16 +32,17 @@ def read_json(path: Path) -> Config:
     return content
 
 
-def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
+def build[T](make: Callable[[Config], T], config: Config, path: Path, what: str = "network") -> T:
     """Return what is made of a configuration; a network's parameters have any values until it is filled.
 
     Args:
         make: Makes the network, or checks its sizes.
         config: What the file holds.
         path: The file, for messages.
+        what: What is made, for messages.
 
     Raises:
-        WeightsError: No network can be made of it.
+        WeightsError: Nothing can be made of it.
     """
     try:
         with _Uninitialised():
@@ -49,7 +50,7 @@ def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
     except PipelineError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, LookupError, AttributeError, RuntimeError) as error:
-        raise WeightsError(f"{path} tells no network that can be built: {type(error).__name__}: {error}") from error
+        raise WeightsError(f"{path} tells no {what} that can be built: {type(error).__name__}: {error}") from error
 
 
 class _Uninitialised(TorchFunctionMode):

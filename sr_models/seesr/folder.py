@@ -22,6 +22,7 @@ beside the others. Nothing is downloaded.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,7 @@ from sr_models.seesr.dape import FULL, Dape, DapeConfig, read_dape
 from sr_models.seesr.network import Seesr, SeesrParts
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.prompts import PromptEncoder, read_tokenizer
+from sr_models.seesr.sampler import Schedule, stepper
 from sr_models.seesr.tags import NAMES_FILE, THRESHOLDS_FILE, TagList
 from sr_models.weights import load_state
 
@@ -56,13 +58,15 @@ DAPE_CONFIG = "dape_config.json"
 _SEESR = "SeeSR's release, linked from https://github.com/cswry/SeeSR"
 _TAGS = "https://github.com/cswry/SeeSR, folder ram/data"
 _RAM = "https://huggingface.co/spaces/xinyu1205/recognize-anything"
-_BASES: Mapping[Base, tuple[str, str]] = {
+BASES: Mapping[Base, tuple[str, str]] = {
     "stable-diffusion-2-base": (
         "Stable Diffusion 2-base",
         "a mirror of stabilityai/stable-diffusion-2-base, which was removed from huggingface.co in 2025",
     ),
     "sd-turbo": ("SD-Turbo", "https://huggingface.co/stabilityai/sd-turbo"),
 }
+_NOISE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+"""What a noise schedule is made of; diffusers has a default for each, which is not Stable Diffusion's."""
 _DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
 
@@ -84,7 +88,7 @@ class _Needed:
 
 
 def _needed(base: Base) -> tuple[_Needed, ...]:
-    title, where = _BASES[base]
+    title, where = BASES[base]
 
     def one(name: str, what: str, where: str) -> _Needed:
         return _Needed((name,), what, where)
@@ -169,7 +173,7 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
         vae=reader.network(f"{base}/vae", AutoencoderKL.from_config, vae_names),
         unet=reader.turbo_unet() if base == "sd-turbo" else reader.network("seesr/unet", ImageConditionedUNet),
         controlnet=reader.network("seesr/controlnet", ImageConditionedControlNet),
-        schedule=reader.json(f"{base}/scheduler/scheduler_config.json"),
+        schedule=reader.schedule(options),
     )
     return Seesr(parts, options)
 
@@ -216,6 +220,27 @@ class _Reader:
         network, path = build(make, read_json(config), config), self.weights(place)
         fill(network, renamed(load_state(path)), path)
         return network.eval()
+
+    def schedule(self, options: SeesrOptions) -> Schedule:
+        """Return the base's noise schedule, of which both schedulers can be made for the options."""
+        path = self.folder / options.base / "scheduler/scheduler_config.json"
+        config = read_json(path)
+        missing = [name for name in _NOISE if name not in config]
+        if missing:
+            raise WeightsError(f"{path} lacks {', '.join(missing)}: diffusers would take other noise than was trained")
+        steps, predicted = config["num_train_timesteps"], config.get("prediction_type", "epsilon")
+        if type(steps) is not int:
+            raise WeightsError(f"{path}: num_train_timesteps must be a whole number, not {steps!r}")
+        if predicted != "epsilon":
+            raise WeightsError(
+                f"{path} has prediction_type {predicted!r}, where SeeSR's networks predict 'epsilon': it is not of "
+                f"{BASES[options.base][0]} but of another Stable Diffusion (2.1 of 768 pixels has 'v_prediction')"
+            )
+        with torch.device("cpu"):  # a schedule is numbers, within a check too
+            for name in ("ddpm", "dpm_solver"):
+                asked = options.model_copy(update={"scheduler": name})
+                build(partial(stepper, options=asked), config, path, "noise schedule")
+        return config
 
     def turbo_unet(self) -> ImageConditionedUNet:
         """Return SD-Turbo's UNet with the image attention of SeeSR's."""

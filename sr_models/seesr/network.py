@@ -7,9 +7,9 @@ sees the enlarged patch, makes detail up that suits them; the colours are set ba
 As in the official `test_seesr.py`, with these differences:
 
 - The official script enlarges an image whose output would be smaller than 512 pixels until it is not, 120 -> 128, and
-  shrinks the output, 512 -> 480. Here a patch that lacks few pixels, as 120, is continued by reflection to the right and
-  below, 120 -> 128, and the output cropped: every pixel stays on its grid, and no image is resampled twice. A patch that
-  lacks more (30 x 30, by Wald's protocol) is enlarged and its output shrunk, as in the script.
+  shrinks the output, 512 -> 480. Here a patch that lacks few pixels, as 120, is continued by reflection to the right
+  and below, 120 -> 128, and the output cropped: every pixel stays on its grid, and no image is resampled twice. A patch
+  that lacks more (30 x 30, by Wald's protocol) is enlarged and its output shrunk, as in the script.
 - Colours are aligned between the patch as it is and the output cropped to it, so what was continued has no say.
 - Between its steps the official script rounds images to 8 bits; here they are float32.
 """

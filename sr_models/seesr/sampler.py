@@ -116,27 +116,28 @@ class Sampler:
             text = torch.cat([text, guide.negative.expand_as(text)])
         text, image = text.to(dtype), guide.image.to(dtype).repeat(halves, 1, 1)
         condition = enlarged.to(dtype).repeat(halves, 1, 1, 1)
-        stepper = self._stepper()
-        for step, there in zip(stepper.timesteps, stepper.timesteps.to(latents.device), strict=True):
+        scheduler = stepper(self.schedule, self.options)
+        for step, there in zip(scheduler.timesteps, scheduler.timesteps.to(latents.device), strict=True):
             noisy = latents.to(dtype).repeat(halves, 1, 1, 1)  # both schedulers take their input as it is
             down, middle = self.controlnet(noisy, there, text, image, condition, self.options.conditioning_scale)
             noise = self.unet(noisy, there, text, image, down, middle).float()
             if halves == 2:
                 positive, negative = noise.chunk(2)
                 noise = negative + self.options.guidance * (positive - negative)
-            (latents, *_) = stepper.step(noise, step, latents, generator=generators, return_dict=False)
+            (latents, *_) = scheduler.step(noise, step, latents, generator=generators, return_dict=False)
         return latents
 
-    def _stepper(self) -> Any:  # noqa: ANN401  # diffusers' schedulers have no common type with these methods
-        """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up."""
-        if self.options.scheduler == "ddpm":
-            stepper = DDPMScheduler.from_config(dict(self.schedule))
-        else:  # trailing: the first step is the last one of training, where the latents start
-            stepper = DPMSolverMultistepScheduler.from_config(
-                dict(self.schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
-            )
-        with warnings.catch_warnings():
-            # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            stepper.set_timesteps(self.options.steps)
-        return stepper
+
+def stepper(schedule: Schedule, options: SeesrOptions) -> Any:  # noqa: ANN401  # diffusers' have no common type
+    """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up."""
+    if options.scheduler == "ddpm":
+        made = DDPMScheduler.from_config(dict(schedule))
+    else:  # trailing: the first step is the last one of training, where the latents start
+        made = DPMSolverMultistepScheduler.from_config(
+            dict(schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+        )
+    with warnings.catch_warnings():
+        # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        made.set_timesteps(options.steps)
+    return made

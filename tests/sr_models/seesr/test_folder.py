@@ -29,6 +29,7 @@ BASE = "stable-diffusion-2-base"
 UNET = "seesr/unet/diffusion_pytorch_model.safetensors"
 VAE = f"{BASE}/vae/diffusion_pytorch_model.safetensors"
 TEXT = f"{BASE}/text_encoder/model.safetensors"
+SCHEDULE = f"{BASE}/scheduler/scheduler_config.json"
 OPTIONS = SeesrOptions(steps=2)
 
 NAMES = [
@@ -328,7 +329,22 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{BASE}/text_encoder/config.json", edited(hidden_size=15), "text_encoder/config.json: not the sizes of a text"),
     (f"{BASE}/text_encoder/config.json", edited(vocab_size=600), "text_encoder/model.safetensors does not fit"),
     (TEXT, without("final_layer_norm.bias"), "text_encoder/model.safetensors .* 1 missing: final_layer_norm.bias"),
-    (f"{BASE}/scheduler/scheduler_config.json", text("nothing"), "scheduler_config.json cannot be read as JSON"),
+    (SCHEDULE, text("nothing"), "scheduler_config.json cannot be read as JSON"),
+    (
+        SCHEDULE,
+        text("{}"),
+        "scheduler_config.json lacks beta_start, beta_end, beta_schedule, num_train_timesteps: ",
+    ),
+    (SCHEDULE, edited(beta_schedule=None), "scheduler_config.json lacks beta_schedule: "),
+    (
+        SCHEDULE,
+        edited(prediction_type="v_prediction"),
+        "scheduler_config.json has prediction_type 'v_prediction', .* not of Stable Diffusion 2-base but of another",
+    ),
+    (SCHEDULE, edited(beta_schedule="foo"), "scheduler_config.json tells no noise schedule .*foo"),
+    (SCHEDULE, edited(beta_start="x"), "scheduler_config.json tells no noise schedule that can be built: TypeError"),
+    (SCHEDULE, edited(num_train_timesteps="x"), "json: num_train_timesteps must be a whole number, not 'x'"),
+    (SCHEDULE, edited(num_train_timesteps=1), "scheduler_config.json tells no noise schedule .* ValueError"),
     ("dape_config.json", edited(tags=9), r"ram_swin_large_14m.pth .*label_embed is \(8, 512\), needs \(9, 512\)"),
     (
         "dape_config.json",
@@ -354,6 +370,17 @@ def test_a_wrong_file_is_told(folder: Path, name: str, spoil: Callable[[Path], o
     spoil(folder / name)
     with pytest.raises(WeightsError, match=told):
         refuse(folder, OPTIONS)
+
+
+def test_noise_is_predicted_where_nothing_else_is_told(folder: Path) -> None:
+    """Older configs have no prediction_type; "epsilon" was the only one then."""
+    edited(prediction_type=None)(folder / SCHEDULE)
+    assert_same(load_seesr(folder, OPTIONS), tiny(OPTIONS))
+
+
+@pytest.mark.parametrize("steps", [1, 50, 999])
+def test_as_many_steps_as_may_be_asked_for_pass_the_check(folder: Path, steps: int) -> None:
+    check_seesr(folder, SeesrOptions(steps=steps))
 
 
 def test_official_dape_without_a_config(folder: Path) -> None:
