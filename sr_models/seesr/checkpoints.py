@@ -75,7 +75,19 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         WeightsError: Parameters are missing, unexpected or of another shape; the message names the first of each.
     """
-    wanted = network.state_dict()
+    compare(network.state_dict(), state, path)
+    network.load_state_dict(dict(state), strict=True)
+
+
+def compare(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, config: Path | None = None) -> None:
+    """Raise WeightsError unless names and shapes are those that are needed.
+
+    Args:
+        wanted: What is needed.
+        state: What there is.
+        path: Where it is from, for messages.
+        config: Which file tells what is needed, for messages; the config.json beside it, unless given.
+    """
     faults = {
         "missing": [name for name in wanted if name not in state],
         "unexpected": [name for name in state if name not in wanted],
@@ -87,8 +99,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     }
     if any(faults.values()):
         told = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in faults.items() if names)
-        raise WeightsError(f"{path} does not fit the config.json beside it: {told}")
-    network.load_state_dict(dict(state), strict=True)
+        raise WeightsError(f"{path} does not fit {config or 'the config.json beside it'}: {told}")
 
 
 def vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

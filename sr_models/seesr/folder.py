@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from infra.errors import ConfigError, WeightsError
-from sr_models.seesr.checkpoints import Config, build, fill, read_json, text_names, vae_names
+from sr_models.seesr.checkpoints import Config, build, compare, fill, read_json, text_names, vae_names
 from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.dape import FULL, Dape, DapeConfig, read_dape
 from sr_models.seesr.network import Seesr, SeesrParts
@@ -67,6 +67,8 @@ BASES: Mapping[Base, tuple[str, str]] = {
 }
 _NOISE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 """What a noise schedule is made of; diffusers has a default for each, which is not Stable Diffusion's."""
+_ATTENTION = ".image_attentions."
+"""In the names of what SeeSR adds to a UNet."""
 _DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
 
@@ -175,7 +177,35 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
         controlnet=reader.network("seesr/controlnet", ImageConditionedControlNet),
         schedule=reader.schedule(options),
     )
+    _compare(parts, folder, base)
     return Seesr(parts, options)
+
+
+def _compare(parts: SeesrParts, folder: Path, base: Base) -> None:
+    """Raise WeightsError unless the networks fit each other; each fits its own config.json, whatever kind it is of."""
+    text, vae, controlnet = f"{base}/text_encoder", f"{base}/vae", "seesr/controlnet"
+    unet = "sd-turbo/unet" if base == "sd-turbo" else "seesr/unet"
+    told: Mapping[str, Config] = {
+        text: parts.prompts.encoder.config.to_dict(),
+        vae: dict(parts.vae.config),
+        unet: dict(parts.unet.config),
+        controlnet: dict(parts.controlnet.config),
+    }
+
+    def agree(a: str, name: str, b: str, other: str, of: Callable[[Any], object] = lambda value: value) -> None:
+        one, two = told[a][name], told[b][other]
+        if of(one) != of(two):
+            raise WeightsError(
+                f"the networks are of different Stable Diffusions: {folder / a / 'config.json'} tells {name} {one}, "
+                f"which does not fit {other} {two} in {folder / b / 'config.json'}"
+            )
+
+    for network in (unet, controlnet):
+        agree(text, "hidden_size", network, "cross_attention_dim")
+        agree(vae, "latent_channels", network, "in_channels")
+    agree(vae, "latent_channels", unet, "out_channels")
+    agree(unet, "block_out_channels", controlnet, "block_out_channels", list)
+    agree(vae, "block_out_channels", controlnet, "conditioning_embedding_out_channels", len)  # each but one halves
 
 
 def text_encoder(config: Config) -> CLIPTextModel:
@@ -246,9 +276,12 @@ class _Reader:
         """Return SD-Turbo's UNet with the image attention of SeeSR's."""
         config = self.folder / "sd-turbo/unet/config.json"
         unet = build(ImageConditionedUNet, {**read_json(config), SWITCH: True}, config)
-        path, added = self.weights("sd-turbo/unet"), self.weights("seesr/unet")
-        attention = {name: value for name, value in load_state(added).items() if ".image_attentions." in name}
-        fill(unet, {**load_state(path), **attention}, path)
+        path, added, wanted = self.weights("sd-turbo/unet"), self.weights("seesr/unet"), unet.state_dict()
+        own = load_state(path)
+        attention = {name: value for name, value in load_state(added).items() if _ATTENTION in name}
+        compare({name: value for name, value in wanted.items() if _ATTENTION in name}, attention, added, config)
+        compare({name: value for name, value in wanted.items() if _ATTENTION not in name}, own, path)
+        unet.load_state_dict({**own, **attention}, strict=True)
         return unet.eval()
 
     def dape(self) -> Dape:

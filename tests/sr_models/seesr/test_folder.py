@@ -13,12 +13,13 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from infra.errors import WeightsError
 from sr_models.condition import Condition
 from sr_models.seesr import folder as layout
-from sr_models.seesr.checkpoints import build, vae_names
+from sr_models.seesr.checkpoints import Config, build, vae_names
+from sr_models.seesr.conditioned import ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.folder import check_seesr, files, load_seesr, text_encoder
 from sr_models.seesr.network import Seesr
 from sr_models.seesr.options import SeesrOptions
@@ -30,7 +31,9 @@ UNET = "seesr/unet/diffusion_pytorch_model.safetensors"
 VAE = f"{BASE}/vae/diffusion_pytorch_model.safetensors"
 TEXT = f"{BASE}/text_encoder/model.safetensors"
 SCHEDULE = f"{BASE}/scheduler/scheduler_config.json"
+CONFIG = "seesr/unet/config.json"
 OPTIONS = SeesrOptions(steps=2)
+TURBO = SeesrOptions(base="sd-turbo", steps=2, guidance=1)
 
 NAMES = [
     "DAPE.pth",
@@ -234,25 +237,49 @@ def test_networks_are_not_initialised_before_they_are_filled() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_sd_turbo_takes_the_image_attention_of_seesr(folder: Path) -> None:
-    """SD-Turbo's folder with its own UNet, of Stable Diffusion's kind: no image attention, no switch for it."""
+def made_turbo(folder: Path) -> Path:
+    """Make it SD-Turbo's folder with its own UNet, of Stable Diffusion's kind: no image attention, no switch for it."""
     turbo = folder / "sd-turbo"
     (folder / BASE).rename(turbo)
-    state = load_file(folder / UNET)
-    config = json.loads((folder / "seesr/unet/config.json").read_text())
+    config = json.loads((folder / CONFIG).read_text())
     del config["use_image_cross_attention"]
     (turbo / "unet").mkdir()
     (turbo / "unet/config.json").write_text(json.dumps(config))
-    own = {name: value + 0.01 for name, value in state.items() if "image_attentions" not in name}
+    own = {name: value + 0.01 for name, value in load_file(folder / UNET).items() if "image_attentions" not in name}
     save_file(own, turbo / "unet/diffusion_pytorch_model.safetensors")
+    return turbo
+
+
+def test_sd_turbo_takes_the_image_attention_of_seesr(folder: Path) -> None:
+    turbo, state = made_turbo(folder), load_file(folder / UNET)
+    own = load_file(turbo / "unet/diffusion_pytorch_model.safetensors")
     assert len(own) < len(state)
-    options = SeesrOptions(base="sd-turbo", steps=2, guidance=1)
-    unet = load_seesr(folder, options).unet
+    unet = load_seesr(folder, TURBO).unet
     for name, value in unet.state_dict().items():
         assert torch.equal(value, own.get(name, state[name]))
     assert "sd-turbo/unet/config.json" in [path.as_posix() for path in files(folder, "sd-turbo")]
     with pytest.raises(WeightsError, match=f"lacks 8 of the 16 files that seesr needs:\n  {BASE}/scheduler"):
         refuse(folder, OPTIONS)
+
+
+def test_with_sd_turbo_the_file_that_lacks_something_is_named(folder: Path) -> None:
+    """SeeSR's where image attention is missing or of another shape, SD-Turbo's where something else is."""
+    own = made_turbo(folder) / "unet/diffusion_pytorch_model.safetensors"
+    whole = load_file(folder / UNET)
+    attention = [name for name in whole if "image_attentions" in name]
+    save_file({name: value for name, value in whole.items() if name not in attention}, folder / UNET)
+    told = f"{folder / UNET} does not fit {folder}/sd-turbo/unet/config.json: {len(attention)} missing: "
+    with pytest.raises(WeightsError, match=f"^{re.escape(told)}"):
+        refuse(folder, TURBO)
+    save_file({**whole, attention[0]: torch.zeros(3)}, folder / UNET)
+    with pytest.raises(WeightsError, match=rf"seesr/unet/.* 1 of another shape: {attention[0]} is \(3,\)"):
+        refuse(folder, TURBO)
+    save_file(whole, folder / UNET)
+    without("conv_in.bias")(own)
+    with pytest.raises(
+        WeightsError, match=f"^{re.escape(str(own))} does not fit .* beside it: 1 missing: conv_in.bias"
+    ):
+        refuse(folder, TURBO)
 
 
 def test_no_folder_is_explained(tmp_path: Path) -> None:
@@ -305,7 +332,6 @@ def text(content: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(content)
 
 
-CONFIG = "seesr/unet/config.json"
 WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (CONFIG, text("{"), "unet/config.json cannot be read as JSON"),
     (CONFIG, text("[1]"), "unet/config.json holds a JSON list, where names and values are needed"),
@@ -370,6 +396,46 @@ def test_a_wrong_file_is_told(folder: Path, name: str, spoil: Callable[[Path], o
     spoil(folder / name)
     with pytest.raises(WeightsError, match=told):
         refuse(folder, OPTIONS)
+
+
+APART: list[tuple[str, str, Any, str]] = [
+    (f"{BASE}/text_encoder", "hidden_size", 24, "cross_attention_dim 16 in .*seesr/unet/config.json"),
+    ("seesr/unet", "cross_attention_dim", 24, f"{BASE}/text_encoder/config.json tells hidden_size 16"),
+    ("seesr/controlnet", "cross_attention_dim", 24, f"{BASE}/text_encoder/config.json tells hidden_size 16"),
+    (f"{BASE}/vae", "latent_channels", 16, "in_channels 4 in .*seesr/unet/config.json"),
+    ("seesr/unet", "out_channels", 8, f"{BASE}/vae/config.json tells latent_channels 4"),
+    ("seesr/controlnet", "in_channels", 9, f"{BASE}/vae/config.json tells latent_channels 4"),
+    ("seesr/controlnet", "block_out_channels", [8, 8], r"seesr/unet/config.json tells block_out_channels \[8, 16\]"),
+    (
+        "seesr/controlnet",
+        "conditioning_embedding_out_channels",
+        [4, 4, 4],
+        rf"{BASE}/vae/config.json tells block_out_channels \[8, 8, 8, 8\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "setting", "value", "told"), APART, ids=[f"{Path(row[0]).name}-{row[1]}" for row in APART]
+)
+def test_networks_that_do_not_fit_each_other_are_told(
+    folder: Path, place: str, setting: str, value: object, told: str
+) -> None:
+    """Each of them has the parameters that its config.json tells; the first of their patches would fail."""
+    makers: dict[str, tuple[Callable[[Config], nn.Module], str]] = {
+        "text_encoder": (text_encoder, "model.safetensors"),
+        "vae": (AutoencoderKL.from_config, "diffusion_pytorch_model.safetensors"),
+        "unet": (ImageConditionedUNet, "diffusion_pytorch_model.safetensors"),
+        "controlnet": (ImageConditionedControlNet, "diffusion_pytorch_model.safetensors"),
+    }
+    config = folder / place / "config.json"
+    edited(**{setting: value})(config)
+    make, file = makers[config.parent.name]
+    network = make(json.loads(config.read_text()))
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, config.with_name(file))
+    for said in (told, rf"{place}/config.json", rf"{setting} {re.escape(str(value))}"):
+        with pytest.raises(WeightsError, match=f"the networks are of different Stable Diffusions: .*{said}"):
+            refuse(folder, OPTIONS)
 
 
 def test_noise_is_predicted_where_nothing_else_is_told(folder: Path) -> None:
