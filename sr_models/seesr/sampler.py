@@ -20,6 +20,9 @@ from sr_models.seesr.options import SeesrOptions
 Schedule = Mapping[str, Any]
 """A scheduler's configuration, as in `scheduler_config.json`: what noise the networks were trained on."""
 
+_NOISY = 0.94
+"""Share of the timesteps of training at or above which sampling starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guide:
@@ -129,15 +132,26 @@ class Sampler:
 
 
 def stepper(schedule: Schedule, options: SeesrOptions) -> Any:  # noqa: ANN401  # diffusers' have no common type
-    """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up."""
-    if options.scheduler == "ddpm":
-        made = DDPMScheduler.from_config(dict(schedule))
-    else:  # trailing: the first step is the last one of training, where the latents start
+    """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up.
+
+    DDPM spaces its timesteps as the schedule says, unless they would start below `_NOISY`: latents start at the noise
+    of the last timestep of training, and would keep what no step takes away. "Leading" steps of 1000 start at 981 for
+    50, but at 501 for 2. Then, and with DPM-Solver++ always, they are "trailing": they start at the last timestep.
+    """
+    if options.scheduler == "dpm_solver":
         made = DPMSolverMultistepScheduler.from_config(
             dict(schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
         )
+        return _set(made, options.steps)
+    made = _set(DDPMScheduler.from_config(dict(schedule)), options.steps)
+    if made.timesteps[0] < _NOISY * made.config.num_train_timesteps:
+        made = _set(DDPMScheduler.from_config(dict(schedule), timestep_spacing="trailing"), options.steps)
+    return made
+
+
+def _set(scheduler: Any, steps: int) -> Any:  # noqa: ANN401  # see `stepper`
     with warnings.catch_warnings():
         # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        made.set_timesteps(options.steps)
-    return made
+        scheduler.set_timesteps(steps)
+    return scheduler
