@@ -95,13 +95,13 @@ def test_enlarged_as_pillow_does_it() -> None:
 
 
 @pytest.mark.parametrize("land_cover", ["none", "labels", "predictions"])
-def test_land_cover_stands_among_the_tags_where_it_is_asked_for(model: Seesr, land_cover: str) -> None:
+def test_land_cover_stands_before_the_tags_where_it_is_asked_for(model: Seesr, land_cover: str) -> None:
     told = [Condition("a", ("Arable land", "Pastures")), Condition("b")]
     logits = torch.full((2, 8), -1.0)
     logits[:, 2] = 1.0  # the third tag
-    words = ", Arable land, Pastures" if land_cover != "none" else ""
+    words = "Arable land, Pastures, " if land_cover != "none" else ""
     assert with_options(model, land_cover=land_cover).prompts_of(logits, told) == [
-        f"lake{words}, ,clean, high-resolution, 8k",
+        f"{words}lake, ,clean, high-resolution, 8k",
         "lake, ,clean, high-resolution, 8k",
     ]
 
