@@ -1,6 +1,5 @@
 """The official folder: what is read of it, what determines the output, and every way in which it can be wrong."""
 
-import hashlib
 import json
 import logging
 import re
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from infra.errors import WeightsError
 from sr_models.condition import Condition
-from sr_models.seesr import folder as layout
+from sr_models.seesr import folder as reading
 from sr_models.seesr.checkpoints import Config, build, vae_names
 from sr_models.seesr.conditioned import ImageConditionedControlNet, ImageConditionedUNet
-from sr_models.seesr.folder import check_seesr, files, load_seesr, text_encoder
+from sr_models.seesr.folder import check_seesr, load_seesr, text_encoder
+from sr_models.seesr.layout import files
 from sr_models.seesr.network import Seesr
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.tiny import tiny, write_tiny_folder
@@ -154,27 +154,6 @@ def test_a_trained_network_means_something(folder: Path, caplog: pytest.LogCaptu
     assert not caplog.records
 
 
-def test_files_are_those_that_determine_the_output(folder: Path) -> None:
-    (folder / "README.md").write_text("not read")
-    (folder / BASE / "tokenizer/tokenizer_config.json").write_text("{}")
-    assert [path.as_posix() for path in files(folder)] == NAMES
-
-
-def test_the_digest_is_that_of_what_sha256sum_prints(folder: Path) -> None:
-    listing = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in NAMES)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    assert weights_digest("seesr", folder, OPTIONS) == digest
-    (folder / "README.md").write_text("not read")
-    assert weights_digest("seesr", folder, OPTIONS) == digest
-    for name in NAMES:
-        path = folder / name
-        content = path.read_bytes()
-        path.write_bytes(content + b" ")
-        assert weights_digest("seesr", folder, OPTIONS) != digest
-        path.write_bytes(content)
-    assert weights_digest("seesr", folder, OPTIONS) == digest
-
-
 def test_pytorch_files_where_there_are_no_safetensors(folder: Path) -> None:
     digest = weights_digest("seesr", folder, OPTIONS)
     for name, other in ((UNET, "diffusion_pytorch_model.bin"), (TEXT, "pytorch_model.bin")):
@@ -299,15 +278,6 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         with pytest.raises(WeightsError, match="lacks 1 of the 16 files that seesr needs") as caught:
             ask(folder)
         assert f"\n  {name}" in str(caught.value)
-
-
-def test_all_missing_files_in_one_message(folder: Path) -> None:
-    shutil.rmtree(folder / BASE)
-    (folder / "DAPE.pth").unlink()
-    with pytest.raises(WeightsError, match="lacks 9 of the 16") as caught:
-        files(folder)
-    assert "\n  DAPE.pth: SeeSR's DAPE" in str(caught.value)
-    assert f"\n  {VAE} or {BASE}/vae/diffusion_pytorch_model.bin: Stable Diffusion 2-base's VAE" in str(caught.value)
 
 
 def edited(**settings: Any) -> Callable[[Path], None]:
@@ -464,17 +434,9 @@ def test_code_is_not_run(folder: Path) -> None:
         refuse(folder, OPTIONS)
 
 
-def test_names_are_said_once() -> None:
-    """The layout in the module's docstring names every file that is asked for."""
-    assert layout.__doc__ is not None
-    for name in NAMES:
-        if name != "dape_config.json":
-            assert Path(name).name in layout.__doc__
-
-
 def test_a_check_reads_no_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and shapes are in the file's header; the official ones have 10 GB behind it."""
     loaded = list[Seesr]()
-    monkeypatch.setattr(layout, "load_seesr", lambda *asked: loaded.append(load_seesr(*asked)))
+    monkeypatch.setattr(reading, "load_seesr", lambda *asked: loaded.append(load_seesr(*asked)))
     check_seesr(folder, OPTIONS)
     assert {value.device.type for value in loaded[0].state_dict().values()} == {"meta"}
