@@ -85,7 +85,7 @@ class Sampler:
     @property
     def native(self) -> int:
         """Edge of the images that the UNet was trained on, pixels: 512; 0 where its configuration does not tell."""
-        return self._reduction * int(self.unet.config.sample_size or 0)
+        return self._reduction * int(self.unet.config["sample_size"] or 0)
 
     @property
     def _reduction(self) -> int:
