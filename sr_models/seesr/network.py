@@ -142,8 +142,8 @@ class Seesr(nn.Module):
 
 
 def resized(x: Tensor, factor: float) -> Tensor:
-    """Return x, (N, C, h, w) in [0, 1], of another size, as `enlarge` does it; sides are whole pixels, rounded down."""
-    size = [int(factor * side) for side in x.shape[2:]]
+    """Return x, (N, C, h, w) in [0, 1], of another size, as `enlarge` does it; sides are whole pixels, rounded."""
+    size = [round(factor * side) for side in x.shape[2:]]
     return interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
 
 

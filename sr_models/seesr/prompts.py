@@ -71,7 +71,8 @@ class PromptEncoder(nn.Module):
         length, needed = self.encoder.config.max_position_embeddings, len(self._tokenizer(text)["input_ids"])
         if needed > length and not self._cut_told:
             self._cut_told = True
-            logger.warning("a prompt of %d tokens is cut to %d, told only once: %s", needed, length, text)
+            told = text if len(text) <= 200 else f"{text[:200]}…"
+            logger.warning("a prompt of %d tokens is cut to %d, told only once: %s", needed, length, told)
 
     def _embedded(self, text: str) -> Tensor:
         place = self.encoder.embeddings.token_embedding.weight
