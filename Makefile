@@ -48,8 +48,9 @@ contracts: setup
 	$(BIN)/lint-imports --no-cache
 
 # In the order of the folders: sorted by their number of tests, as is usual, the few long ones would come last, on one core.
+# Three processes keep two cores busy: one has the flows (tests/conftest.py), and mostly waits for what it has started.
 unit: setup
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: setup  ## The tests that take minutes
 	$(BIN)/pytest -m slow

@@ -276,7 +276,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> tuple[list[
 
 def measure_seesr(options: argparse.Namespace) -> tuple[list[Row], list[Roofline]]:
     """Measure SeeSR of official sizes in every dtype, and one patch at a time without a compiler."""
-    name, device = f"seesr, {options.steps} steps", options.device
+    name, device = f"seesr, {options.steps} step{'s' * (options.steps > 1)}", options.device
     dn = patches(min(options.patches, sr_models.spec("seesr").sr_shard or options.patches))
     told = [sr_models.Condition(str(i)) for i in range(len(dn))]
     rates: dict[tuple[str, str], float] = {}

@@ -25,11 +25,11 @@ from infra.errors import ConfigError, IncompleteRunError
 from infra.logs import logged_run
 from infra.parts import StageParts
 from infra.ray_cluster import cluster
-from infra.storage import StorePaths, locked_store
+from infra.storage import StorePaths, file_sha256, locked_store
 from infra.tables import check_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
-from tasks.branch import Branch, Inputs, make_branch
+from tasks.branch import Branch, Inputs, LandCover, make_branch
 from tasks.bucket_ingest import BucketFeed, with_contents
 from tasks.comparisons import publish_comparisons
 from tasks.evaluate import (
@@ -62,9 +62,9 @@ from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
 from tasks.summary import markdown_summary
-from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver
+from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver, stage_title
 from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
-from tasks.trained import check_trained
+from tasks.trained import check_trained, load_trained
 
 Stage = Literal["ingest", "train", "predict", "explain", "reliability", "evaluate", "report"]
 """What a run may end with."""
@@ -110,6 +110,11 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             "reliability: RUN.yaml has no section `reliability`, which says how decisions are scored: add "
             "`reliability: {}` for the defaults"
         )
+    if until == "train" and (told := config.told_predictions()):
+        raise ConfigError(
+            f"sr_options: {told[0]}: `land_cover: predictions` needs predictions, and a run that ends with train makes "
+            "none: run `superscene predict` instead, which trains too, or choose another land_cover"
+        )
     paths = StorePaths(config.store.resolve())
     check_store(paths.tables)  # what a newer superscene wrote is not mixed with tables of this one
     record = RunRecord(paths, config.model_dump_json(), datetime.now(UTC))
@@ -120,19 +125,28 @@ def archive(config: RunConfig, until: Stage = "report") -> str:
             inputs = inputs_of(config, plan)
             _note_left_out(run, plan, inputs)
             branches = [_branch(run, inputs, sr) for sr in config.sr]  # what is impossible shows before any training
-            if until == "train" and (waiting := [branch.sr for branch in branches if branch.awaits_predictions]):
-                raise ConfigError(f"{waiting[0]} is told predictions, so a run that ends with train cannot make it")
             networks = _shapes_of_networks(config, inputs.bands)
             _check_maps(config, branches, networks.values())
-            check_reliability(config, plan, branches, networks)
+            known = [branch for branch in branches if not branch.awaits_predictions]
+            check_reliability(config, plan, known, networks)
             backbones = {name: fit_backbone(run, plan, inputs, name) for name in config.trained_here()}
             predicted: list[Predicted] = []
+            of_none: Mapping[str, Models] = {}
             for branch in branches:
                 if branch.awaits_predictions:
-                    branch = _branch(run, inputs, branch.sr, _first_predictions(config, predicted))  # noqa: PLW2901
+                    land_cover = _land_cover(predicted, of_none, config.classifiers[0])
+                    if land_cover is None:  # which is a failure of its own, and counted
+                        run.record.note(f"{branch.sr} is left out: {config.classifiers[0]} gave no land cover to tell")
+                        continue
+                    branch = _branch(run, inputs, branch.sr, land_cover)  # noqa: PLW2901
+                elsewhere = [name for name in config.classifiers if name not in backbones]
+                models = {name: train(run, plan, branch, name, None) for name in elsewhere}
                 if config.stores_pixels(branch.sr):
+                    _check_borrowed(branch, models)
                     super_resolve(run, plan, branch)
-                models = {name: train(run, plan, branch, name, backbones.get(name)) for name in config.classifiers}
+                models |= {name: train(run, plan, branch, name, backbones[name]) for name in backbones}
+                models = {name: models[name] for name in config.classifiers}
+                of_none = models if branch.sr == "none" else of_none
                 if until != "train":
                     predicted += predict(run, plan, branch, models)
             jobs = [item.reliability for item in predicted if item.reliability is not None]
@@ -231,7 +245,7 @@ def branch_of(
     weights: Mapping[str, Path | None],
     inputs: Inputs,
     sr: str,
-    land_cover: StageParts | None = None,
+    land_cover: LandCover | None = None,
 ) -> Branch:
     """Return one SR model's branch of a run; weights: the file of each SR model; land_cover: see `Branch`.
 
@@ -250,7 +264,7 @@ def branch_of(
     )
 
 
-def _branch(run: Run, inputs: Inputs, sr: str, land_cover: StageParts | None = None) -> Branch:
+def _branch(run: Run, inputs: Inputs, sr: str, land_cover: LandCover | None = None) -> Branch:
     """Return one SR model's branch, its weights where all workers have them; errors are those of `branch_of`."""
     branch = branch_of(run.config, run.weights, inputs, sr, land_cover)
     if branch.weights is None:
@@ -283,22 +297,38 @@ def ingest(run: Run) -> Plan:
     return plan
 
 
-def _first_predictions(config: RunConfig, predicted: Sequence[Predicted]) -> StageParts:
-    """Return the predictions of the patches as they are by the first classifier."""
+def _land_cover(predicted: Sequence[Predicted], models: Mapping[str, Models], classifier: str) -> LandCover | None:
+    """Return the predictions of the patches as they are by a classifier's first seed; None where it gave none.
+
+    Args:
+        predicted: By all classifiers on all branches so far.
+        models: The classifiers' networks for the patches as they are.
+        classifier: One of them.
+    """
     for item in predicted:
-        if item.evaluation.sr == "none" and item.evaluation.classifier == config.classifiers[0]:
-            return item.evaluation.predictions
-    raise ConfigError(
-        f"land_cover: predictions: {config.classifiers[0]} gave none for the patches as they are, since it could not "
-        "be trained"
-    )
+        if (item.evaluation.sr, item.evaluation.classifier) == ("none", classifier):
+            seed, file = next(iter(models[classifier].checkpoints.items()))
+            return LandCover(item.evaluation.predictions, classifier, seed, file_sha256(file))
+    return None
+
+
+def _check_borrowed(branch: Branch, models: Mapping[str, Models]) -> None:
+    """Load classifiers that were trained elsewhere, of which a wrong one shows before pixels that take hours.
+
+    Raises:
+        ConfigError: One was trained on another branch.
+        WeightsError: One cannot be read.
+    """
+    for item in models.values():
+        for file in item.checkpoints.values():
+            load_trained(file, branch)
 
 
 @stage_task
 def super_resolve(run: Run, plan: Plan, branch: Branch) -> None:
     """Store one SR model's pixels of every shard."""
     create_store(branch.store, branch.arrays(), plan.shard_size, max(plan.shards) + 1, {"sr": branch.sr})
-    title, shards = f"super-resolve {branch.sr}", plan.ingested()
+    title, shards = stage_title(branch.sr, branch.spec), plan.ingested()
     if branch.spec.sr_shard is None:
         outputs = [*branch.quality_outputs, branch.pixels]
         run.stage(title, partial(ShardSuperResolver, branch), outputs, shards)

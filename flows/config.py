@@ -369,7 +369,7 @@ class ResourceConfig(_Section):
     gpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """auto: one where the cluster has any GPU. A number: no stage that can use GPUs begins without them."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Patches that go through a classifier at once; SR engines find their own."""
+    """Patches that go through a network at once; SR engines take fewer where these do not fit."""
     compile: bool | None = None
     """Whether SR networks are compiled; null: on GPUs."""
 
@@ -471,12 +471,16 @@ class RunConfig(_Section):
     def stores_pixels(self, sr: str) -> bool:
         """Whether an SR model's pixels are stored: auto stores what training will read again and is dear to compute."""
         spec = sr_models.SR_MODELS[sr]
-        if spec.sr_shard is not None:
+        if spec.sr_shard is not None or spec.conditioned:  # training does not tell a model of its patches
             return True
         if self.keep_sr == "auto":
             trains = self.models_from is None and any(name not in self.trained for name in self.classifiers)
             return trains and not spec.recompute_is_cheap
         return self.keep_sr == "always" and spec.scale > 1
+
+    def told_predictions(self) -> tuple[str, ...]:
+        """Return the SR models that are told the land cover that a classifier of the run predicts."""
+        return tuple(sr for sr in self.sr if self.sr_options.get(sr, {}).get("land_cover") == "predictions")
 
     def sr_weights(self, sr: str) -> Path | None:
         """Return the weight file of an SR model as `sr_models.weights_file` does; raises WeightsError without one."""
@@ -553,15 +557,25 @@ class RunConfig(_Section):
                 spec.chosen(name, options)
             except ConfigError as error:
                 raise ValueError(f"sr_options: {error}") from error
-            if options.get("land_cover") == "predictions" and name in self.sr:
-                before = self.sr[: self.sr.index(name)]
-                if "none" not in before:
-                    raise ValueError(
-                        f"sr_options: {name}: land_cover: predictions are those of the patches as they are: name none "
-                        f"before {name} in `sr`"
-                    )
-        if self.keep_sr == "never" and (slow := [n for n in self.sr if sr_models.SR_MODELS[n].sr_shard is not None]):
-            raise ValueError(f"keep_sr: never: {', '.join(slow)} is too slow to be computed twice, and always stored")
+        for name in self.told_predictions():
+            if "none" not in self.sr[: self.sr.index(name)]:
+                raise ValueError(
+                    f"sr_options: {name}: land_cover: predictions are those of the patches as they are: name none "
+                    f"before {name} in `sr`"
+                )
+        specs = {name: sr_models.SR_MODELS[name] for name in self.sr}
+        always = {name: spec for name, spec in specs.items() if spec.sr_shard is not None or spec.conditioned}
+        if self.keep_sr == "never" and always:
+            raise ValueError(f"keep_sr: never: {', '.join(always)} is too slow to be computed twice, and always stored")
+        if always:
+            from infra.zarr_store import divisor  # zarr is not imported for every command
+        for name, spec in always.items():
+            most = spec.sr_shard or self.shard_size
+            if divisor(self.shard_size, most) < min(8, self.shard_size):
+                raise ValueError(
+                    f"shard_size: {self.shard_size} cannot be cut into SR shards of some {most} patches, as {name} "
+                    f"needs it: choose a multiple of {most}"
+                )
         return self
 
     @model_validator(mode="after")

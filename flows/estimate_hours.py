@@ -10,6 +10,7 @@ from flows.plan_rows import PlanRow
 from infra.storage import StorePaths
 from tasks.branch import CEILING
 from tasks.rates import SHIPPED, Rate, stored_rates
+from tasks.super_resolve import stage_title
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def stage_works(
     for sr in config.sr:
         edge, pixels = _edge(config, size, sr), _pixels(config, size, sr)
         if pixels is not None and config.stores_pixels(sr):
-            yield StageWork(f"super-resolve {sr}", patches.all, {pixels: patches.all})
+            yield StageWork(stage_title(sr, sr_models.SR_MODELS[sr]), patches.all, {pixels: patches.all})
             pixels = None  # from here on they are read
         for name in here:
             yield from _fits(config, patches, sr, name, pixels, edge)

@@ -8,10 +8,11 @@ from flows.archive import branch_of, inputs_of
 from flows.config import RunConfig
 from infra.archives.layouts import determining
 from infra.errors import ConfigError, UnknownNameError, did_you_mean
+from infra.fingerprint import Json
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from tasks import labels
-from tasks.branch import Inputs
+from tasks.branch import Inputs, LandCover
 from tasks.explain_figure import SheetRow, check_format, check_sheet, contact_sheet, patch_figure
 from tasks.explain_sample import drawn_at_random
 from tasks.explained_patch import (
@@ -131,13 +132,28 @@ def _explained(config: RunConfig, classifier: str | None) -> _Explained:
         files = [config.trained[name]] if name in config.trained else checkpoint_files(stores, sr, name)
         file = find_checkpoint(files, sr, name, digest)
         pixels = numbers.configs[str(numbers.configs[folder.keys["config"]][1]["pixels"])][1]
-        told = pixels.get("land_cover_of")
-        land_cover = None if told is None else StageParts(paths, "predictions", str(told))
-        branch = branch_of(config, weights, inputs, sr, land_cover)
+        branch = branch_of(config, weights, inputs, sr, _land_cover(numbers, pixels.get("land_cover_of")))
         branches[sr] = PatchExplainer(branch, file, chosen.methods, chosen.options)
     if not branches:
         raise ConfigError(f"{paths.root} holds no predictions of {name}: run the flow first")
     return _Explained(plan, inputs, branches)
+
+
+def _land_cover(numbers: Numbers, identity: Json) -> LandCover | None:
+    """Return the predictions of a run that an SR model was told, by their identity; None where it was told none."""
+    if identity is None:
+        return None
+    classifier, _, checkpoint = str(identity).rpartition(" ")
+    for folder in numbers.hive("predictions"):
+        if (folder.keys["sr"], folder.keys["classifier"]) == ("none", classifier):
+            config = folder.keys["config"]
+            digests = numbers.configs[config][1]["checkpoints"]
+            assert isinstance(digests, Mapping)  # as `scored_classifier` wrote it
+            for seed, digest in digests.items():
+                if digest == checkpoint:
+                    parts = StageParts(numbers.paths, "predictions", config)
+                    return LandCover(parts, classifier, int(seed), checkpoint)
+    raise ConfigError(f"the run holds no predictions of {classifier} with the SHA-256 {checkpoint[:8]}…: run it again")
 
 
 def first_seed(config: RunConfig, classifier: str, seeds: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """The models that take weight files, by name: their official and shipped files, their terms, and how one is checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,18 @@ class Model:
     shipped: "ShippedWeights | None"
     check: Callable[[Path], None]
     """Raises WeightsError for a file of another network; builds the network."""
-    folder: str | None = None
-    """Of a model whose weights are several files in a folder: which, and where each is found."""
+    folder: "Folder | None" = None
+    """Where its weights are several files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Weights that are several files in a folder."""
+
+    about: str
+    """For a person: which files, and where each is found."""
+    files: Callable[[Path], Sequence[Path]]
+    """Those of a folder that the model needs, its options as they are by default; WeightsError where any is missing."""
 
 
 def models() -> dict[str, Model]:
@@ -38,16 +48,15 @@ def _sr_models() -> dict[str, Model]:
     def check(name: str) -> Callable[[Path], None]:
         return lambda path: load_into(sr_models.spec(name).build(), path, name)  # none of those that have a folder
 
+    def folder(name: str) -> Folder | None:
+        spec = sr_models.spec(name)
+        if (needed := spec.folder) is None:
+            return None
+        return Folder(needed.about, lambda path: needed.files(path, spec.chosen(name, None)))
+
     specs = {name: sr_models.spec(name) for name in sr_models.names()}
     return {
-        name: Model(
-            name,
-            spec.licence,
-            spec.official_file,
-            spec.shipped,
-            check(name),
-            None if spec.folder is None else spec.folder.about,
-        )
+        name: Model(name, spec.licence, spec.official_file, spec.shipped, check(name), folder(name))
         for name, spec in specs.items()
     }
 

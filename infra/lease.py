@@ -10,6 +10,7 @@ import _thread
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -117,8 +118,25 @@ def held(path: ObjectPath) -> Iterator[None]:
         StoreError: The store cannot be written, or the lease was lost while the block ran.
     """
     lease = _Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), 0, SECONDS, boot=_boot())
-    with temporary_folder(lease.holder):  # before others can see the name
+    with temporary_folder(lease.holder), _interruptible():  # the folder is there before others can see its name
         yield from _held(path, lease)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let the driver be interrupted while the block runs, also where it was started with interrupts ignored.
+
+    A shell does that to what it starts in the background, and then nothing would stop a driver that lost its lease.
+    """
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _held(path: ObjectPath, lease: _Lease) -> Iterator[None]:

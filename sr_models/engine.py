@@ -5,7 +5,7 @@ and the rounding all run on the device, so that uint16 crosses the bus and nothi
 the memory is halved and done again from its input; a patch is handed out only once its own batch has succeeded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.errors import ConfigError, DeviceMemoryError
+from infra.errors import ConfigError, DeviceMemoryError, ShapeError
 from sr_models.condition import Condition
 from sr_models.stretch import MaxDn, as_tensor, to_dn, to_unit
 from sr_models.super_resolver import SuperResolver
@@ -71,6 +71,7 @@ class SrEngine:
         self._resolver = resolver.compiled() if self._compiled else resolver
         self._asked = batch_size
         self._fits: dict[tuple[int, ...], int] = {}  # largest batch known to fit, by the shape of a patch
+        self._came: dict[tuple[int, ...], int] = {}  # most images that came at once, likewise
 
     @property
     def scale(self) -> int:
@@ -138,14 +139,21 @@ class SrEngine:
             batches: (N, C, H, W) each, DN, uint16.
             max_dn: See `super_resolve`.
             columns: Further numbers to compute of every batch, on the device.
-            conditions: Of every batch, what a conditioned model is told of its patches; None for any other model.
+            conditions: Of every batch, what a conditioned model is told of its patches; None for any other model. Each
+                is asked for after its batch, and a generator of them may be endless.
 
         Raises:
             ShapeError, DeviceMemoryError: As `super_resolve` does.
+            ShapeError: There are conditions of fewer batches, or, where they have a length, of more.
         """
         transfer = _Transfer(self._resolver.device)
         pending: _Pending | None = None
-        for batch, told in zip(batches, repeat(()) if conditions is None else conditions, strict=False):
+        telling = iter(repeat(()) if conditions is None else conditions)
+        done = 0
+        for done, batch in enumerate(batches, start=1):
+            told = next(telling, None)
+            if told is None:
+                raise ShapeError(f"{self._resolver.name}: there are conditions of {done - 1} batches, and more came")
             lr = transfer.upload(batch)
             sr = self.super_resolve(lr, max_dn, told)
             launched = transfer.download(sr, columns(lr, sr) if columns is not None else None)
@@ -154,6 +162,9 @@ class SrEngine:
             pending = launched
         if pending is not None:
             yield pending.wait()
+        if isinstance(conditions, Collection) and len(conditions) != done:
+            name = self._resolver.name
+            raise ShapeError(f"{name}: there are conditions of {len(conditions)} batches, and {done} came")
 
     def _in_batches(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> Tensor:
         """Return work on x, batch by batch; a batch that does not fit is halved and begun again."""
@@ -190,15 +201,19 @@ class SrEngine:
         return None  # out here the error, and the tensors its frames hold, are gone
 
     def _batch_size(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
+        """Return how many images go through at once: what fits, but no more than have ever come at once."""
         shape = tuple(x.shape[1:])
         if shape not in self._fits:
+            if self._asked is None and self._resolver.device.type == "cuda" and len(x) < 2:
+                return 1  # of one image nothing can be learnt
             self._fits[shape] = self._asked or self._measured(x, conditions, work)
-        return self._fits[shape]
+        self._came[shape] = max(self._came.get(shape, 1), len(x))
+        return min(self._fits[shape], self._came[shape])
 
     def _measured(self, x: Tensor, conditions: Sequence[Condition], work: _Work) -> int:
         """Return how many images fit the free memory, from what one and two of them take."""
         device = self._resolver.device
-        if device.type != "cuda" or len(x) < 2:
+        if device.type != "cuda":
             return _CPU_BATCH
         peaks = []
         for n in (1, 2):

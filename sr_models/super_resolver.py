@@ -115,7 +115,7 @@ class SuperResolver:
 
     @contextmanager
     def _exact_float32(self) -> Iterator[None]:
-        if self.dtype != torch.float32:
+        if self.dtype != torch.float32 and not self.conditioned:  # of those, some networks stay float32 in any case
             yield
             return
         now, products = torch.backends.cudnn, torch.get_float32_matmul_precision()

@@ -46,7 +46,8 @@ def weights_file(
             raise WeightsError(f"{name} has no weights, but {given} was given: leave it out")
         return None
     if model.folder is not None:
-        folder = WeightsStore.default().folder / name if given is None else Path(given).absolute()
+        # resolved, so that it has a name where it was given as `..`: copies for other nodes are called by it
+        folder = WeightsStore.default().folder / name if given is None else Path(given).resolve()
         if not folder.is_dir():
             raise missing(name, given)
         model.folder.files(folder, model.chosen(name, options))

@@ -65,6 +65,27 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class LandCover:
+    """The predictions that a conditioned model is told as land cover: those of one network for the patches as they are.
+
+    They are known by the network's file, so that other seeds beside it change no pixel, and another store's are equal.
+    """
+
+    predictions: StageParts
+    """Their parts."""
+    classifier: str
+    seed: int
+    """The first seed."""
+    checkpoint: str
+    """SHA-256 of its network."""
+
+    @property
+    def identity(self) -> str:
+        """What they depend on, besides the patches."""
+        return f"{self.classifier} {self.checkpoint}"
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """What a branch is and where its pixels and parts lie. Holds names, no model; cheap to pickle."""
 
@@ -82,7 +103,7 @@ class Branch:
     """Whether the SR network is compiled; None: on GPUs."""
     options: Mapping[str, Scalar]
     """What was chosen of the SR model; empty for one without options."""
-    land_cover: StageParts | None
+    land_cover: LandCover | None
     """Predictions that a conditioned model is told as land cover; None where it is told none, or the labels."""
     identity: Mapping[str, Json]
     """Whatever determines the pixels, besides the archive's."""
@@ -193,7 +214,7 @@ def make_branch(
     batch_size: int = 16,
     compiled: bool | None = None,
     options: Mapping[str, object] | None = None,
-    land_cover: StageParts | None = None,
+    land_cover: LandCover | None = None,
 ) -> Branch:
     """Return the branch of one SR model over an ingested archive; see `Branch` for the arguments.
 
@@ -229,7 +250,7 @@ def make_branch(
     if len(inputs.groups) > 1:
         identity["resampling"] = inputs.resampling
     if land_cover is not None:
-        identity["land_cover_of"] = land_cover.config
+        identity["land_cover_of"] = land_cover.identity
     ingest = inputs.ingest
     determines: dict[str, Json] = {**identity, "input": ingest.config, "schema": 1}
     provisional = scalars.get("land_cover") == "predictions" and land_cover is None
@@ -315,7 +336,13 @@ class BranchReader:
         Args:
             shard: The shard.
             patches: Its rows of the ingest part: patch_id, row, and labels where a conditioned model is told of them.
+
+        Raises:
+            PipelineError: The model's pixels are always stored, and some of the shard's are not: they failed.
         """
+        branch = self.branch
+        if branch.spec.sr_shard is not None and not branch.pixels.is_done(shard):
+            raise PipelineError(f"{branch.sr}: not all SR shards of shard {shard} are stored; the next run tries again")
         patches = patches.sort_by("row")
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
         judged = all(parts.is_done(shard) for parts in self.branch.quality_outputs)
@@ -370,14 +397,14 @@ class BranchReader:
             covers = self._predicted(self.branch.land_cover, shard, ids)
         return [Condition(name, tuple(cover or ())) for name, cover in zip(ids, covers, strict=True)]
 
-    def _predicted(self, predictions: StageParts, shard: int, ids: Sequence[str]) -> list[list[str] | None]:
-        """Return the labels that the first seed's network gave."""
-        if not predictions.is_done(shard):
+    def _predicted(self, told: LandCover, shard: int, ids: Sequence[str]) -> list[list[str] | None]:
+        """Return the labels that a network gave."""
+        if not told.predictions.is_done(shard):
             raise PipelineError(
-                f"{self.branch.sr} is told predictions ({predictions.config}), and those of shard {shard} failed"
+                f"{self.branch.sr} is told the predictions of {told.classifier}, and those of shard {shard} failed"
             )
-        rows = predictions.read(shard)
-        rows = rows.filter(pc.equal(rows["seed"], pc.min(rows["seed"])))
+        rows = told.predictions.read(shard)
+        rows = rows.filter(pc.equal(rows["seed"], told.seed))
         predicted = dict(zip(rows["patch_id"].to_pylist(), rows["predicted"].to_pylist(), strict=True))
         return [predicted[name] for name in ids]
 

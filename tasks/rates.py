@@ -8,6 +8,7 @@ from typing import Any
 
 from infra.storage import StorePaths
 from infra.tables import read_file
+from tasks.super_resolve import sr_of_title
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,8 @@ def _work(title: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         archive = settings.get("archive", {})
         return {name: archive.get(name) for name in ("layout", "image_size")}
     resources = {name: v for name, v in settings.get("resources", {}).items() if name not in _NOT_SPEED}
-    if title.startswith("super-resolve "):
-        options = settings.get("sr_options", {}).get(title.removeprefix("super-resolve "))
+    if (sr := sr_of_title(title)) is not None:
+        options = settings.get("sr_options", {}).get(sr)
         return {**{name: settings.get(name) for name in _PIXELS}, "options": options, "resources": resources}
     train = {name: v for name, v in settings.get("train", {}).items() if name != "epochs"}
     return {

@@ -9,12 +9,26 @@ from numpy.typing import NDArray
 
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ShardedStore
-from sr_models import Condition
+from sr_models import Condition, SrSpec
 from tasks.branch import Branch, BranchReader, block_batches, worker_device
 from tasks.stage import ShardCount
 
 _QUALITY = "sr_quality"
 """Side table of an SR shard's part."""
+
+
+_TITLE = "super-resolve "
+_OF_SR_SHARDS = ", SR shards"
+
+
+def stage_title(sr: str, spec: SrSpec) -> str:
+    """Return the title of the stage that stores a model's pixels; it says where its numbers are not the shards'."""
+    return f"{_TITLE}{sr}{'' if spec.sr_shard is None else _OF_SR_SHARDS}"
+
+
+def sr_of_title(title: str) -> str | None:
+    """Return the SR model of such a title; None for other stages."""
+    return title.removeprefix(_TITLE).removesuffix(_OF_SR_SHARDS) if title.startswith(_TITLE) else None
 
 
 class ShardSuperResolver:
@@ -103,7 +117,9 @@ class _Pixels:
         branch, store = self._branch, self.store
         rows, ids = patches["row"].to_numpy(), patches["patch_id"].to_pylist()
         block = branch.block(store.shard_size)
-        batches = {first: block_batches(rows, first, block, branch.batch_size) for first in first_rows}
+        # a slow model is given all there is: how much of it fits its device it finds out itself
+        at_once = branch.batch_size if branch.spec.sr_shard is None else block
+        batches = {first: block_batches(rows, first, block, at_once) for first in first_rows}
         enlarged = self._reader.stream(self._inputs(shard, patches, [b for of in batches.values() for b in of]))
         quality = [SR_QUALITY.empty_table()]
         for first, of_block in batches.items():

@@ -138,6 +138,23 @@ def super_resolve_scene(
     )
 
 
+def check_for_scenes(sr: str) -> None:
+    """Refuse a model that is for patches; before its weights are asked for, which are none of a scene's.
+
+    Args:
+        sr: One of `sr_models.names()`.
+
+    Raises:
+        ConfigError: Its noise is a patch's own.
+        UnknownNameError: There is no such model.
+    """
+    if spec(sr).conditioned:
+        raise ConfigError(
+            f"{sr} is for patches: its noise is a patch's own, and the windows of a scene would not fit together; "
+            "choose another model with --sr"
+        )
+
+
 class _SceneRows:
     """The rows of a scene as the windows and the output ask for them; counts what the output has asked for."""
 
@@ -185,11 +202,7 @@ def _finished(
 
 
 def _check_names(source: str, target: Path, resolver: SuperResolver) -> None:
-    if resolver.conditioned:
-        raise ConfigError(
-            f"{resolver.name} is for patches: its noise is a patch's own, and the windows of a scene would not fit "
-            "together; choose another model with --sr"
-        )
+    check_for_scenes(resolver.name)
     if resolver.scale == 1:
         raise ConfigError(f"the model {resolver.name!r} enlarges nothing: choose one of scale 2 or more with --sr")
     if target.suffix.lower() not in {".tif", ".tiff"}:

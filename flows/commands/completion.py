@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-SR_MODELS = (
+SCENE_MODELS = (
     *("none", "hr", "bicubic", "srresnet", "realesrgan", "realesrgan_general"),
-    *("hat", "hat_s", "hat_l", "real_hat_gan", "seesr", "seesr_tiny"),
+    *("hat", "hat_s", "hat_l", "real_hat_gan"),
 )
+"""Of the SR models those that are not for patches alone."""
+
+SR_MODELS = (*SCENE_MODELS, "seesr", "seesr_tiny")
 CLASSIFIERS = ("resnet18", "resnet50", "resnet101", "resnet152", "inception_v4")
 PUBLISHED = ("resnet50-s1-v0.2.0", "resnet50-s2-v0.2.0", "resnet50-all-v0.2.0")
 """Names as the registries have them: importing those would import torch, and take seconds at each key."""

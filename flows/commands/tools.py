@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.commands.arguments import AsJson, Overrides, RunYaml, load
-from flows.commands.completion import DTYPES, SR_MODELS, one_of, run_yamls
+from flows.commands.completion import DTYPES, SCENE_MODELS, one_of, run_yamls
 from flows.commands.documents import plan_document
 from flows.commands.output import plain, say, tell, tell_json
 from flows.commands.places import refuse_missing
@@ -98,7 +98,7 @@ def super_resolve(
     source: Annotated[str, typer.Argument(help="The scene: a GeoTIFF, or another raster that GDAL reads.")],
     target: Annotated[Path, typer.Argument(help="The GeoTIFF to write, cloud-optimised.")],
     sr: Annotated[
-        str, typer.Option(help="The model, such as realesrgan_general or bicubic.", autocompletion=one_of(SR_MODELS))
+        str, typer.Option(help="The model, such as realesrgan_general or bicubic.", autocompletion=one_of(SCENE_MODELS))
     ],
     weights: Annotated[Path | None, typer.Option(help="The model's weight file.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; a GPU where there is one.")] = None,
@@ -119,9 +119,10 @@ def super_resolve(
     from flows.progress import bars, terminal_progress
     from sr_models import load
     from tasks.branch import worker_device
-    from tasks.super_resolve_scene import SceneOptions, parse_bands, super_resolve_scene
+    from tasks.super_resolve_scene import SceneOptions, check_for_scenes, parse_bands, super_resolve_scene
 
     options = SceneOptions(parse_bands(bands), min_dn, max_dn, window, margin, overwrite)
+    check_for_scenes(sr)
     resolver = load(sr, weights, device or worker_device(), dtype)
     try:
         with bars("pixels"):

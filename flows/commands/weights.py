@@ -19,7 +19,7 @@ from infra.errors import UnknownNameError, WeightsError, did_you_mean
 from infra.weights_store import OfficialFile, WeightsStore, hash_anew, shown
 
 if TYPE_CHECKING:
-    from flows.weights import Model
+    from flows.weights import Folder, Model
     from sr_models import ShippedWeights
 
 app = typer.Typer(help="The official weight files: list, fetch, add by hand, verify.", no_args_is_help=True)
@@ -27,7 +27,8 @@ app = typer.Typer(help="The official weight files: list, fetch, add by hand, ver
 _SHORT = 12  # hex digits of a hash in a table
 _SAID_EVERY_S = 10.0  # where no bar can be drawn
 
-State = Literal["not needed", "absent", "stored", "shipped"]
+State = Literal["not needed", "absent", "incomplete", "stored", "shipped"]
+"""incomplete: of a model with several files, some are missing in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +162,17 @@ def add(
 
 @app.command()
 def verify(as_json: AsJson = False) -> None:  # noqa: FBT002  # typer
-    """Read every stored file anew and compare it with its hash; exit code 1 where one is changed or missing."""
+    """Read every stored file anew and compare it with its hash; exit code 1 where one is changed or missing.
+
+    A model's folder of several files is left out: no hash of them is recorded.
+    """
     from flows.weights import models
 
     store, known = WeightsStore.default(), models()
     officials = {name: model.official for name, model in known.items() if model.official}
-    found: list[tuple[str, ...]] = [(v.model, v.path.name, v.state, v.detail) for v in store.verify(officials)]
+    folders = [name for name, model in known.items() if model.folder is not None]
+    verified = store.verify(officials, without=folders)
+    found: list[tuple[str, ...]] = [(v.model, v.path.name, v.state, v.detail) for v in verified]
     for name, model in known.items():
         if model.shipped is not None:
             found.append(_verified_shipped(name, model.shipped))
@@ -194,7 +200,7 @@ def _official(name: str) -> "tuple[Model, OfficialFile]":
     model = known[name]
     if model.folder is not None:
         raise UnknownNameError(
-            f"{name} has several weight files, which no command brings. {model.folder} Put them into "
+            f"{name} has several weight files, which no command brings. {model.folder.about} Put them into "
             f"{WeightsStore.default().folder / name}"
         )
     if model.official is None:
@@ -204,8 +210,8 @@ def _official(name: str) -> "tuple[Model, OfficialFile]":
 
 def _listed(store: WeightsStore, model: "Model") -> Listed:
     if model.folder is not None:
-        state: State = "stored" if (store.folder / model.name).is_dir() else "absent"
-        return Listed(model.name, f"{model.name}/", None, state, None, None, model.licence, "see docs/seesr.md")
+        state = _folder_state(store.folder / model.name, model.folder)
+        return Listed(model.name, f"{model.name}/", None, state, None, None, model.licence, model.folder.about)
     if model.official is None:
         return Listed(model.name, None, None, "not needed", None, None, model.licence, None)
     path, official, shipped = store.path(model.name, model.official), model.official, model.shipped
@@ -225,6 +231,16 @@ def _listed(store: WeightsStore, model: "Model") -> Listed:
             *(shipped.licence, shipped.provenance),
         )
     return Listed(model.name, official.file_name, None, "absent", digest, whose, model.licence, official.url)
+
+
+def _folder_state(path: Path, folder: "Folder") -> State:
+    if not path.is_dir():
+        return "absent"
+    try:
+        folder.files(path)
+    except WeightsError:
+        return "incomplete"
+    return "stored"
 
 
 def _verified_shipped(name: str, shipped: "ShippedWeights") -> tuple[str, str, str, str]:

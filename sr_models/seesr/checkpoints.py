@@ -32,16 +32,17 @@ def read_json(path: Path) -> Config:
     return content
 
 
-def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
+def build[T](make: Callable[[Config], T], config: Config, path: Path, what: str = "network") -> T:
     """Return what is made of a configuration; a network's parameters have any values until it is filled.
 
     Args:
         make: Makes the network, or checks its sizes.
         config: What the file holds.
         path: The file, for messages.
+        what: What is made, for messages.
 
     Raises:
-        WeightsError: No network can be made of it.
+        WeightsError: Nothing can be made of it.
     """
     try:
         with _Uninitialised():
@@ -49,7 +50,7 @@ def build[T](make: Callable[[Config], T], config: Config, path: Path) -> T:
     except PipelineError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, LookupError, AttributeError, RuntimeError) as error:
-        raise WeightsError(f"{path} tells no network that can be built: {type(error).__name__}: {error}") from error
+        raise WeightsError(f"{path} tells no {what} that can be built: {type(error).__name__}: {error}") from error
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -74,7 +75,19 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         WeightsError: Parameters are missing, unexpected or of another shape; the message names the first of each.
     """
-    wanted = network.state_dict()
+    compare(network.state_dict(), state, path)
+    network.load_state_dict(dict(state), strict=True)
+
+
+def compare(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, config: Path | None = None) -> None:
+    """Raise WeightsError unless names and shapes are those that are needed.
+
+    Args:
+        wanted: What is needed.
+        state: What there is.
+        path: Where it is from, for messages.
+        config: Which file tells what is needed, for messages; the config.json beside it, unless given.
+    """
     faults = {
         "missing": [name for name in wanted if name not in state],
         "unexpected": [name for name in state if name not in wanted],
@@ -86,8 +99,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     }
     if any(faults.values()):
         told = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in faults.items() if names)
-        raise WeightsError(f"{path} does not fit the config.json beside it: {told}")
-    network.load_state_dict(dict(state), strict=True)
+        raise WeightsError(f"{path} does not fit {config or 'the config.json beside it'}: {told}")
 
 
 def vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

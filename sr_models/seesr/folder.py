@@ -1,29 +1,11 @@
-"""SeeSR's official files: one folder, read as it is downloaded; what is missing or wrong in it is told by name.
-
-    FOLDER                              the official `preset/models`
-    ├── stable-diffusion-2-base         as its authors published it; with the option `base: sd-turbo`, sd-turbo instead
-    │   ├── scheduler/scheduler_config.json
-    │   ├── text_encoder/{config.json, model.safetensors}
-    │   ├── tokenizer/{vocab.json, merges.txt, special_tokens_map.json}
-    │   └── vae/{config.json, diffusion_pytorch_model.safetensors}
-    ├── seesr                           of SeeSR's release
-    │   ├── controlnet/{config.json, diffusion_pytorch_model.safetensors}
-    │   └── unet/{config.json, diffusion_pytorch_model.safetensors}
-    ├── DAPE.pth                        of SeeSR's release
-    ├── ram_swin_large_14m.pth          of Recognize Anything
-    ├── ram_tag_list.txt                of SeeSR's repository, folder ram/data
-    └── ram_tag_list_threshold.txt      of SeeSR's repository, folder ram/data
-
-Where there is no `.safetensors`, a PyTorch file is read (`diffusion_pytorch_model.bin`, `pytorch_model.bin`), as
-tensors only: nothing in it is run. Other files may lie there too; they are not read. SD-Turbo's folder needs its `unet`
-beside the others. Nothing is downloaded.
-"""
+"""SeeSR from its official files, in the folder that `layout` shows; what is wrong in it is told by name."""
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -32,106 +14,26 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from infra.errors import ConfigError, WeightsError
-from sr_models.seesr.checkpoints import Config, build, fill, read_json, text_names, vae_names
+from sr_models.seesr.checkpoints import Config, build, compare, fill, read_json, text_names, vae_names
 from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.dape import FULL, Dape, DapeConfig, read_dape
+from sr_models.seesr.layout import BASES, DAPE_CONFIG, DAPE_FILE, RAM_FILE, Base, files
 from sr_models.seesr.network import Seesr, SeesrParts
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.prompts import PromptEncoder, read_tokenizer
+from sr_models.seesr.sampler import Schedule, stepper
 from sr_models.seesr.tags import NAMES_FILE, THRESHOLDS_FILE, TagList
 from sr_models.weights import load_state
 
 logger = logging.getLogger(__name__)
 
-Base = Literal["stable-diffusion-2-base", "sd-turbo"]
-
 RANDOM = "tiny random configuration"
 """What the configuration of a network without meaning calls itself, under `_name_or_path`."""
 
-DAPE_FILE = "DAPE.pth"
-RAM_FILE = "ram_swin_large_14m.pth"
-DAPE_CONFIG = "dape_config.json"
-"""Sizes of a DAPE that are not the official ones; there is no such file among the official ones."""
-
-_SEESR = "SeeSR's release, linked from https://github.com/cswry/SeeSR"
-_TAGS = "https://github.com/cswry/SeeSR, folder ram/data"
-_RAM = "https://huggingface.co/spaces/xinyu1205/recognize-anything"
-_BASES: Mapping[Base, tuple[str, str]] = {
-    "stable-diffusion-2-base": (
-        "Stable Diffusion 2-base",
-        "a mirror of stabilityai/stable-diffusion-2-base, which was removed from huggingface.co in 2025",
-    ),
-    "sd-turbo": ("SD-Turbo", "https://huggingface.co/stabilityai/sd-turbo"),
-}
-_DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
-
-
-@dataclass(frozen=True, slots=True)
-class _Needed:
-    """A file that SeeSR reads."""
-
-    names: tuple[str, ...]
-    """Its path in the folder; of several, the first that is there."""
-    what: str
-    """What it is, for a person."""
-    where: str
-    """Where it is found."""
-
-    def find(self, folder: Path) -> Path | None:
-        """Return its path in the folder, None where it is not there."""
-        return next((Path(name) for name in self.names if (folder / name).is_file()), None)
-
-
-def _needed(base: Base) -> tuple[_Needed, ...]:
-    title, where = _BASES[base]
-
-    def one(name: str, what: str, where: str) -> _Needed:
-        return _Needed((name,), what, where)
-
-    def network(place: str, files: tuple[str, ...], what: str, where: str) -> tuple[_Needed, _Needed]:
-        weights = _Needed(tuple(f"{place}/{file}" for file in files), f"{what}, weights", where)
-        return one(f"{place}/config.json", f"{what}, sizes", where), weights
-
-    return (
-        one(f"{base}/scheduler/scheduler_config.json", f"{title}'s noise schedule", where),
-        *network(f"{base}/text_encoder", _TRANSFORMERS, f"{title}'s text encoder", where),
-        *(
-            one(f"{base}/tokenizer/{file}", f"{title}'s tokenizer", where)
-            for file in ("vocab.json", "merges.txt", "special_tokens_map.json")
-        ),
-        *network(f"{base}/vae", _DIFFUSERS, f"{title}'s VAE", where),
-        *(network(f"{base}/unet", _DIFFUSERS, f"{title}'s UNet", where) if base == "sd-turbo" else ()),
-        *network("seesr/unet", _DIFFUSERS, "SeeSR's UNet", _SEESR),
-        *network("seesr/controlnet", _DIFFUSERS, "SeeSR's ControlNet", _SEESR),
-        one(DAPE_FILE, "SeeSR's DAPE, what was tuned of RAM", _SEESR),
-        one(RAM_FILE, "RAM, the tagger that DAPE was tuned from", _RAM),
-        one(NAMES_FILE, "the tags' names", _TAGS),
-        one(THRESHOLDS_FILE, "the tags' thresholds", _TAGS),
-    )
-
-
-def files(folder: Path, base: Base = "stable-diffusion-2-base") -> tuple[Path, ...]:
-    """Return the files that SeeSR reads from a folder, sorted, relative to it: exactly those that determine its output.
-
-    Args:
-        folder: In the official layout, see above.
-        base: Which Stable Diffusion is meant, see `SeesrOptions.base`.
-
-    Raises:
-        WeightsError: The folder or some of the files are not there; the message lists all of them, and where they are
-            found.
-    """
-    if not folder.is_dir():
-        wanted = "\n".join(f"  {needed.names[0]}: {needed.what}, from {needed.where}" for needed in _needed(base))
-        raise WeightsError(f"seesr needs a folder with its official files, and {folder} is none. It holds\n{wanted}")
-    found = [(needed, needed.find(folder)) for needed in _needed(base)]
-    missing = [needed for needed, path in found if path is None]
-    if missing:
-        told = "\n".join(f"  {' or '.join(needed.names)}: {needed.what}, from {needed.where}" for needed in missing)
-        raise WeightsError(f"{folder} lacks {len(missing)} of the {len(found)} files that seesr needs:\n{told}")
-    own = [Path(DAPE_CONFIG)] if (folder / DAPE_CONFIG).is_file() else []
-    return tuple(sorted([path for _, path in found if path is not None] + own, key=Path.as_posix))
+_NOISE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+"""What a noise schedule is made of; diffusers has a default for each, which is not Stable Diffusion's."""
+_ATTENTION = ".image_attentions."
+"""In the names of what SeeSR adds to a UNet."""
 
 
 def check_seesr(folder: Path, options: SeesrOptions) -> None:
@@ -148,7 +50,7 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
     """Return SeeSR with the parameters of a folder, on the CPU, in float32, in eval mode.
 
     Args:
-        folder: In the official layout, see above.
+        folder: In the official layout, see `sr_models.seesr.layout`.
         options: How it samples, and on which Stable Diffusion.
 
     Raises:
@@ -169,9 +71,37 @@ def load_seesr(folder: Path, options: SeesrOptions) -> Seesr:
         vae=reader.network(f"{base}/vae", AutoencoderKL.from_config, vae_names),
         unet=reader.turbo_unet() if base == "sd-turbo" else reader.network("seesr/unet", ImageConditionedUNet),
         controlnet=reader.network("seesr/controlnet", ImageConditionedControlNet),
-        schedule=reader.json(f"{base}/scheduler/scheduler_config.json"),
+        schedule=reader.schedule(options),
     )
+    _compare(parts, folder, base)
     return Seesr(parts, options)
+
+
+def _compare(parts: SeesrParts, folder: Path, base: Base) -> None:
+    """Raise WeightsError unless the networks fit each other; each fits its own config.json, whatever kind it is of."""
+    text, vae, controlnet = f"{base}/text_encoder", f"{base}/vae", "seesr/controlnet"
+    unet = "sd-turbo/unet" if base == "sd-turbo" else "seesr/unet"
+    told: Mapping[str, Config] = {
+        text: parts.prompts.encoder.config.to_dict(),
+        vae: dict(parts.vae.config),
+        unet: dict(parts.unet.config),
+        controlnet: dict(parts.controlnet.config),
+    }
+
+    def agree(a: str, name: str, b: str, other: str, of: Callable[[Any], object] = lambda value: value) -> None:
+        one, two = told[a][name], told[b][other]
+        if of(one) != of(two):
+            raise WeightsError(
+                f"the networks are of different Stable Diffusions: {folder / a / 'config.json'} tells {name} {one}, "
+                f"which does not fit {other} {two} in {folder / b / 'config.json'}"
+            )
+
+    for network in (unet, controlnet):
+        agree(text, "hidden_size", network, "cross_attention_dim")
+        agree(vae, "latent_channels", network, "in_channels")
+    agree(vae, "latent_channels", unet, "out_channels")
+    agree(unet, "block_out_channels", controlnet, "block_out_channels", list)
+    agree(vae, "block_out_channels", controlnet, "conditioning_embedding_out_channels", len)  # each but one halves
 
 
 def text_encoder(config: Config) -> CLIPTextModel:
@@ -217,13 +147,37 @@ class _Reader:
         fill(network, renamed(load_state(path)), path)
         return network.eval()
 
+    def schedule(self, options: SeesrOptions) -> Schedule:
+        """Return the base's noise schedule, of which both schedulers can be made for the options."""
+        path = self.folder / options.base / "scheduler/scheduler_config.json"
+        config = read_json(path)
+        missing = [name for name in _NOISE if name not in config]
+        if missing:
+            raise WeightsError(f"{path} lacks {', '.join(missing)}: diffusers would take other noise than was trained")
+        steps, predicted = config["num_train_timesteps"], config.get("prediction_type", "epsilon")
+        if type(steps) is not int:
+            raise WeightsError(f"{path}: num_train_timesteps must be a whole number, not {steps!r}")
+        if predicted != "epsilon":
+            raise WeightsError(
+                f"{path} has prediction_type {predicted!r}, where SeeSR's networks predict 'epsilon': it is not of "
+                f"{BASES[options.base][0]} but of another Stable Diffusion (2.1 of 768 pixels has 'v_prediction')"
+            )
+        with torch.device("cpu"):  # a schedule is numbers, within a check too
+            for name in ("ddpm", "dpm_solver"):
+                asked = options.model_copy(update={"scheduler": name})
+                build(partial(stepper, options=asked), config, path, "noise schedule")
+        return config
+
     def turbo_unet(self) -> ImageConditionedUNet:
         """Return SD-Turbo's UNet with the image attention of SeeSR's."""
         config = self.folder / "sd-turbo/unet/config.json"
         unet = build(ImageConditionedUNet, {**read_json(config), SWITCH: True}, config)
-        path, added = self.weights("sd-turbo/unet"), self.weights("seesr/unet")
-        attention = {name: value for name, value in load_state(added).items() if ".image_attentions." in name}
-        fill(unet, {**load_state(path), **attention}, path)
+        path, added, wanted = self.weights("sd-turbo/unet"), self.weights("seesr/unet"), unet.state_dict()
+        own = load_state(path)
+        attention = {name: value for name, value in load_state(added).items() if _ATTENTION in name}
+        compare({name: value for name, value in wanted.items() if _ATTENTION in name}, attention, added, config)
+        compare({name: value for name, value in wanted.items() if _ATTENTION not in name}, own, path)
+        unet.load_state_dict({**own, **attention}, strict=True)
         return unet.eval()
 
     def dape(self) -> Dape:

@@ -42,7 +42,7 @@ def full_size(options: SeesrOptions) -> Seesr:
         tags=TagList(tuple(f"tag {i}" for i in range(FULL.tags)), (0.68,) * FULL.tags),
         prompts=PromptEncoder(small_tokenizer(), text_encoder(_TEXT_ENCODER)),
         vae=AutoencoderKL.from_config(_VAE),
-        unet=ImageConditionedUNet(FULL_SIZE),
+        unet=ImageConditionedUNet({**FULL_SIZE, "sample_size": 64}),
         controlnet=ImageConditionedControlNet(FULL_SIZE),
         schedule=SCHEDULE,
     )

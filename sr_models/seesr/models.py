@@ -34,8 +34,8 @@ def tiny(options: BaseModel) -> "Seesr":
 
 
 def files(folder: Path, options: BaseModel | None) -> tuple[Path, ...]:
-    """Return the files that SeeSR reads from a folder: see `sr_models.seesr.folder.files`."""
-    from sr_models.seesr.folder import files
+    """Return the files that SeeSR reads from a folder: see `sr_models.seesr.layout.files`."""
+    from sr_models.seesr.layout import files
 
     return files(folder, _own(options).base)
 

@@ -7,8 +7,9 @@ sees the enlarged patch, makes detail up that suits them; the colours are set ba
 As in the official `test_seesr.py`, with these differences:
 
 - The official script enlarges an image whose output would be smaller than 512 pixels until it is not, 120 -> 128, and
-  shrinks the output, 512 -> 480. Here a patch is continued by reflection to the right and below, 120 -> 128, and the
-  output cropped: every pixel stays on its grid, and no image is resampled twice.
+  shrinks the output, 512 -> 480. Here a patch that lacks few pixels, as 120, is continued by reflection to the right
+  and below, 120 -> 128, and the output cropped: every pixel stays on its grid, and no image is resampled twice. A patch
+  that lacks more (30 x 30, by Wald's protocol) is enlarged and its output shrunk, as in the script.
 - Colours are aligned between the patch as it is and the output cropped to it, so what was continued has no say.
 - Between its steps the official script rounds images to 8 bits; here they are float32.
 """
@@ -84,7 +85,7 @@ class Seesr(nn.Module):
         """Return patches super-resolved.
 
         Args:
-            x: (N, 3, h, w), RGB, float32, in [0, 1]; h and w of any size, full size is best at 128 and a little less.
+            x: (N, 3, h, w), RGB, float32, in [0, 1]; h and w of any size, 128 and a little less is best.
             conditions: What is known of each, N of them; the name decides the noise.
 
         Returns:
@@ -97,14 +98,20 @@ class Seesr(nn.Module):
             raise ShapeError(f"SeeSR needs floating point (N, 3, h, w) in [0, 1], got {x.dtype} {tuple(x.shape)}")
         if len(conditions) != len(x):
             raise ShapeError(f"SeeSR needs one condition for each patch, got {len(conditions)} for {len(x)} patches")
+        if not len(x):
+            return x.new_zeros((0, 3, SCALE * x.shape[2], SCALE * x.shape[3]), dtype=torch.float32)
         x = x.float()
         sampler = Sampler(self.vae, self.unet, self.controlnet, self.schedule, self.options)
         guide = self._guide(x, conditions)
         seeds = [patch_seed(self.options.seed, condition.patch_id) for condition in conditions]
-        multiple = -(-sampler.multiple // SCALE)
-        sr = sampler(enlarge(pad_to_multiple(x, multiple)), guide, seeds)
+        multiple, native = -(-sampler.multiple // SCALE), sampler.native // SCALE
+        seen = x if min(x.shape[2:]) > native - multiple else resized(x, native / min(x.shape[2:]))
+        sr = sampler(enlarge(pad_to_multiple(seen, multiple)), guide, seeds)
+        sr = sr[..., : SCALE * seen.shape[2], : SCALE * seen.shape[3]]
         enlarged = enlarge(x)
-        return align(sr[..., : enlarged.shape[2], : enlarged.shape[3]], enlarged, self.options.alignment)
+        if sr.shape != enlarged.shape:
+            sr = interpolate(sr, size=enlarged.shape[2:], mode="bicubic", antialias=True).clamp(0.0, 1.0)
+        return align(sr, enlarged, self.options.alignment)
 
     def prompts_of(self, logits: Tensor, conditions: Sequence[Condition]) -> list[str]:
         """Return each patch's prompt.
@@ -132,6 +139,12 @@ class Seesr(nn.Module):
         texts = self.prompts_of(seen.logits, conditions)
         negative = self.prompts([self.options.negative_prompt])[0] if self.options.guidance > 1 else None
         return Guide(self.prompts(texts), negative, seen.embeddings)
+
+
+def resized(x: Tensor, factor: float) -> Tensor:
+    """Return x, (N, C, h, w) in [0, 1], of another size, as `enlarge` does it; sides are whole pixels, rounded."""
+    size = [round(factor * side) for side in x.shape[2:]]
+    return interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
 
 
 def enlarge(x: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ class SeesrOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     steps: int = Field(default=50, ge=1, le=999)  # of 1000 of training; the official offset of 1 leaves 999
-    """Passes of the UNet; time is in proportion to them."""
+    """Passes of the UNet; time is in proportion to them. DDPM's timesteps are spaced as the base's schedule says
+    ("leading": 50 start at 981 of 1000), unless the first would be below 940 (2 at 501, 300 at 898): then they are
+    "trailing" and start at 999."""
     guidance: float = Field(default=5.5, ge=1)
     """Classifier-free guidance: how far to go from the negative prompt's prediction towards and beyond the positive
     one's. 1 leaves the negative prompt out, and halves the time."""
@@ -33,11 +35,11 @@ class SeesrOptions(BaseModel):
     alignment: Literal["adain", "wavelet", "none"] = "adain"
     """How the output is given the input's colours: its mean and spread per band, its low frequencies, or not."""
     positive_prompt: str = "clean, high-resolution, 8k"
-    """What stands after the tags in the prompt."""
+    """What stands last in the prompt, after the tags."""
     negative_prompt: str = "dotted, noise, blur, lowres, smooth"
     """What guidance leads away from."""
     land_cover: Literal["none", "labels", "predictions"] = "none"
-    """Whether a patch's land-cover names stand among its tags: not, those of the archive, or those a classifier gave.
+    """Whether a patch's land-cover names stand before its tags: not, those of the archive, or those a classifier gave.
     With "labels" a classifier of the output is told its own answer, so no metric of it means anything."""
     seed: int = 0
     """Seed of the noise; each patch's own is drawn from it and the patch's name."""

@@ -1,5 +1,6 @@
 """Prompts: the words of a patch, and their embeddings by Stable Diffusion's CLIP text encoder."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from infra.errors import WeightsError
 from sr_models.seesr.checkpoints import read_json
 from sr_models.weights import some
 
+logger = logging.getLogger(__name__)
+
 CACHED = 512
 """Texts whose embeddings are kept; one of full size takes 315 kB in float32."""
 
@@ -21,14 +24,15 @@ def prompt(tags: Sequence[str], land_cover: Sequence[str], positive: str) -> str
     """Return the text that guides a patch.
 
     The official script writes the tags, a prompt by the user, which is empty by default, and its words for quality, as
-    `f"{tags}, {prompt},{quality}"`: "field, tree, ,clean, high-resolution, 8k". Names of land cover join the tags.
+    `f"{tags}, {prompt},{quality}"`: "field, tree, ,clean, high-resolution, 8k". Names of land cover stand before the
+    tags: where the text is too long for CLIP, what stands last is cut off.
 
     Args:
         tags: What DAPE saw in the patch, may be none.
         land_cover: Names of its land cover, may be none.
         positive: Words for quality.
     """
-    return f"{', '.join((*tags, *land_cover))}, ,{positive}"
+    return f"{', '.join((*land_cover, *tags))}, ,{positive}"
 
 
 class PromptEncoder(nn.Module):
@@ -41,13 +45,15 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self._tokenizer = tokenizer
         self.encoder = encoder
+        self._cut_told = False
         self._kept: OrderedDict[tuple[str, torch.device, torch.dtype], Tensor] = OrderedDict()
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Return the last hidden states of texts, (N, T, D), T the encoder's length: 77, D its width: 1024.
 
-        A text too long is cut off, one too short filled up, as the tokenizer does it. There is no attention mask beside
-        the causal one, unless the encoder's configuration asks for it (`use_attention_mask`).
+        A text too long is cut off, one too short filled up, as the tokenizer does it; the first that is cut off is
+        logged. There is no attention mask beside the causal one, unless the encoder's configuration asks for it
+        (`use_attention_mask`).
         """
         return torch.stack([self._embedded(text) for text in texts])
 
@@ -61,10 +67,18 @@ class PromptEncoder(nn.Module):
             self._tokenizer([text], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         )
 
+    def _tell_if_cut(self, text: str) -> None:
+        length, needed = self.encoder.config.max_position_embeddings, len(self._tokenizer(text)["input_ids"])
+        if needed > length and not self._cut_told:
+            self._cut_told = True
+            told = text if len(text) <= 200 else f"{text[:200]}…"
+            logger.warning("a prompt of %d tokens is cut to %d, told only once: %s", needed, length, told)
+
     def _embedded(self, text: str) -> Tensor:
         place = self.encoder.embeddings.token_embedding.weight
         key = (text, place.device, place.dtype)
         if key not in self._kept:
+            self._tell_if_cut(text)
             tokens = {name: values.to(place.device) for name, values in self._tokens(text).items()}
             masked = getattr(self.encoder.config, "use_attention_mask", False)
             states = self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)

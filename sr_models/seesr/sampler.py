@@ -20,6 +20,9 @@ from sr_models.seesr.options import SeesrOptions
 Schedule = Mapping[str, Any]
 """A scheduler's configuration, as in `scheduler_config.json`: what noise the networks were trained on."""
 
+_NOISY = 0.94
+"""Share of the timesteps of training at or above which sampling starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guide:
@@ -49,7 +52,7 @@ class Sampler:
     Patches are processed together and do not see each other. Each patch has a generator of its own, on the CPU and in
     float32, so that its noise is the same in any batch and on any device. It is asked, in this order, for the noise at
     the start, for that of the latent's posterior (only where sampling starts at the input), and, with DDPM, for that of
-    each step but the last.
+    each step.
     """
 
     vae: AutoencoderKL
@@ -78,6 +81,11 @@ class Sampler:
     def multiple(self) -> int:
         """What height and width must be multiples of, pixels."""
         return self._reduction * int(2 ** (len(self.unet.config["block_out_channels"]) - 1))
+
+    @property
+    def native(self) -> int:
+        """Edge of the images that the UNet was trained on, pixels: 512; 0 where its configuration does not tell."""
+        return self._reduction * int(self.unet.config["sample_size"] or 0)
 
     @property
     def _reduction(self) -> int:
@@ -111,27 +119,39 @@ class Sampler:
             text = torch.cat([text, guide.negative.expand_as(text)])
         text, image = text.to(dtype), guide.image.to(dtype).repeat(halves, 1, 1)
         condition = enlarged.to(dtype).repeat(halves, 1, 1, 1)
-        stepper = self._stepper()
-        for step, there in zip(stepper.timesteps, stepper.timesteps.to(latents.device), strict=True):
+        scheduler = stepper(self.schedule, self.options)
+        for step, there in zip(scheduler.timesteps, scheduler.timesteps.to(latents.device), strict=True):
             noisy = latents.to(dtype).repeat(halves, 1, 1, 1)  # both schedulers take their input as it is
             down, middle = self.controlnet(noisy, there, text, image, condition, self.options.conditioning_scale)
             noise = self.unet(noisy, there, text, image, down, middle).float()
             if halves == 2:
                 positive, negative = noise.chunk(2)
                 noise = negative + self.options.guidance * (positive - negative)
-            (latents, *_) = stepper.step(noise, step, latents, generator=generators, return_dict=False)
+            (latents, *_) = scheduler.step(noise, step, latents, generator=generators, return_dict=False)
         return latents
 
-    def _stepper(self) -> Any:  # noqa: ANN401  # diffusers' schedulers have no common type with these methods
-        """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up."""
-        if self.options.scheduler == "ddpm":
-            stepper = DDPMScheduler.from_config(dict(self.schedule))
-        else:  # trailing: the first step is the last one of training, where the latents start
-            stepper = DPMSolverMultistepScheduler.from_config(
-                dict(self.schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
-            )
-        with warnings.catch_warnings():
-            # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            stepper.set_timesteps(self.options.steps)
-        return stepper
+
+def stepper(schedule: Schedule, options: SeesrOptions) -> Any:  # noqa: ANN401  # diffusers' have no common type
+    """Return a scheduler at its beginning; its timesteps stay on the CPU, where it looks them up.
+
+    DDPM spaces its timesteps as the schedule says, unless they would start below `_NOISY`: latents start at the noise
+    of the last timestep of training, and would keep what no step takes away. "Leading" steps of 1000 start at 981 for
+    50, but at 501 for 2. Then, and with DPM-Solver++ always, they are "trailing": they start at the last timestep.
+    """
+    if options.scheduler == "dpm_solver":
+        made = DPMSolverMultistepScheduler.from_config(
+            dict(schedule), algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+        )
+        return _set(made, options.steps)
+    made = _set(DDPMScheduler.from_config(dict(schedule)), options.steps)
+    if made.timesteps[0] < _NOISY * made.config.num_train_timesteps:
+        made = _set(DDPMScheduler.from_config(dict(schedule), timestep_spacing="trailing"), options.steps)
+    return made
+
+
+def _set(scheduler: Any, steps: int) -> Any:  # noqa: ANN401  # see `stepper`
+    with warnings.catch_warnings():
+        # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 would rather not have
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        scheduler.set_timesteps(steps)
+    return scheduler

@@ -19,7 +19,8 @@ from transformers import CLIPTokenizer
 
 from sr_models.seesr.conditioned import SWITCH, ImageConditionedControlNet, ImageConditionedUNet
 from sr_models.seesr.dape import TINY, Dape
-from sr_models.seesr.folder import DAPE_CONFIG, DAPE_FILE, RAM_FILE, RANDOM, text_encoder
+from sr_models.seesr.folder import RANDOM, text_encoder
+from sr_models.seesr.layout import DAPE_CONFIG, DAPE_FILE, RAM_FILE
 from sr_models.seesr.network import Seesr, SeesrParts
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.prompts import PromptEncoder, clip_tokenizer
@@ -88,6 +89,7 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "seesr/unet": {
             **_NETWORK,
             "_class_name": "UNet2DConditionModel",
+            "sample_size": 4,  # patches of 8 pixels become 32, whose latents are 4
             "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
         },
         "seesr/controlnet": {

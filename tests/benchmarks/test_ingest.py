@@ -1,30 +1,28 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ingest.py"
+from benchmarks import ingest
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], check=False, capture_output=True, text=True)
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["ingest.py", *arguments])
+    ingest.main()
 
 
 def test_a_tiny_run_has_every_row_and_its_shares_are_those_of_its_rates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("SUPERSCENE_DATA", raising=False)
     out = tmp_path / "results" / "ingest.json"
     tiny = ("--shards", "2", "--shard-size", "16", "--seconds", "0.05", "--repeats", "2")
-    done = run(*tiny, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    run(monkeypatch, *tiny, "--out", str(out))
     result = json.loads(out.read_text())
     assert (result["shards"], result["shard_size"], result["patches"]) == (2, 16, 32)
     assert result["pixel_bytes_per_patch"] == 2 * (4 * 120**2 + 6 * 60**2 + 2 * 20**2)
     assert result["codec"] == "blosc lz4, level 5, bitshuffle"
-    assert result["codec"] in done.stdout
+    assert result["codec"] in capsys.readouterr().out
     rows = {row["name"]: row for row in result["rows"]}
     assert {name: row["processes"] for name, row in rows.items()} == {
         "raw bytes (os.read)": 1,
@@ -50,7 +48,9 @@ def test_a_tiny_run_has_every_row_and_its_shares_are_those_of_its_rates(
         )
 
 
-def test_shards_that_cannot_be_dealt_out_evenly_are_refused() -> None:
-    refused = run("--shards", "3", "--processes", "2")
-    assert refused.returncode == 2
-    assert "no multiple" in refused.stderr
+def test_shards_that_cannot_be_dealt_out_evenly_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--shards", "3", "--processes", "2")
+    assert "no multiple" in capsys.readouterr().err

@@ -6,17 +6,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
+
+from classifiers import CLASSIFIERS
+from classifiers.registry import ClassifierSpec
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "prediction.py"))
 TINY = (
     *("--patches", "2", "--seed-patches", "3", "--sr", "bicubic", "--batch-size", "2", "--seeds", "2"),
-    *("--networks", "resnet18", "resnet50", "--one", "resnet18", "--repeats", "1"),
+    *("--networks", "resnet18", "small", "--one", "resnet18", "--repeats", "1"),
+)
+SMALL = ClassifierSpec(
+    timm_name=None,
+    backbone=lambda channels: nn.Sequential(nn.Conv2d(channels, 8, 3, 4, 1), nn.ReLU()),
+    feature_channels=8,
+    target_layer="1",
+    first_conv="0.weight",
+    classifier="fc.",
+    min_size=4,
+    licence="none",
+    paper="none",
 )
 
 
 def test_a_tiny_run_has_every_way_and_its_ratios_are_those_of_its_rates(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("classifiers.registry.CLASSIFIERS", {**CLASSIFIERS, "small": SMALL})
     out = tmp_path / "results" / "prediction.json"
     BENCHMARK["main"]([*TINY, "--out", str(out)])
     result = json.loads(out.read_text())
@@ -40,7 +56,7 @@ def test_a_tiny_run_has_every_way_and_its_ratios_are_those_of_its_rates(
         "read",
         "pixels (bicubic)",
         "backbone of resnet18",
-        "backbone of resnet50",
+        "backbone of small",
         "heads, tables, rest",
     ]
     for case, parts in stages.items():

@@ -7,12 +7,14 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import yaml
 import zarr
@@ -111,39 +113,94 @@ def run_flows(configs: Sequence[Path]) -> "subprocess.CompletedProcess[str]":
 
 
 class Driver:
-    """A process that runs one command after the other, `tests/flows/driver.py`: imports and Ray are paid once."""
+    """A process that runs one command after the other, `tests/flows/driver.py`: imports and Ray are paid once.
+
+    One that did not answer is killed with its children, and the next command starts another.
+    """
 
     running: ClassVar["Driver | None"] = None
     """The session's."""
 
-    def __init__(self, folder: Path) -> None:
-        self._outputs = [folder / "stdout", folder / "stderr"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.flows.driver"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            cwd=PROJECT,
-        )
-        assert self._answer(120) == 0
+    def __init__(self, folder: Path, program: Sequence[str] = (sys.executable, "-m", "tests.flows.driver")) -> None:
+        """Make one whose outputs lie in a folder; it starts with its first command."""
+        self._folder, self._program, self._commands = folder, program, 0
+        self._process: subprocess.Popen[str] | None = None
 
     def run(self, words: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
-        """Run one command to its end."""
-        assert self._process.stdin is not None
-        print(json.dumps([environment(), words, *map(str, self._outputs)]), file=self._process.stdin, flush=True)
-        code = self._answer(timeout)
-        return subprocess.CompletedProcess(words, code, *(path.read_text() for path in self._outputs))
+        """Run one command to its end.
 
-    def _answer(self, timeout: float) -> int:
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired("driver", timeout)
-        return int(self._process.stdout.readline())
+        Raises:
+            TimeoutExpired: It takes longer.
+            DriverError: The driver ended, or answered no exit code.
+        """
+        self._commands += 1
+        outputs = [self._folder / f"{self._commands}-{name}" for name in ("stdout", "stderr")]
+        for path in outputs:
+            path.touch()
+        try:
+            process = self._process or self._started()
+            code = _answer(process, json.dumps([environment(), words, *map(str, outputs)]), timeout)
+        except BaseException as error:  # a test's own time limit too: no later command may read this one's answer
+            self._kill()
+            error.add_note(f"{' '.join(words)} said: {''.join(path.read_text() for path in outputs)}")
+            raise
+        return subprocess.CompletedProcess(words, code, *(path.read_text() for path in outputs))
 
     def end(self) -> None:
         """Let it leave its Ray and end."""
-        self._process.communicate(timeout=60)
+        if self._process is None:
+            return
+        try:
+            self._process.communicate(timeout=60)
+        finally:
+            self._kill()
+
+    def _started(self) -> "subprocess.Popen[str]":
+        self._process = subprocess.Popen(
+            self._program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=PROJECT
+        )
+        _answer(self._process, None, 120)
+        return self._process
+
+    def _kill(self) -> None:
+        """Kill it and all processes below it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:  # else its number may be another's by now
+            tree = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            for child in tree:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(tree, timeout=10)
+        process.wait(timeout=10)
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what the dead one did not read
+                if pipe is not None:
+                    pipe.close()
+
+
+class DriverError(Exception):
+    """A driver is of no use any more."""
+
+
+def _answer(process: "subprocess.Popen[str]", asked: str | None, timeout: float) -> int:
+    """Return the exit code that a driver answers to a line; None: to its start."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if asked is not None:
+            print(asked, file=process.stdin, flush=True)
+    except OSError as error:
+        raise DriverError(f"the driver ended before the command, with {process.wait(10)}") from error
+    if not select.select([process.stdout], [], [], timeout)[0]:
+        raise subprocess.TimeoutExpired("driver", timeout)
+    line = process.stdout.readline()
+    try:
+        return int(line)
+    except ValueError as error:
+        raise DriverError(f"the driver answered {line!r}" if line else "the driver ended within the command") from error
 
 
 def environment() -> dict[str, str]:

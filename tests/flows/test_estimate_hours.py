@@ -63,6 +63,8 @@ def test_pixels_are_made_once_where_they_are_stored(tmp_path: Path) -> None:
     assert rows["hours of predict srresnet"].startswith(f"{backbone:,.3g} core")
     assert rows["hours of predict bicubic"].startswith(f"{backbone + 10 / rate('pixels bicubic'):,.3g} core")
     assert "hours of super-resolve bicubic" not in rows
+    rows = told(config_of(tmp_path, sr=["none", "seesr_tiny"], classifiers=["resnet18"]))
+    assert rows["hours of super-resolve seesr_tiny, SR shards"] == "unknown: never measured"
 
 
 def test_what_was_never_measured_is_unknown(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """SeeSR through the whole flow: from a folder in the official layout, in the tiny random configuration."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ import zarr
 
 import classifiers
 import sr_models
-from flows.config import load_config
+from flows.archive import archive
+from flows.config import RunConfig, load_config
 from flows.explain import draw_patch
 from infra.archives.synthetic import write_synthetic_archive
 from infra.errors import ConfigError
@@ -73,7 +75,7 @@ def test_every_patch_is_stored_judged_and_predicted(store: Path) -> None:
     predictions = pd.read_parquet(store / "tables" / "predictions")
     assert predictions["sr"].value_counts().to_dict() == {"none": PATCHES, "seesr": PATCHES}
     (run,) = pd.read_parquet(store / "tables" / "runs").to_dict("records")
-    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr")
+    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "super-resolve seesr, SR shards")
     assert (stage["done"], stage["patches"]) == (6, PATCHES)  # two SR shards for each of three splits
 
 
@@ -101,9 +103,8 @@ def test_options_weights_and_predictions_are_in_the_config(store: Path) -> None:
     assert (found["sr"], found["steps"], found["guidance"], found["seed"]) == ("seesr", 2, 5.5, 0)
     assert len(found["weights_sha256"]) == 64
     assert found["land_cover"] == "predictions"
-    (told,) = configs[configs["config"] == found["land_cover_of"]].to_dict("records")
-    assert told["stage"] == "predictions"
-    assert json.loads(told["json"])["classifier"] == "resnet18"
+    (file,) = (store / "checkpoints").glob("none-resnet18-*/seed-*.safetensors")
+    assert found["land_cover_of"] == f"resnet18 {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
 def test_a_patch_can_be_drawn(folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +123,7 @@ def test_a_patch_can_be_drawn(folder: Path, store: Path, tmp_path: Path, monkeyp
         ({"sr_options": {"hat": {"steps": 2}}}, "hat has no options, but steps was given"),
         ({"sr_options": {"sesr": {}}}, "no SR model in sr_options called 'sesr': did you mean 'seesr'"),
         ({"sr": ["seesr", "none"]}, "name none before seesr"),
+        ({"shard_size": 509}, "shard_size: 509 cannot be cut into SR shards of some 32 patches"),
         ({"keep_sr": "never"}, "keep_sr: never: seesr is too slow to be computed twice"),
         ({"sr_dtype": "float16"}, "seesr does not run in float16"),
         (
@@ -139,6 +141,20 @@ def test_what_cannot_be_is_told_before_anything_runs(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(seesr_yaml(folder, tmp_path / "store", **changes))
+
+
+def test_training_alone_cannot_tell_predictions(tmp_path: Path) -> None:
+    """Told before the archive is read, which is not even there."""
+    settings = {
+        "archive": {"layout": "bigearthnet-v2"},
+        "store": tmp_path / "none",
+        "train": {"backbone": "random"},
+        "sr": ["none", "seesr_tiny"],
+        "sr_options": {"seesr_tiny": OPTIONS},
+    }
+    with pytest.raises(ConfigError, match=r"seesr_tiny: `land_cover: predictions`.*`superscene predict`"):
+        archive.fn(RunConfig.model_validate(settings), "train")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_lacks_a_file_is_told_by_name(folder: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from flows.config import RunConfig, validated
 from infra.errors import ConfigError, WeightsError
 from infra.storage import StorePaths
 from infra.weights_store import OfficialFile, WeightsStore, sha256
+from sr_models.seesr.tiny import write_tiny_folder
 from tasks.run_record import RunRecord
 from tests.infra.file_server import FileServer, file_server
 from tests.sr_models.small_model import NAME, put_in_table, shipped_with, small_file, small_spec
@@ -124,6 +125,32 @@ class TestList:
         assert result.code == 0
         assert NAME in result.out
         assert "\t" not in result.out
+
+
+class TestFolders:
+    """SeeSR's: in the tiny random configuration, which has the official layout."""
+
+    def test_it_is_stored_only_when_it_is_whole(self, cli: Cli, store: WeightsStore) -> None:
+        def row() -> dict[str, str]:
+            return cli("list").rows["seesr"]
+
+        folder = store.folder / "seesr"
+        assert (row()["file"], row()["state"]) == ("seesr/", "absent")
+        folder.mkdir(parents=True)
+        assert row()["state"] == "incomplete"
+        write_tiny_folder(folder)
+        assert row()["state"] == "stored"
+        (folder / "DAPE.pth").unlink()
+        assert row()["state"] == "incomplete"
+        assert "https://github.com/cswry/SeeSR" in row()["address"]
+
+    def test_it_is_not_verified(self, cli: Cli, official: OfficialFile, store: WeightsStore) -> None:
+        cli("fetch", NAME)
+        before = cli("verify")
+        write_tiny_folder(store.folder / "seesr")
+        after = cli("verify")
+        assert (after.code, after.out) == (0, before.out)
+        assert NAME in after.rows
 
 
 class TestFetch:

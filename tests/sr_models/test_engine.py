@@ -1,7 +1,8 @@
 """The engine against one patch at a time through the model, and against devices that run out of memory."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ class TestEngine:
         assert isinstance(spy.network, Cramped)
         assert set(spy.network.calls) == {4}
 
+    def test_a_compiled_network_is_filled_up_to_what_came_at_once_alone(self) -> None:
+        """64 would fit, and 16 come: 48 more would be work for nothing. Of the last batch the shape stays the same."""
+        engine, spy = SrEngine(cramped(64), 64), cramped(64)
+        engine._compiled, engine._resolver = True, spy
+        for n in (16, 16, 5):
+            assert np.array_equal(engine.super_resolve(patches(n), MAX_DN).numpy(), nearest(patches(n)))
+        assert isinstance(spy.network, Cramped)
+        assert spy.network.calls == [16, 16, 16]
+
     def test_rejects_floats_and_a_batch_of_none(self, tiny: SuperResolver) -> None:
         with pytest.raises(ShapeError, match="integer"):
             SrEngine(tiny).super_resolve(patches(1).astype(np.float32), MAX_DN)
@@ -142,6 +152,31 @@ class TestConditions:
         y = engine.told(told[0])(torch.zeros(2, 3, 4, 4))
         torch.testing.assert_close(y[:, 0, 0, 0] * MAX_DN, torch.tensor([1.0, 2.0]))
         assert (engine.told(()).scale, engine.told(()).device) == (4, torch.device("cpu"))
+
+    @pytest.mark.parametrize("ending", [list, iter])
+    def test_batches_that_nothing_is_told_of_are_not_dropped(self, ending: Callable[..., Any]) -> None:
+        told, blocks = [[Condition("1")], [Condition("2")]], [patches(1)] * 3
+        stream = SrEngine(named()[0], 2).stream(blocks, MAX_DN, conditions=ending(told))
+        with pytest.raises(ShapeError, match="named: there are conditions of 2 batches, and more came"):
+            list(stream)
+        stream = SrEngine(named()[0], 2).stream(blocks[:1], MAX_DN, conditions=told)
+        with pytest.raises(ShapeError, match="named: there are conditions of 2 batches, and 1 came"):
+            list(stream)
+
+    def test_an_endless_generator_tells_of_each_batch_when_it_was_made(self) -> None:
+        made: list[int] = []
+
+        def blocks() -> Iterator[NDArray[np.uint16]]:
+            for number in (1, 2):
+                made.append(number)
+                yield patches(1)
+
+        def told() -> Iterator[list[Condition]]:
+            while True:
+                yield [Condition(str(made[-1]))]
+
+        found = SrEngine(named()[0], 2).stream(blocks(), MAX_DN, conditions=told())
+        assert [item.dn.ravel()[0] for item in found] == [1, 2]
 
     def test_a_batch_filled_up_tells_of_its_last_image(self) -> None:
         resolver, network = named()

@@ -10,6 +10,7 @@ import sr_models
 from infra.errors import WeightsError
 from infra.weights_store import OfficialFile, WeightsStore, sha256
 from sr_models import ShippedWeights
+from sr_models.registry import WeightsFolder
 from tests.sr_models.small_model import NAME, put_in_table, shipped_with, small_file, small_spec
 
 OFFICIAL = OfficialFile("small.pth", "https://example.org/small.pth", None)
@@ -105,3 +106,22 @@ def test_every_shipped_file_is_in_the_package_and_loads() -> None:
 def test_the_path_of_a_shipped_file_is_inside_the_package() -> None:
     shipped = ShippedWeights("shipped/x.safetensors", "0" * 64, "CC0-1.0", "none")
     assert shipped.path == Path(sr_models.__file__).parent / "shipped" / "x.safetensors"
+
+
+def test_a_folder_has_a_name_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies for other nodes lie in a folder of that name; `..` would be the folder above."""
+    (tmp_path / "official" / "inside").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "official" / "inside")
+
+    def lists(folder: Path, options: object) -> list[Path]:
+        assert options is None
+        return [path.relative_to(folder) for path in folder.iterdir()]
+
+    entry = WeightsFolder("one file", lists, lambda folder, options: None, lambda folder, options: torch.nn.Identity())
+    put_in_table(monkeypatch, replace(small_spec(OFFICIAL), official_file=None, folder=entry))
+    monkeypatch.chdir(tmp_path / "official" / "inside")
+    for given in ("..", "../inside/..", tmp_path / "official", tmp_path / "link" / ".."):
+        found = sr_models.weights_file(NAME, given)
+        assert found == (tmp_path / "official").resolve()
+        assert found is not None
+        assert found.name == "official"

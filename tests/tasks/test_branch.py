@@ -20,7 +20,7 @@ from sr_models import Condition
 from sr_models.quality import QUALITY_COLUMNS
 from sr_models.stretch import to_dn
 from tasks import branch as branch_module
-from tasks.branch import Branch, BranchReader, make_branch
+from tasks.branch import Branch, BranchReader, LandCover, make_branch
 from tasks.plan import Plan
 from tests.infra.s3_server import S3Server
 from tests.tasks.small_store import MAX_DN, band_file, branch_of, inputs_of
@@ -181,9 +181,9 @@ def test_weights_may_lie_on_object_storage(
 class TestConditions:
     """What a branch tells a model that is told of its patches."""
 
-    def reader(self, plan: Plan, land_cover: str, predictions: StageParts | None = None) -> BranchReader:
+    def reader(self, plan: Plan, land_cover: str, told: LandCover | None = None) -> BranchReader:
         options = {"steps": 1, "land_cover": land_cover}
-        branch = make_branch(branch_of(plan).inputs, "seesr_tiny", None, options=options, land_cover=predictions)
+        branch = make_branch(branch_of(plan).inputs, "seesr_tiny", None, options=options, land_cover=told)
         return BranchReader(branch, CPU)
 
     def test_no_other_model_is_told_anything(self, store: Plan) -> None:
@@ -201,23 +201,31 @@ class TestConditions:
         assert told == [Condition(row["patch_id"], tuple(row["labels"] or ())) for row in rows]
         assert {bool(condition.land_cover) for condition in told} == {True, False}
 
-    def test_predictions_of_the_first_seed(self, store: Plan, tmp_path: Path) -> None:
+    def test_predictions_of_one_seed(self, store: Plan, tmp_path: Path) -> None:
         predictions = StageParts(StorePaths(tmp_path), "predictions", "a1b2c3d4")
         names = store.parts.read(0)["patch_id"].to_pylist()
-        rows = [{"patch_id": n, "seed": seed, "predicted": [f"{n} {seed}"]} for seed in (3, 1) for n in reversed(names)]
+        rows = [{"patch_id": n, "seed": seed, "predicted": [f"{n} {seed}"]} for seed in (1, 3) for n in reversed(names)]
         predictions.write(0, pa.Table.from_pylist(rows))
-        reader = self.reader(store, "predictions", predictions)
-        assert reader.conditions(0, store.parts.read(0)) == [Condition(name, (f"{name} 1",)) for name in names]
-        with pytest.raises(PipelineError, match=r"predictions \(a1b2c3d4\), and those of shard 1 failed"):
+        reader = self.reader(store, "predictions", LandCover(predictions, "resnet18", 3, "c0ffee"))
+        assert reader.conditions(0, store.parts.read(0)) == [Condition(name, (f"{name} 3",)) for name in names]
+        with pytest.raises(PipelineError, match="is told the predictions of resnet18, and those of shard 1 failed"):
             reader.conditions(1, store.parts.read(1))
 
-    def test_predictions_are_part_of_the_config(self, store: Plan, tmp_path: Path) -> None:
+    def test_the_network_that_predicts_is_part_of_the_config(self, store: Plan, tmp_path: Path) -> None:
+        """Not the other seeds beside it, on which the predictions' own config depends."""
         awaiting = self.reader(store, "predictions").branch
         assert awaiting.awaits_predictions
         records = {path.stem for path in (store.paths.work / "configs").iterdir()}
         assert awaiting.pixels.config not in records  # it will never be
-        told = [StageParts(StorePaths(tmp_path), "predictions", config) for config in ("a1b2c3d4", "b1b2c3d4")]
-        branches = [self.reader(store, "predictions", parts).branch for parts in told]
+        parts = [StageParts(StorePaths(tmp_path), "predictions", config) for config in ("a1b2c3d4", "b1b2c3d4")]
+        told = [LandCover(p, "resnet18", 0, digest) for p, digest in zip([*parts, parts[0]], "aab", strict=True)]
+        branches = [self.reader(store, "predictions", item).branch for item in told]
         assert not any(branch.awaits_predictions for branch in branches)
+        assert branches[0].pixels == branches[1].pixels
         assert len({branch.pixels.config for branch in (awaiting, *branches)}) == 3
-        assert [branch.identity["land_cover_of"] for branch in branches] == ["a1b2c3d4", "b1b2c3d4"]
+        assert branches[2].identity["land_cover_of"] == "resnet18 b"
+
+    def test_what_is_always_stored_is_not_made_again_on_the_way(self, store: Plan) -> None:
+        reader = self.reader(store, "none")
+        with pytest.raises(PipelineError, match="not all SR shards of shard 1 are stored; the next run tries again"):
+            list(reader.batches(1, store.parts.read(1)))

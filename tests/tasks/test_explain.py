@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def mlp_file(store: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def plan(store: Plan, tmp_path: Path) -> Plan:
     return copied(store, tmp_path / "store")
+
+
+@pytest.fixture
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deletion and insertion in 6 steps instead of 36, where their values are not what is asked about."""
+    monkeypatch.setattr(explain, "judge_faithfulness", partial(judge_faithfulness, steps=6))
 
 
 def explained(
@@ -227,6 +234,7 @@ def test_costly_methods_see_the_sample_alone(store: Plan, plan: Plan, network_fi
     assert not opened.read(1, "valid").any()
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_score_cam_is_costly_too(store: Plan, plan: Plan, network_file: Path) -> None:
     (name, *_) = [row["patch_id"] for row in patches_of(store, 3)]
     wanted = ExplainPlan(("score_cam",), "true", sample_size=1, sample=frozenset({name}))
@@ -438,6 +446,7 @@ def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
             assert np.isnan(maps).all()
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_batches_and_the_order_of_shards_change_nothing_beyond_rounding(
     store: Plan, mlp_file: Path, tmp_path: Path
 ) -> None:

@@ -57,11 +57,12 @@ def by_name(models: list[ModelQuality]) -> dict[str, ModelQuality]:
 def resampled(values: pd.Series, tiles: pd.Series, resamples: int) -> list[float]:
     """Percentiles of the mean over tiles drawn with replacement, every resample put together from its rows."""
     names = np.unique(tiles)
+    of_tile = {name: values[tiles == name].to_numpy() for name in names}
     rng = np.random.default_rng(0)
     means = []
     for _ in range(resamples):
         chosen = names[rng.integers(len(names), size=len(names))]
-        means.append(np.nanmean(np.concatenate([values[tiles == name] for name in chosen])))
+        means.append(np.nanmean(np.concatenate([of_tile[name] for name in chosen])))
     return [float(v) for v in np.percentile(means, [2.5, 97.5])]
 
 

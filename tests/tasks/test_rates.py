@@ -80,6 +80,15 @@ def test_other_work_gives_no_rate(tmp_path: Path) -> None:
     assert of(archive={"layout": "scene"}) == {*titles[1:]}
 
 
+def test_options_of_a_model_in_sr_shards_make_other_work(tmp_path: Path) -> None:
+    """Its stage's title says more than the model's name."""
+    titles = ("super-resolve seesr, SR shards", "super-resolve hat")
+    paths, then = StorePaths(tmp_path), {"sr_options": {"seesr": {"steps": 20}}}
+    ran(paths, 0, then, *(stage(title, 10, 1.0, CORES) for title in titles))
+    assert set(stored_rates(paths, then)) == {*titles}
+    assert set(stored_rates(paths, {"sr_options": {"seesr": {"steps": 50}}})) == {"super-resolve hat"}
+
+
 def test_a_run_of_an_earlier_version_has_none(tmp_path: Path) -> None:
     """Its stages lack what devices did; the last run is read all the same."""
     paths = StorePaths(tmp_path)

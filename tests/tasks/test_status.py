@@ -150,11 +150,9 @@ def test_of_the_whole_archive_it_takes_a_moment_and_writes_nothing(tmp_path: Pat
 
     with locked_store(paths):
         before = everything()
-        seconds = []
-        for _ in range(3):  # another process may be in the way of one
-            begun = time.monotonic()
-            status = store_status(paths)
-            seconds.append(time.monotonic() - begun)
+        begun = time.monotonic()
+        status = store_status(paths)
+        seconds = time.monotonic() - begun
         assert everything() == before
     assert [(stage.done, stage.missing) for stage in status.stages] == [(1074 - i, i) for i in range(12)]
-    assert min(seconds) < 2
+    assert seconds < 2

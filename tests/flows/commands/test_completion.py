@@ -50,6 +50,7 @@ def test_commands_options_models_files_and_stores(folder: Path) -> None:
     assert completed("weights", "ve", cwd=folder) == ["verify"]
     assert completed("run", "--s", cwd=folder) == ["--set"]
     assert completed("super-resolve", "a", "b", "--sr", "hat_", cwd=folder) == ["hat_s", "hat_l"]
+    assert completed("super-resolve", "a", "b", "--sr", "s", cwd=folder) == ["srresnet"]
     assert completed("run", "R", cwd=folder) == ["RUN.yaml", "Raw/", "Rest.yml", "Runs"]
 
 
@@ -70,6 +71,8 @@ def test_stores_are_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_names_are_those_of_the_registries() -> None:
     """They are written twice, since a registry takes seconds to import."""
     assert sr_models.names() == completion.SR_MODELS
+    scenes = tuple(name for name in sr_models.names() if not sr_models.spec(name).conditioned)
+    assert scenes == completion.SCENE_MODELS
     assert classifiers.names() == completion.CLASSIFIERS
     assert tuple(PUBLISHED) == completion.PUBLISHED
     assert completion.one_of(completion.SR_MODELS)("real") == ["realesrgan", "realesrgan_general", "real_hat_gan"]

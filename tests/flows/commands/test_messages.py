@@ -91,6 +91,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("super-resolve no.tif out.tif --sr bicubic", ["the input no.tif is not there"]),
     ("super-resolve notes.txt out.tif --sr bicubic", ["notes.txt cannot be read as a raster"]),
     ("super-resolve notes.txt out.tif --sr HATS", ["no super-resolution model is called 'HATS'", "'hat_s'?"]),
+    ("super-resolve no.tif out.tif --sr seesr", ["superscene: seesr is for patches", "choose another model with --sr"]),
     ("super-resolve notes.txt out.tif --sr bicubic --dtype float61", ["does not run in float61", "float32"]),
     ("weights fetch realesrgn", ["no model is called 'realesrgn'", "did you mean 'realesrgan'?"]),
     ("weights fetch bicubic", ["bicubic has no weight file"]),

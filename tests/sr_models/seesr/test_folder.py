@@ -1,6 +1,5 @@
 """The official folder: what is read of it, what determines the output, and every way in which it can be wrong."""
 
-import hashlib
 import json
 import logging
 import re
@@ -13,13 +12,15 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from infra.errors import WeightsError
 from sr_models.condition import Condition
-from sr_models.seesr import folder as layout
-from sr_models.seesr.checkpoints import build, vae_names
-from sr_models.seesr.folder import check_seesr, files, load_seesr, text_encoder
+from sr_models.seesr import folder as reading
+from sr_models.seesr.checkpoints import Config, build, vae_names
+from sr_models.seesr.conditioned import ImageConditionedControlNet, ImageConditionedUNet
+from sr_models.seesr.folder import check_seesr, load_seesr, text_encoder
+from sr_models.seesr.layout import files
 from sr_models.seesr.network import Seesr
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.tiny import tiny, write_tiny_folder
@@ -29,7 +30,10 @@ BASE = "stable-diffusion-2-base"
 UNET = "seesr/unet/diffusion_pytorch_model.safetensors"
 VAE = f"{BASE}/vae/diffusion_pytorch_model.safetensors"
 TEXT = f"{BASE}/text_encoder/model.safetensors"
+SCHEDULE = f"{BASE}/scheduler/scheduler_config.json"
+CONFIG = "seesr/unet/config.json"
 OPTIONS = SeesrOptions(steps=2)
+TURBO = SeesrOptions(base="sd-turbo", steps=2, guidance=1)
 
 NAMES = [
     "DAPE.pth",
@@ -150,27 +154,6 @@ def test_a_trained_network_means_something(folder: Path, caplog: pytest.LogCaptu
     assert not caplog.records
 
 
-def test_files_are_those_that_determine_the_output(folder: Path) -> None:
-    (folder / "README.md").write_text("not read")
-    (folder / BASE / "tokenizer/tokenizer_config.json").write_text("{}")
-    assert [path.as_posix() for path in files(folder)] == NAMES
-
-
-def test_the_digest_is_that_of_what_sha256sum_prints(folder: Path) -> None:
-    listing = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in NAMES)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    assert weights_digest("seesr", folder, OPTIONS) == digest
-    (folder / "README.md").write_text("not read")
-    assert weights_digest("seesr", folder, OPTIONS) == digest
-    for name in NAMES:
-        path = folder / name
-        content = path.read_bytes()
-        path.write_bytes(content + b" ")
-        assert weights_digest("seesr", folder, OPTIONS) != digest
-        path.write_bytes(content)
-    assert weights_digest("seesr", folder, OPTIONS) == digest
-
-
 def test_pytorch_files_where_there_are_no_safetensors(folder: Path) -> None:
     digest = weights_digest("seesr", folder, OPTIONS)
     for name, other in ((UNET, "diffusion_pytorch_model.bin"), (TEXT, "pytorch_model.bin")):
@@ -233,25 +216,49 @@ def test_networks_are_not_initialised_before_they_are_filled() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_sd_turbo_takes_the_image_attention_of_seesr(folder: Path) -> None:
-    """SD-Turbo's folder with its own UNet, of Stable Diffusion's kind: no image attention, no switch for it."""
+def made_turbo(folder: Path) -> Path:
+    """Make it SD-Turbo's folder with its own UNet, of Stable Diffusion's kind: no image attention, no switch for it."""
     turbo = folder / "sd-turbo"
     (folder / BASE).rename(turbo)
-    state = load_file(folder / UNET)
-    config = json.loads((folder / "seesr/unet/config.json").read_text())
+    config = json.loads((folder / CONFIG).read_text())
     del config["use_image_cross_attention"]
     (turbo / "unet").mkdir()
     (turbo / "unet/config.json").write_text(json.dumps(config))
-    own = {name: value + 0.01 for name, value in state.items() if "image_attentions" not in name}
+    own = {name: value + 0.01 for name, value in load_file(folder / UNET).items() if "image_attentions" not in name}
     save_file(own, turbo / "unet/diffusion_pytorch_model.safetensors")
+    return turbo
+
+
+def test_sd_turbo_takes_the_image_attention_of_seesr(folder: Path) -> None:
+    turbo, state = made_turbo(folder), load_file(folder / UNET)
+    own = load_file(turbo / "unet/diffusion_pytorch_model.safetensors")
     assert len(own) < len(state)
-    options = SeesrOptions(base="sd-turbo", steps=2, guidance=1)
-    unet = load_seesr(folder, options).unet
+    unet = load_seesr(folder, TURBO).unet
     for name, value in unet.state_dict().items():
         assert torch.equal(value, own.get(name, state[name]))
     assert "sd-turbo/unet/config.json" in [path.as_posix() for path in files(folder, "sd-turbo")]
     with pytest.raises(WeightsError, match=f"lacks 8 of the 16 files that seesr needs:\n  {BASE}/scheduler"):
         refuse(folder, OPTIONS)
+
+
+def test_with_sd_turbo_the_file_that_lacks_something_is_named(folder: Path) -> None:
+    """SeeSR's where image attention is missing or of another shape, SD-Turbo's where something else is."""
+    own = made_turbo(folder) / "unet/diffusion_pytorch_model.safetensors"
+    whole = load_file(folder / UNET)
+    attention = [name for name in whole if "image_attentions" in name]
+    save_file({name: value for name, value in whole.items() if name not in attention}, folder / UNET)
+    told = f"{folder / UNET} does not fit {folder}/sd-turbo/unet/config.json: {len(attention)} missing: "
+    with pytest.raises(WeightsError, match=f"^{re.escape(told)}"):
+        refuse(folder, TURBO)
+    save_file({**whole, attention[0]: torch.zeros(3)}, folder / UNET)
+    with pytest.raises(WeightsError, match=rf"seesr/unet/.* 1 of another shape: {attention[0]} is \(3,\)"):
+        refuse(folder, TURBO)
+    save_file(whole, folder / UNET)
+    without("conv_in.bias")(own)
+    with pytest.raises(
+        WeightsError, match=f"^{re.escape(str(own))} does not fit .* beside it: 1 missing: conv_in.bias"
+    ):
+        refuse(folder, TURBO)
 
 
 def test_no_folder_is_explained(tmp_path: Path) -> None:
@@ -271,15 +278,6 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         with pytest.raises(WeightsError, match="lacks 1 of the 16 files that seesr needs") as caught:
             ask(folder)
         assert f"\n  {name}" in str(caught.value)
-
-
-def test_all_missing_files_in_one_message(folder: Path) -> None:
-    shutil.rmtree(folder / BASE)
-    (folder / "DAPE.pth").unlink()
-    with pytest.raises(WeightsError, match="lacks 9 of the 16") as caught:
-        files(folder)
-    assert "\n  DAPE.pth: SeeSR's DAPE" in str(caught.value)
-    assert f"\n  {VAE} or {BASE}/vae/diffusion_pytorch_model.bin: Stable Diffusion 2-base's VAE" in str(caught.value)
 
 
 def edited(**settings: Any) -> Callable[[Path], None]:
@@ -304,7 +302,6 @@ def text(content: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(content)
 
 
-CONFIG = "seesr/unet/config.json"
 WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (CONFIG, text("{"), "unet/config.json cannot be read as JSON"),
     (CONFIG, text("[1]"), "unet/config.json holds a JSON list, where names and values are needed"),
@@ -328,7 +325,22 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{BASE}/text_encoder/config.json", edited(hidden_size=15), "text_encoder/config.json: not the sizes of a text"),
     (f"{BASE}/text_encoder/config.json", edited(vocab_size=600), "text_encoder/model.safetensors does not fit"),
     (TEXT, without("final_layer_norm.bias"), "text_encoder/model.safetensors .* 1 missing: final_layer_norm.bias"),
-    (f"{BASE}/scheduler/scheduler_config.json", text("nothing"), "scheduler_config.json cannot be read as JSON"),
+    (SCHEDULE, text("nothing"), "scheduler_config.json cannot be read as JSON"),
+    (
+        SCHEDULE,
+        text("{}"),
+        "scheduler_config.json lacks beta_start, beta_end, beta_schedule, num_train_timesteps: ",
+    ),
+    (SCHEDULE, edited(beta_schedule=None), "scheduler_config.json lacks beta_schedule: "),
+    (
+        SCHEDULE,
+        edited(prediction_type="v_prediction"),
+        "scheduler_config.json has prediction_type 'v_prediction', .* not of Stable Diffusion 2-base but of another",
+    ),
+    (SCHEDULE, edited(beta_schedule="foo"), "scheduler_config.json tells no noise schedule .*foo"),
+    (SCHEDULE, edited(beta_start="x"), "scheduler_config.json tells no noise schedule that can be built: TypeError"),
+    (SCHEDULE, edited(num_train_timesteps="x"), "json: num_train_timesteps must be a whole number, not 'x'"),
+    (SCHEDULE, edited(num_train_timesteps=1), "scheduler_config.json tells no noise schedule .* ValueError"),
     ("dape_config.json", edited(tags=9), r"ram_swin_large_14m.pth .*label_embed is \(8, 512\), needs \(9, 512\)"),
     (
         "dape_config.json",
@@ -356,6 +368,57 @@ def test_a_wrong_file_is_told(folder: Path, name: str, spoil: Callable[[Path], o
         refuse(folder, OPTIONS)
 
 
+APART: list[tuple[str, str, Any, str]] = [
+    (f"{BASE}/text_encoder", "hidden_size", 24, "cross_attention_dim 16 in .*seesr/unet/config.json"),
+    ("seesr/unet", "cross_attention_dim", 24, f"{BASE}/text_encoder/config.json tells hidden_size 16"),
+    ("seesr/controlnet", "cross_attention_dim", 24, f"{BASE}/text_encoder/config.json tells hidden_size 16"),
+    (f"{BASE}/vae", "latent_channels", 16, "in_channels 4 in .*seesr/unet/config.json"),
+    ("seesr/unet", "out_channels", 8, f"{BASE}/vae/config.json tells latent_channels 4"),
+    ("seesr/controlnet", "in_channels", 9, f"{BASE}/vae/config.json tells latent_channels 4"),
+    ("seesr/controlnet", "block_out_channels", [8, 8], r"seesr/unet/config.json tells block_out_channels \[8, 16\]"),
+    (
+        "seesr/controlnet",
+        "conditioning_embedding_out_channels",
+        [4, 4, 4],
+        rf"{BASE}/vae/config.json tells block_out_channels \[8, 8, 8, 8\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "setting", "value", "told"), APART, ids=[f"{Path(row[0]).name}-{row[1]}" for row in APART]
+)
+def test_networks_that_do_not_fit_each_other_are_told(
+    folder: Path, place: str, setting: str, value: object, told: str
+) -> None:
+    """Each of them has the parameters that its config.json tells; the first of their patches would fail."""
+    makers: dict[str, tuple[Callable[[Config], nn.Module], str]] = {
+        "text_encoder": (text_encoder, "model.safetensors"),
+        "vae": (AutoencoderKL.from_config, "diffusion_pytorch_model.safetensors"),
+        "unet": (ImageConditionedUNet, "diffusion_pytorch_model.safetensors"),
+        "controlnet": (ImageConditionedControlNet, "diffusion_pytorch_model.safetensors"),
+    }
+    config = folder / place / "config.json"
+    edited(**{setting: value})(config)
+    make, file = makers[config.parent.name]
+    network = make(json.loads(config.read_text()))
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, config.with_name(file))
+    for said in (told, rf"{place}/config.json", rf"{setting} {re.escape(str(value))}"):
+        with pytest.raises(WeightsError, match=f"the networks are of different Stable Diffusions: .*{said}"):
+            refuse(folder, OPTIONS)
+
+
+def test_noise_is_predicted_where_nothing_else_is_told(folder: Path) -> None:
+    """Older configs have no prediction_type; "epsilon" was the only one then."""
+    edited(prediction_type=None)(folder / SCHEDULE)
+    assert_same(load_seesr(folder, OPTIONS), tiny(OPTIONS))
+
+
+@pytest.mark.parametrize("steps", [1, 50, 999])
+def test_as_many_steps_as_may_be_asked_for_pass_the_check(folder: Path, steps: int) -> None:
+    check_seesr(folder, SeesrOptions(steps=steps))
+
+
 def test_official_dape_without_a_config(folder: Path) -> None:
     """Sizes are the official ones where nothing else is told: the tiny files do not fit."""
     (folder / "dape_config.json").unlink()
@@ -371,17 +434,9 @@ def test_code_is_not_run(folder: Path) -> None:
         refuse(folder, OPTIONS)
 
 
-def test_names_are_said_once() -> None:
-    """The layout in the module's docstring names every file that is asked for."""
-    assert layout.__doc__ is not None
-    for name in NAMES:
-        if name != "dape_config.json":
-            assert Path(name).name in layout.__doc__
-
-
 def test_a_check_reads_no_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and shapes are in the file's header; the official ones have 10 GB behind it."""
     loaded = list[Seesr]()
-    monkeypatch.setattr(layout, "load_seesr", lambda *asked: loaded.append(load_seesr(*asked)))
+    monkeypatch.setattr(reading, "load_seesr", lambda *asked: loaded.append(load_seesr(*asked)))
     check_seesr(folder, OPTIONS)
     assert {value.device.type for value in loaded[0].state_dict().values()} == {"meta"}

@@ -1,5 +1,7 @@
 """SeeSR as a whole, in its tiny random configuration: each patch alone, at any size, with its own words and noise."""
 
+import hashlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from infra.errors import ShapeError
 from sr_models.condition import Condition
+from sr_models.seesr.alignment import align
 from sr_models.seesr.network import Seesr, enlarge
 from sr_models.seesr.options import SeesrOptions
+from sr_models.seesr.sampler import Guide, Sampler
 from sr_models.seesr.tiny import tiny
 
 STEPS = 3
@@ -88,20 +92,71 @@ def test_what_is_beyond_the_patch_is_cropped_to_the_right_and_below(model: Seesr
     torch.testing.assert_close(found, whole[:, :, :60, :52], atol=1e-5, rtol=0)
 
 
+def by_pillow(x: Tensor, height: int, width: int) -> Tensor:
+    """Pillow's bicubic interpolation of one patch in [0, 1], which smooths where it shrinks."""
+    channels = [np.asarray(Image.fromarray(channel).resize((width, height))) for channel in x[0].numpy()]
+    return torch.from_numpy(np.stack(channels).clip(0, 1))[None]
+
+
+@pytest.mark.parametrize(
+    ("patch", "seen", "padded"),
+    [((15, 13), (15, 13), (16, 16)), ((3, 4), (8, 10), (8, 12))],
+    ids=["continued", "below the native size"],
+)
+def test_against_its_parts_put_together_by_hand(
+    patch: tuple[int, int], seen: tuple[int, int], padded: tuple[int, int]
+) -> None:
+    """Native are patches of 8 pixels (latents of 4, each 8 of 32 pixels), multiples those of 4. Parts have own tests.
+
+    The small patch becomes 8 x 10 (by 8 / 3, rounded down), continued by 8 x 12, its output of 32 x 40 is shrunk.
+    """
+    options = SeesrOptions(steps=2, guidance=4.0, land_cover="labels", seed=3)
+    model, x = tiny(options), patches(1, *patch, seed=4)
+    found = model(x, [Condition("a", ("Pastures",))])
+
+    def embedded(text: str) -> Tensor:
+        states: Tensor = model.prompts.encoder(model.prompts.token_ids(text)).last_hidden_state
+        return states
+
+    with torch.no_grad():
+        looked = model.dape(x)
+        tags = [name for name, logit in zip(model.tags.names, looked.logits[0], strict=True) if logit > 0]
+        assert tags
+        text = embedded(f"Pastures, {', '.join(tags)}, ,clean, high-resolution, 8k")
+        guide = Guide(text, embedded("dotted, noise, blur, lowres, smooth")[0], looked.embeddings)
+        small = by_pillow(x, *seen) if seen != patch else x
+        beyond = [(0, 0), (0, 0), *((0, after - before) for before, after in zip(seen, padded, strict=True))]
+        whole = torch.from_numpy(np.pad(small.numpy(), beyond, mode="reflect"))
+        enlarged = by_pillow(whole, 4 * padded[0], 4 * padded[1])
+        sampler = Sampler(model.vae, model.unet, model.controlnet, model.schedule, options)
+        seed = int(hashlib.sha256(b"3:a").hexdigest()[:16], 16)
+        sr = sampler(enlarged, guide, [seed])[:, :, : 4 * seen[0], : 4 * seen[1]]
+    size = (4 * patch[0], 4 * patch[1])
+    if seen != patch:
+        sr = by_pillow(sr, *size)
+    torch.testing.assert_close(found, align(sr, by_pillow(x, *size), "adain"), atol=1e-4, rtol=0)
+    assert found.std() > 0.02
+
+
+def test_no_patches_give_none(model: Seesr) -> None:
+    found = model(patches(0, 5, 6), [])
+    assert found.shape == (0, 3, 20, 24)
+    assert found.dtype == torch.float32
+
+
 def test_enlarged_as_pillow_does_it() -> None:
     x = patches(1, 11, 7, seed=3)
-    by_pillow = [np.asarray(Image.fromarray(channel).resize((28, 44)), dtype=np.float32) for channel in x[0].numpy()]
-    np.testing.assert_allclose(enlarge(x)[0].numpy(), np.clip(by_pillow, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(enlarge(x).numpy(), by_pillow(x, 44, 28).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("land_cover", ["none", "labels", "predictions"])
-def test_land_cover_stands_among_the_tags_where_it_is_asked_for(model: Seesr, land_cover: str) -> None:
+def test_land_cover_stands_before_the_tags_where_it_is_asked_for(model: Seesr, land_cover: str) -> None:
     told = [Condition("a", ("Arable land", "Pastures")), Condition("b")]
     logits = torch.full((2, 8), -1.0)
     logits[:, 2] = 1.0  # the third tag
-    words = ", Arable land, Pastures" if land_cover != "none" else ""
+    words = "Arable land, Pastures, " if land_cover != "none" else ""
     assert with_options(model, land_cover=land_cover).prompts_of(logits, told) == [
-        f"lake{words}, ,clean, high-resolution, 8k",
+        f"{words}lake, ,clean, high-resolution, 8k",
         "lake, ,clean, high-resolution, 8k",
     ]
 
@@ -151,6 +206,13 @@ def test_the_compiled_model_shares_its_parameters_and_leaves_the_other_as_it_is(
         assert all(one is parameter for one, parameter in pairs)
     assert compiled.vae is model.vae
     assert compiled.options == model.options
+
+
+def test_the_compiled_model_gives_what_the_other_gives(model: Seesr, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as on a GPU, without the compiler behind."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    x, told = patches(1), conditions(1)
+    torch.testing.assert_close(model.compiled()(x, told), model(x, told), atol=1e-5, rtol=0)
 
 
 def test_wrong_input_is_refused(model: Seesr) -> None:

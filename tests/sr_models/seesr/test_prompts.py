@@ -1,6 +1,7 @@
 """Prompts: their text as the official script writes it, their tokens by hand, their embeddings made once."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -41,12 +42,12 @@ def calls(encoder: PromptEncoder) -> Iterator[list[nn.Module]]:
     ("tags", "land_cover", "text"),
     [
         (("field", "tree"), (), "field, tree, ,clean, 8k"),
-        (("field",), ("Arable land", "Pastures"), "field, Arable land, Pastures, ,clean, 8k"),
+        (("field",), ("Arable land", "Pastures"), "Arable land, Pastures, field, ,clean, 8k"),
         ((), (), ", ,clean, 8k"),
     ],
 )
 def test_text_as_the_official_script_writes_it(tags: tuple[str, ...], land_cover: tuple[str, ...], text: str) -> None:
-    res, user_prompt, added_prompt = ", ".join((*tags, *land_cover)), "", "clean, 8k"
+    res, user_prompt, added_prompt = ", ".join((*land_cover, *tags)), "", "clean, 8k"
     assert prompt(tags, land_cover, added_prompt) == f"{res}, {user_prompt}," + added_prompt == text
 
 
@@ -61,6 +62,18 @@ def test_long_texts_are_cut_and_keep_their_end(encoder: PromptEncoder, vocabular
     ids = encoder.token_ids(", ".join(["field"] * 60))[0].tolist()
     inner = [vocabulary["field</w>"], vocabulary[",</w>"]] * 38
     assert ids == [vocabulary["<|startoftext|>"], *inner[:75], vocabulary["<|endoftext|>"]]
+
+
+def test_the_first_text_that_is_cut_is_told(encoder: PromptEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    """A field and a comma are a token each; beginning and end take two of the 77."""
+    texts = [", ".join(["field"] * number) for number in (38, 39, 60)]  # 77, 79, 121 tokens
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        encoder(texts[:1])
+        assert not caplog.records
+        encoder([*texts[1:], *texts])
+    assert [record.message for record in caplog.records] == [
+        f"a prompt of 79 tokens is cut to 77, told only once: {texts[1]}"
+    ]
 
 
 def test_embeddings_are_the_last_hidden_states_without_a_mask(encoder: PromptEncoder) -> None:

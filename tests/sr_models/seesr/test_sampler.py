@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sr_models.seesr.network import Seesr
 from sr_models.seesr.options import SeesrOptions
-from sr_models.seesr.sampler import Guide, Sampler, patch_seed
-from sr_models.seesr.tiny import tiny
+from sr_models.seesr.sampler import Guide, Sampler, patch_seed, stepper
+from sr_models.seesr.tiny import SCHEDULE, tiny
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion's
 
@@ -67,7 +67,7 @@ def by_hand(model: Seesr, stepper: Any, picture: Tensor, guide: Guide, seed: int
 
 
 STEPPERS = {
-    "ddpm": lambda: DDPMScheduler(**NOISE, clip_sample=False, steps_offset=1),
+    "ddpm": lambda: DDPMScheduler(**NOISE, clip_sample=False, timestep_spacing="trailing"),  # of few steps
     "dpm_solver": lambda: DPMSolverMultistepScheduler(**NOISE, timestep_spacing="trailing"),
 }
 
@@ -98,6 +98,42 @@ def test_timesteps_are_the_official_ones(model: Seesr) -> None:
     sampler(model)(pictures, guide, [0])
     handle.remove()
     assert seen == list(range(981, 0, -20))
+
+
+@pytest.mark.parametrize(
+    ("steps", "own", "first", "spacing"),
+    [
+        (1, 1, 999, "trailing"),
+        (2, 501, 999, "trailing"),
+        (10, 901, 999, "trailing"),
+        (19, 937, 999, "trailing"),
+        (20, 951, 951, "leading"),
+        (25, 961, 961, "leading"),
+        (50, 981, 981, "leading"),
+        (300, 898, 999, "trailing"),
+        (500, 999, 999, "leading"),
+        (501, 501, 999, "trailing"),
+        (999, 999, 999, "leading"),
+    ],
+)
+def test_sampling_starts_where_the_latents_do(steps: int, own: int, first: int, spacing: str) -> None:
+    """First timesteps by the schedule itself, counted by hand (1000 // steps * (steps - 1) + 1), and by the sampler."""
+    assert 1000 // steps * (steps - 1) + 1 == own
+    expected = DDPMScheduler(**NOISE, steps_offset=1, timestep_spacing=spacing)
+    expected.set_timesteps(steps)
+    found = stepper(SCHEDULE, SeesrOptions(steps=steps)).timesteps
+    assert found[0] == first
+    assert torch.equal(found, expected.timesteps)
+
+
+@pytest.mark.parametrize("steps", [2, 50, 300])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_a_spacing_that_starts_high_is_the_schedules_own(spacing: str, steps: int) -> None:
+    """SD-Turbo's is "trailing"."""
+    expected = DDPMScheduler(**NOISE, timestep_spacing=spacing)
+    expected.set_timesteps(steps)
+    found = stepper({**SCHEDULE, "timestep_spacing": spacing}, SeesrOptions(steps=steps)).timesteps
+    assert torch.equal(found, expected.timesteps)
 
 
 def test_both_halves_in_one_pass_and_one_without_guidance(model: Seesr) -> None:
