@@ -31,7 +31,7 @@ from tests.flows.stores import PROJECT, Inputs, shared_inputs
 from tests.installed import install
 
 CHECKED = {"bash", "sh", "python", "sql", "yaml", "toml"}
-WITHOUT_LANGUAGE = {"README.md": 1, "docs/architecture.md": 1, "docs/own-archive.md": 2}
+WITHOUT_LANGUAGE = {"README.md": 1, "docs/architecture.md": 1, "docs/own-archive.md": 2, "docs/seesr.md": 1}
 """Blocks that are no code, by page: trees of folders, the order of stages, and a CSV."""
 
 OTHER_PROGRAMS = {
@@ -249,9 +249,10 @@ def test_yaml_is_a_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert isinstance(told, list)
         return
     (tmp_path / "resnet50-s2-v0.2.0.safetensors").touch()
+    (tmp_path / "FOLDER").mkdir()
     monkeypatch.chdir(tmp_path)
     for module in (sr_models, classifiers):
-        monkeypatch.setattr(module, "weights_file", lambda name, given=None: None)
+        monkeypatch.setattr(module, "weights_file", lambda name, given=None, options=None: None)
     base = {"archive": {"layout": "bigearthnet-v2", "root": "/data/BigEarthNet"}, "store": "/data/superscene"}
     RunConfig.model_validate({**base, **told})
     if "archive" in told:

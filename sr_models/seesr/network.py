@@ -105,7 +105,7 @@ class Seesr(nn.Module):
         guide = self._guide(x, conditions)
         seeds = [patch_seed(self.options.seed, condition.patch_id) for condition in conditions]
         multiple, native = -(-sampler.multiple // SCALE), sampler.native // SCALE
-        seen = x if min(x.shape[2:]) > native - multiple else resized(x, native / min(x.shape[2:]))
+        seen = x if min(x.shape[2:]) > native - multiple else resized(x, native)
         sr = sampler(enlarge(pad_to_multiple(seen, multiple)), guide, seeds)
         sr = sr[..., : SCALE * seen.shape[2], : SCALE * seen.shape[3]]
         enlarged = enlarge(x)
@@ -141,9 +141,9 @@ class Seesr(nn.Module):
         return Guide(self.prompts(texts), negative, seen.embeddings)
 
 
-def resized(x: Tensor, factor: float) -> Tensor:
-    """Return x, (N, C, h, w) in [0, 1], of another size, as `enlarge` does it; sides are whole pixels, rounded."""
-    size = [round(factor * side) for side in x.shape[2:]]
+def resized(x: Tensor, shorter: int) -> Tensor:
+    """Return x, (N, C, h, w) in [0, 1], with another shorter side, as `enlarge` does it; the other is rounded down."""
+    size = [side * shorter // min(x.shape[2:]) for side in x.shape[2:]]
     return interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
 
 

@@ -15,7 +15,7 @@ def test_every_entry_of_the_table_is_sound() -> None:
         assert name == name.lower()
         assert spec.bands == ("B04", "B03", "B02")
         assert spec.dtypes[0] == torch.float32
-        assert spec.needs_weights == (spec.official_file is not None)
+        assert spec.needs_weights == (spec.official_file is not None or spec.folder is not None)
         assert spec.recompute_is_cheap == (name in {"none", "hr", "bicubic"})
         if spec.official_file and spec.official_file.sha256:
             assert len(bytes.fromhex(spec.official_file.sha256)) == 32

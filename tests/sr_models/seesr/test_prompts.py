@@ -72,7 +72,7 @@ def test_the_first_text_that_is_cut_is_told(encoder: PromptEncoder, caplog: pyte
         assert not caplog.records
         encoder([*texts[1:], *texts])
     assert [record.message for record in caplog.records] == [
-        f"a prompt of 79 tokens is cut to 77, told only once: {texts[1]}"
+        f"a prompt of 79 tokens is cut to 77, told only once: {texts[1][:200]}…"
     ]
 
 
