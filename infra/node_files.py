@@ -80,11 +80,7 @@ def local_file(path: Path) -> Iterator[Path]:
     folder = _folder()
     copy = folder / _digest(path) / path.name
     with writing(copy), _one_at_a_time(folder):
-        try:
-            os.utime(copy)
-        except FileNotFoundError:
-            _sweep(folder)
-            write_atomically(copy, lambda temporary: _fetch(path, temporary), sync=False)
+        _keep(copy, path, folder)
     yield copy
 
 
@@ -109,13 +105,17 @@ def local_folder(path: Path) -> Iterator[Path]:
         if not files:
             raise FileNotFoundError(f"there is nothing below {path}")
         for file in files:
-            place = copy / file.relative_to(path)
-            try:
-                os.utime(place)
-            except FileNotFoundError:
-                _sweep(folder)
-                write_atomically(place, partial(_fetch, file), sync=False)
+            _keep(copy / file.relative_to(path), file, folder)
     yield copy
+
+
+def _keep(copy: Path, path: ObjectPath, folder: Path) -> None:
+    """Say that a copy is used, or fetch its object where there is none; the caller is alone at the copies."""
+    try:
+        os.utime(copy)
+    except FileNotFoundError:
+        _sweep(folder)
+        write_atomically(copy, partial(_fetch, path), sync=False)
 
 
 @contextmanager

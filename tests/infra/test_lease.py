@@ -162,15 +162,16 @@ def test_a_holder_outlives_faults_and_is_renewed_all_the_while(paths: StorePaths
     assert not is_locked(paths)
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Whoever started pytest in the background of a script has it ignore interruptions."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["listening", "ignoring"])
+def _interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As a driver is started by a person, and as a script's shell starts one in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
     yield
+    assert signal.getsignal(signal.SIGINT) == request.param, "it is left as it was"
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("_interrupts")
 def test_who_lost_the_lease_is_interrupted(paths: StorePaths) -> None:
     with pytest.raises(StoreError, match=r"the lease s3://.* was lost"), locked_store(paths):  # noqa: PT012
         put(paths.work / "lease.json", b"another's")  # type: ignore[arg-type]

@@ -12,35 +12,9 @@ import pytest
 from infra.errors import WeightsError
 from sr_models.seesr import layout
 from sr_models.seesr.layout import files
-from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.tiny import write_tiny_folder
 from sr_models.weights import weights_digest
-
-BASE = "stable-diffusion-2-base"
-UNET = "seesr/unet/diffusion_pytorch_model.safetensors"
-VAE = f"{BASE}/vae/diffusion_pytorch_model.safetensors"
-TEXT = f"{BASE}/text_encoder/model.safetensors"
-OPTIONS = SeesrOptions(steps=2)
-
-NAMES = [
-    "DAPE.pth",
-    "dape_config.json",
-    "ram_swin_large_14m.pth",
-    "ram_tag_list.txt",
-    "ram_tag_list_threshold.txt",
-    "seesr/controlnet/config.json",
-    "seesr/controlnet/diffusion_pytorch_model.safetensors",
-    "seesr/unet/config.json",
-    UNET,
-    f"{BASE}/scheduler/scheduler_config.json",
-    f"{BASE}/text_encoder/config.json",
-    TEXT,
-    f"{BASE}/tokenizer/merges.txt",
-    f"{BASE}/tokenizer/special_tokens_map.json",
-    f"{BASE}/tokenizer/vocab.json",
-    f"{BASE}/vae/config.json",
-    VAE,
-]
+from tests.sr_models.seesr.tiny_folder import BASE, NAMES, OPTIONS, VAE
 
 
 @pytest.fixture
