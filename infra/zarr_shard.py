@@ -67,8 +67,12 @@ class ShardFile:
             encoded = self._codec.encode(pixels)
         else:
             encoded = self._zeros = self._zeros or self._codec.encode(pixels)
-        self._file.write(encoded)
-        self._lengths.append(len(encoded))
+        self.append_chunk(encoded)
+
+    def append_chunk(self, frame: bytes) -> None:
+        """Write the next inner chunk, compressed; rows that fill none must not wait."""
+        self._file.write(frame)
+        self._lengths.append(len(frame))
 
     def finish(self) -> int:
         """Write the index, and return the rows of the shard.

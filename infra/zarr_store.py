@@ -25,10 +25,14 @@ from infra.fingerprint import Json
 from infra.object_store import ObjectPath, put
 from infra.storage import temporary_name, version, writing
 from infra.zarr_objects import ZarrObjects
+from infra.zarr_rows import PackedRow, RowCodec
 from infra.zarr_shard import ShardFile, chunk_codec
 
 LAYOUT_VERSION = 1
 """Raised when the arrays of archive.zarr change."""
+
+LABELS = "labels"
+"""The array of an archive that says which labels its patches have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def archive_arrays(patch_format: PatchFormat) -> tuple[ArraySpec, ...]:
         }
         arrays.append(ArraySpec("reference_map", ("y_10m", "x_10m"), (size, size), "uint16", 0, attributes))
     of_labels: dict[str, Json] = {"long_name": "label is present"}
-    arrays.append(ArraySpec("labels", ("label",), (len(labels),), "bool", 0, of_labels, names=labels))
+    arrays.append(ArraySpec(LABELS, ("label",), (len(labels),), "bool", 0, of_labels, names=labels))
     return tuple(arrays)
 
 
@@ -202,6 +206,19 @@ class ShardedStore:
         Raises:
             StoreError: The array has several, or is none of this project's making.
         """
+        array, codec = self._whole_shards(name)
+        return _NewShard(self._place(name, shard), array, codec)
+
+    def row_codec(self, name: str) -> RowCodec:
+        """Return what compresses the rows of an array that has one Zarr shard for a shard of the pipeline.
+
+        Raises:
+            StoreError: The array has several, or is none of this project's making.
+        """
+        array, codec = self._whole_shards(name)
+        return RowCodec(codec, array.shape[1:], array.dtype)
+
+    def _whole_shards(self, name: str) -> tuple[zarr.Array[Any], Blosc]:
         array = self.array(name)
         codec = chunk_codec(array)
         if codec is None or array.shards is None or array.shards[0] != self.shard_size:
@@ -209,7 +226,7 @@ class ShardedStore:
                 f"{self.path}/{name} is not stored as this project stores it, in Zarr shards of {self.shard_size} "
                 "patches: it was made or changed by another program"
             )
-        return _NewShard(self._place(name, shard), array, codec)
+        return array, codec
 
     def read(self, shard: int, name: str, first_row: int = 0, rows: int | None = None) -> NDArray[np.generic]:
         """Return rows of one shard of one array, all of them by default.
@@ -244,7 +261,9 @@ class _NewShard:
         self._temporary = temporary_name(target)  # on object storage, what is not whole is held in memory
         with writing(target):
             self._file: BinaryIO = BytesIO() if isinstance(target, ObjectPath) else _new_file(self._temporary)
-        self._shard = ShardFile(self._file, array.chunks[0], codec)
+        self._chunk: int = array.chunks[0]
+        self._rows: list[PackedRow | None] = []  # of a chunk that is not whole yet
+        self._shard = ShardFile(self._file, self._chunk, codec)
 
     def append(self, values: NDArray[np.generic]) -> None:
         """Write the next rows."""
@@ -255,6 +274,14 @@ class _NewShard:
             )
         with writing(self._target):
             self._shard.append(values)
+
+    def append_row(self, codec: RowCodec, row: PackedRow | None) -> None:
+        """Write the next row, once its inner chunk is whole."""
+        self._rows.append(row)
+        if len(self._rows) == self._chunk:
+            with writing(self._target):
+                self._shard.append_chunk(codec.join(self._rows))
+            self._rows.clear()
 
     def commit(self) -> None:
         """Put the shard in its place, not waiting for the disk, as zarr-python writes local files.
@@ -307,10 +334,26 @@ class ShardWriter:
             MisalignedWriteError: values have another shape or dtype.
             StoreError: The disk is full or read-only, or the array is not stored as this project stores it.
         """
+        self._new_shard(name).append(values)
+
+    def append_row(self, name: str, codec: RowCodec, row: PackedRow | None) -> None:
+        """Write the next row of one array, once its inner chunk is whole.
+
+        Args:
+            name: The array.
+            codec: Of the array.
+            row: The row; None: no patch, which reads as zeros.
+
+        Raises:
+            StoreError: As in `append`.
+        """
+        self._new_shard(name).append_row(codec, row)
+
+    def _new_shard(self, name: str) -> _NewShard:
         new = self._new.get(name)
         if new is None:
             new = self._new[name] = self._store.new_shard(self._shard, name)
-        new.append(values)
+        return new
 
     def commit(self) -> None:
         """Put every array's shard in its place.

@@ -10,15 +10,17 @@ from functools import partial
 
 import pyarrow as pa
 
-from infra.archives.buckets import Bucket, Buckets, Fault, folder_record
+from infra.archives.buckets import Bucket, Buckets, Fault, folder_record, packed_files
 from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
+from infra.archives.packing import FolderPacker
 from infra.archives.streamed import BucketArchive, StreamedArchive
 from infra.archives.tar_inventory import FolderList, TarContents, fault_of, folder_of
 from infra.archives.tar_reader import TarMember, read_tar
 from infra.errors import ArchiveError, StoreError
 from infra.parts import StageParts
 from infra.prefetch import prefetch_groups
+from infra.zarr_store import ShardedStore
 from tasks.ingest import ShardIngester
 from tasks.plan import Plan, inputs_of_shards
 from tasks.stage import ShardCount
@@ -106,13 +108,14 @@ class BucketFeed:
         self.archive.begin()
         inputs = inputs_of_shards(self.plan.parts, missing)
         *others, last = self.archive.passes
+        store = ShardedStore(self.plan.paths.archive)
         budget = MEAN_FILE_BYTES * len(inputs) * sum(len(modality.suffixes) for modality in self.archive.passes)
         for modality in others:
-            one = _Pass(self.archive.tars[modality.top], modality, inputs, buckets, budget)
+            one = _Pass(self.archive.tars[modality.top], modality, inputs, buckets, store, budget)
             for _ in one.run():
                 pass
             budget -= one.written
-        final = _Pass(self.archive.tars[last.top], last, inputs, buckets, budget)
+        final = _Pass(self.archive.tars[last.top], last, inputs, buckets, store, budget)
         unsealed = set(missing)
         for shard in final.run():
             unsealed.remove(shard)
@@ -137,8 +140,11 @@ class _Wanted:
 class _Pass:
     """One pass over one archive."""
 
-    def __init__(self, path: str, modality: Modality, inputs: pa.Table, buckets: Buckets, budget: int) -> None:
+    def __init__(
+        self, path: str, modality: Modality, inputs: pa.Table, buckets: Buckets, store: ShardedStore, budget: int
+    ) -> None:
         self.written = 0
+        self._packer = FolderPacker(modality, store)
         self._path, self._modality, self._buckets, self._budget = path, modality, buckets, budget
         self._bits = {suffix: 1 << i for i, suffix in enumerate(modality.suffixes)}
         self._wanted: dict[str, _Wanted] = {}
@@ -179,10 +185,13 @@ class _Pass:
         if wanted is None:
             self._ignored["not asked for"] += len(members)
             return
+        at_once = not wanted.seen
         files = self._files(folder, wanted, members)
         if not files and wanted.seen:
             return
         wanted.seen = True
+        if at_once and not wanted.missing:
+            files = self._packed(folder, files)
         record = folder_record(folder, files)
         for shard in wanted.shards:
             self._append(shard, record)
@@ -210,6 +219,15 @@ class _Pass:
                 wanted.missing &= ~bit
                 files.append((name[start:], Fault(*fault_of(member)) if member.data is None else member.data))
         return files
+
+    def _packed(self, folder: str, files: list[tuple[str, memoryview | Fault]]) -> list[tuple[str, memoryview | Fault]]:
+        """Return the files of a folder that came by whole, its bands packed where they can be."""
+        start = len(folder) - folder.rfind("/") - 1
+        whole = {name[start:]: data for name, data in files if not isinstance(data, Fault)}
+        pixels = self._packer.pack(whole) if len(whole) == len(files) else None
+        if pixels is None:
+            return files
+        return [*((name, data) for name, data in files if not name.endswith(".tif")), *packed_files(pixels)]
 
     def _append(self, shard: int, record: Sequence[bytes | memoryview]) -> None:
         self.written += self._buckets.append(shard, record)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from infra import metrics
-from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchFormat, PatchInput, Scan
+from infra.archives.modality import REFERENCE_MAP
+from infra.archives.model import PROBLEM_SCHEMA, Archive, Patch, PatchFormat, PatchInput, Pixels, Scan
 from infra.bigearthnet.bands import S1
 from infra.bigearthnet.classes import CLASSES
 from infra.bigearthnet.seasons import season
@@ -23,12 +23,10 @@ from infra.parts import StageParts, read_parts
 from infra.storage import write_text
 from infra.tables import CLASSES as CLASSES_SCHEMA
 from infra.tables import PATCHES, QUARANTINE, publish
-from infra.zarr_store import VALID, ShardedStore, ShardWriter, archive_arrays, divisor
+from infra.zarr_rows import PackedRow
+from infra.zarr_store import LABELS, VALID, ShardedStore, ShardWriter, archive_arrays
 from tasks.plan import Plan, last_places, quarantined_pixels, shard_inputs
 from tasks.stage import ShardCount
-
-_BLOCK = 16
-"""Patches that are read before they are written, at most: an inner chunk of the arrays of pixels."""
 
 
 class ShardIngester:
@@ -37,8 +35,10 @@ class ShardIngester:
     def __init__(self, archive: Archive, patch_format: PatchFormat, parts: StageParts) -> None:
         self._archive = archive
         self._parts = parts
+        self._labels = patch_format.labels
         self._store = ShardedStore(parts.paths.archive, writable=True)
-        self._block = _Block(divisor(self._store.shard_size, _BLOCK), patch_format)
+        pixels = [spec.name for spec in archive_arrays(patch_format) if spec.name != LABELS]
+        self._codecs = {name: self._store.row_codec(name) for name in pixels}
 
     def run(self, shard: int) -> ShardCount:
         """Ingest one shard; a bad patch becomes a quarantine row, and its row in the store stays invalid."""
@@ -67,27 +67,47 @@ class ShardIngester:
         """Read patches, by row of the shard, write its arrays, and return those that were read and what failed."""
         placed: list[_Placed] = []
         problems: list[dict[str, str]] = []
-        block = self._block
-        for row in range(self._store.shard_size):
-            at = row % block.size
-            if at == 0:
-                block.begin()
+        size = self._store.shard_size
+        labels, valid = np.zeros((size, len(self._labels)), np.bool_), np.zeros(size, np.bool_)
+        for row in range(size):
+            packed: Mapping[str, PackedRow] = {}
             if row in inputs:
                 source = inputs[row]
                 try:
                     patch = self._archive.read(source)
+                    packed = self._packed(source, patch)
                 except BadPatchError as bad:
                     problems.append(_problem(source, bad.path, bad.reason, bad.detail))
                 else:
-                    if (misfit := block.misfit(patch)) is None:
-                        block.put(at, patch)
-                        placed.append(_Placed(row, source, patch))
-                    else:  # a picture was replaced since the archive was scanned
-                        problems.append(_problem(source, source.source, "wrong_size", misfit))
-            if at == block.size - 1:
-                for name, values in block.finished().items():
-                    arrays.append(name, values)
+                    placed.append(_Placed(row, source, patch))
+                    labels[row] = [name in (patch.labels or ()) for name in self._labels]
+                    valid[row] = True
+            for name, codec in self._codecs.items():
+                arrays.append_row(name, codec, packed.get(name))
+        arrays.append(LABELS, labels)
+        arrays.append(VALID.name, valid)
         return placed, problems
+
+    def _packed(self, source: PatchInput, patch: Patch) -> dict[str, PackedRow]:
+        """Return a patch's rows of the arrays of pixels, compressed.
+
+        Raises:
+            BadPatchError: wrong_size: a picture was replaced since the archive was scanned.
+        """
+        arrays: dict[str, Pixels] = dict(patch.arrays)
+        if patch.reference_map is not None:
+            arrays[REFERENCE_MAP.array] = patch.reference_map
+        packed = {}
+        for name, values in arrays.items():
+            codec = self._codecs[name]
+            if isinstance(values, PackedRow):
+                packed[name] = values
+            elif values.shape == codec.shape:
+                packed[name] = codec.pack(values)
+            else:
+                detail = f"{name} is {values.shape}, the store holds {codec.shape}"
+                raise BadPatchError(source.source, "wrong_size", detail)
+        return packed
 
 
 class _Placed:
@@ -141,52 +161,6 @@ def _footprints(placed: Sequence[_Placed]) -> list[bytes | None]:
 
 def _problem(source: PatchInput, path: str, reason: str, detail: str) -> dict[str, str]:
     return {"patch_id": source.patch_id, "path": path, "reason": reason, "detail": detail}
-
-
-class _Block:
-    """Some rows of a shard's arrays, which fit the processor's cache, and are used again for the next."""
-
-    def __init__(self, size: int, patch_format: PatchFormat) -> None:
-        self.size = size
-        self._labels = patch_format.labels
-        self._arrays: dict[str, NDArray[np.generic]] = {
-            spec.name: np.zeros((size, *spec.shape), spec.dtype) for spec in (*archive_arrays(patch_format), VALID)
-        }
-        self._filled = {name: np.zeros(size, np.bool_) for name in self._arrays}
-        self._stale = {name: np.zeros(size, np.bool_) for name in self._arrays}
-
-    def begin(self) -> None:
-        """Forget the block before, whether it was finished or not."""
-        for name, filled in self._filled.items():
-            self._stale[name] |= filled
-            filled[:] = False
-
-    def misfit(self, patch: Patch) -> str | None:
-        """Return in which array a patch does not fit the store, as a sentence; None where it fits."""
-        for name, values in patch.arrays.items():
-            if values.shape != self._arrays[name].shape[1:]:
-                return f"{name} is {values.shape}, the store holds {self._arrays[name].shape[1:]}"
-        return None
-
-    def put(self, row: int, patch: Patch) -> None:
-        labels = patch.labels or ()
-        values = {
-            **patch.arrays,
-            "reference_map": patch.reference_map,
-            "labels": [name in labels for name in self._labels],
-            "valid": True,
-        }
-        for name, value in values.items():
-            if value is not None:
-                self._arrays[name][row] = value
-                self._filled[name][row] = True
-
-    def finished(self) -> dict[str, NDArray[np.generic]]:
-        """Return the arrays, zero wherever nothing was put."""
-        for name, values in self._arrays.items():
-            values[self._stale[name] & ~self._filled[name]] = 0
-            self._stale[name][:] = False
-        return self._arrays
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from infra.archives.model import Patch, PatchInput, Scan
 from infra.archives.names import day_of, tile_of
 from infra.archives.patch_folder import read_s2
 from infra.archives.places import file_below, inventory_of, read_below
-from infra.bigearthnet.bands import S1
+from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError
 from infra.storage import location
@@ -304,7 +304,7 @@ def _s1_folder(_: str, s1_name: str | None) -> str | None:
 
 
 MODALITIES = (
-    Modality(S1_FOLDER, S1_SUFFIXES, S1_BYTES, by_product=False, folder=_s1_folder),
-    Modality(S2_FOLDER, (*S2_SUFFIXES, METADATA_SUFFIX), S2_BYTES, by_product=False),
+    Modality(S1_FOLDER, S1_SUFFIXES, (S1,), S1_BYTES, by_product=False, folder=_s1_folder),
+    Modality(S2_FOLDER, (*S2_SUFFIXES, METADATA_SUFFIX), S2_GROUPS, S2_BYTES, by_product=False),
 )
 """What the archive consists of; a patch is there if the last has it."""

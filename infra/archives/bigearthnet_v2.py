@@ -16,15 +16,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from infra.archives.inventory import MISSING_FOLDER, Found, Inventory, Subset, take_stock
-from infra.archives.modality import S1_BYTES, S1_SUFFIXES, S2_BYTES, S2_SUFFIXES, Modality, OpenFolder, PatchFolder
-from infra.archives.model import Patch, PatchInput, Scan
+from infra.archives.modality import (
+    MAP_BYTES,
+    REFERENCE_MAP,
+    S1_BYTES,
+    S1_SUFFIXES,
+    S2_BYTES,
+    S2_SUFFIXES,
+    Ground,
+    Modality,
+    OpenFolder,
+    PatchFolder,
+)
+from infra.archives.model import Patch, PatchInput, Pixels, Scan
 from infra.archives.names import day_of, product_of, s1_product_of, tile_of
-from infra.archives.patch_folder import Ground, read_reference_map, read_s1, read_s2
+from infra.archives.patch_folder import read_reference_map, read_s1, read_s2
 from infra.archives.places import file_below, inventory_of, read_below
-from infra.bigearthnet.bands import PATCH_SIZE, S1
+from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.errors import ArchiveError, BadPatchError
 from infra.storage import location
 
@@ -184,7 +194,7 @@ def open_patch(open_folder: OpenFolder, patch: PatchInput) -> PatchFolder:
     return folder
 
 
-def read_pair(open_folder: OpenFolder, relative: str, ground: Ground) -> NDArray[np.float32] | None:
+def read_pair(open_folder: OpenFolder, relative: str, ground: Ground) -> Pixels | None:
     """Return the Sentinel-1 pair in a folder, (2, 120, 120) dB, or None where there is none.
 
     Args:
@@ -208,7 +218,7 @@ def read_pair(open_folder: OpenFolder, relative: str, ground: Ground) -> NDArray
             raise
 
 
-def _reference_map(open_folder: OpenFolder, patch_id: str, ground: Ground) -> NDArray[np.uint16] | None:
+def _reference_map(open_folder: OpenFolder, patch_id: str, ground: Ground) -> Pixels | None:
     folder = open_folder(_map_folder(patch_id, None))
     if folder is None:
         return None
@@ -230,8 +240,8 @@ def _map_folder(patch_id: str, _: str | None) -> str:
 
 
 MODALITIES = (
-    Modality(S1_FOLDER, S1_SUFFIXES, S1_BYTES, by_product=True, folder=_s1_folder),
-    Modality(MAP_FOLDER, ("_reference_map.tif",), 2 * PATCH_SIZE**2, by_product=True, folder=_map_folder),
-    Modality(S2_FOLDER, S2_SUFFIXES, S2_BYTES, by_product=True),
+    Modality(S1_FOLDER, S1_SUFFIXES, (S1,), S1_BYTES, by_product=True, folder=_s1_folder),
+    Modality(MAP_FOLDER, ("_reference_map.tif",), (REFERENCE_MAP,), MAP_BYTES, by_product=True, folder=_map_folder),
+    Modality(S2_FOLDER, S2_SUFFIXES, S2_GROUPS, S2_BYTES, by_product=True),
 )
 """What the archive consists of; a patch is there if the last has it."""

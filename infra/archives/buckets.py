@@ -3,6 +3,9 @@
 A bucket is written by appending only. A record is what came by of one folder in one go: how many bytes its names have
 and how many files there are, the length of each, the folder's path and the names of the files with zero bytes between
 them, and then the files. Paths are what is looked up in a bucket; none ever becomes the name of a file.
+
+Where the bands of a folder were packed, it has, in their place, what they show: names that start with a slash, which no
+file's name has.
 """
 
 import mmap
@@ -16,13 +19,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from infra.archives.modality import FolderPixels, Ground
 from infra.errors import BadPatchError, StoreError
 from infra.storage import writing
+from infra.zarr_rows import PackedRow
 
 MAX_FILES = 1000
 """Files in a record: with two pieces more, what a system call takes is 1,024."""
 
 _HEAD = struct.Struct("<IH")
+_GROUND = struct.Struct("<i3d")  # EPSG code, left, top, share of nodata
+_GROUND_NAME = "/"
 
 
 class Fault(NamedTuple):
@@ -98,6 +105,16 @@ def folder_record(folder: str, files: Sequence[tuple[str, memoryview | Fault]]) 
     return [_HEAD.pack(len(names), len(sizes)) + _sizes(len(sizes)).pack(*sizes) + names, *content]
 
 
+def packed_files(pixels: FolderPixels) -> list[tuple[str, memoryview]]:
+    """Return what a folder's record has in place of its bands."""
+    ground = pixels.ground
+    files = [(_GROUND_NAME, memoryview(_GROUND.pack(ground.epsg, ground.left, ground.top, pixels.nodata_share)))]
+    for array, row in pixels.arrays.items():
+        assert isinstance(row, PackedRow)
+        files.append((f"/{array}", memoryview(row.frame)))
+    return files
+
+
 @lru_cache(maxsize=64)
 def _sizes(files: int) -> struct.Struct:
     """Return how the lengths of so many files are written; of a fault it is negative."""
@@ -166,6 +183,20 @@ class BucketFolder:
 
     def __init__(self, relative: str, files: dict[str, slice | Fault], content: memoryview) -> None:
         self.relative, self._files, self._content = relative, files, content
+
+    @property
+    def packed(self) -> FolderPixels | None:
+        """What its bands show, where they were packed; None: its files are there."""
+        place = self._files.get(_GROUND_NAME)
+        if not isinstance(place, slice):
+            return None
+        epsg, left, top, share = _GROUND.unpack(self._content[place])
+        arrays = {
+            name[1:]: PackedRow(self._content[place])
+            for name, place in self._files.items()
+            if name[0] == "/" and name != _GROUND_NAME and isinstance(place, slice)
+        }
+        return FolderPixels(arrays, Ground(epsg, left, top), share)
 
     def __enter__(self) -> Self:
         return self

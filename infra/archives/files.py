@@ -147,6 +147,9 @@ class Folder:
         relative: Its path below the root.
     """
 
+    packed: None = None
+    """Its files are read when they are asked for."""
+
     def __init__(self, root: str, relative: str, fd: int) -> None:
         self._root, self.relative, self._fd = root, relative, fd
 

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, Self
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra.bigearthnet.bands import S1, S2_GROUPS, BandGroup
 from infra.bigearthnet.classes import NAMES
 from infra.fingerprint import Json
+from infra.zarr_rows import PackedRow
+
+type Pixels = NDArray[Any] | PackedRow
+"""One patch's row of an array of the store, as it is or compressed already."""
 
 Reason = Literal[
     "missing_folder",  # named in the metadata, not on disk
@@ -134,9 +137,9 @@ class PatchInput:
 class Patch:
     """One patch's pixels and what only its files tell."""
 
-    arrays: Mapping[str, NDArray[Any]]
+    arrays: Mapping[str, Pixels]
     """By array of the format's groups, (bands, size, size): DN, or dB for Sentinel-1. One that is missing is absent."""
-    reference_map: NDArray[np.uint16] | None
+    reference_map: Pixels | None
     """(120, 120) CORINE level-3 codes, 0 = unknown; None where there is none."""
     labels: tuple[str, ...] | None
     """Labels in the format's order; None where nobody labelled it."""

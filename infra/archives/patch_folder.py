@@ -1,6 +1,5 @@
 """The TIFFs of one BigEarthNet patch, as both versions lay them out: `<folder>/<name>_<band>.tif`."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -8,43 +7,16 @@ import numpy as np
 import pyproj
 from numpy.typing import NDArray
 
-from infra.archives.modality import PatchFolder
+from infra.archives.modality import REFERENCE_MAP, FolderPixels, Ground, PatchFolder
+from infra.archives.model import Pixels
 from infra.archives.tiff import Band, Grid, decode, grid_of
-from infra.bigearthnet.bands import PATCH_METRES, PATCH_SIZE, S1, S2_10M, S2_GROUPS, BandGroup
+from infra.bigearthnet.bands import PATCH_SIZE, S1, S2_10M, S2_GROUPS, BandGroup
 from infra.errors import BadPatchError
 
 _TOLERANCE = 1e-3  # m
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """The ground that a patch covers."""
-
-    epsg: int
-    left: float
-    top: float
-
-    @property
-    def bounds(self) -> tuple[float, float, float, float]:
-        """left, bottom, right, top, m."""
-        return self.left, self.top - PATCH_METRES, self.left + PATCH_METRES, self.top
-
-
-@dataclass(frozen=True, slots=True)
-class Sentinel2:
-    """The twelve bands of a patch."""
-
-    arrays: dict[str, NDArray[np.uint16]]
-    """By grid of S2_GROUPS, (bands, size, size) DN."""
-    ground: Ground
-
-    @property
-    def nodata_share(self) -> float:
-        """Share of 10 m pixels where any 10 m band is nodata."""
-        return nodata_share(self.arrays[S2_10M.array])
-
-
-def read_s2(folder: PatchFolder, name: str) -> Sentinel2:
+def read_s2(folder: PatchFolder, name: str) -> FolderPixels:
     """Return the twelve Sentinel-2 bands of a patch, which must share one ground.
 
     Args:
@@ -54,6 +26,8 @@ def read_s2(folder: PatchFolder, name: str) -> Sentinel2:
     Raises:
         BadPatchError: A band is missing or unusable, or the bands do not lie on one ground.
     """
+    if folder.packed is not None:
+        return folder.packed
     arrays: dict[str, NDArray[np.uint16]] = {}
     ground: Ground | None = None
     for group in S2_GROUPS:
@@ -61,10 +35,10 @@ def read_s2(folder: PatchFolder, name: str) -> Sentinel2:
         ground = _read_group(folder, name, group, array, ground)
         arrays[group.array] = array
     assert ground is not None
-    return Sentinel2(arrays, ground)
+    return FolderPixels(arrays, ground, nodata_share(arrays[S2_10M.array]))
 
 
-def read_s1(folder: PatchFolder, name: str, ground: Ground) -> NDArray[np.float32]:
+def read_s1(folder: PatchFolder, name: str, ground: Ground) -> Pixels:
     """Return VV and VH of a patch, (2, 120, 120) float32 dB.
 
     Args:
@@ -75,6 +49,8 @@ def read_s1(folder: PatchFolder, name: str, ground: Ground) -> NDArray[np.float3
     Raises:
         BadPatchError: A band is missing or unusable, has NaN or infinite values, or lies elsewhere.
     """
+    if folder.packed is not None:
+        return _checked(folder, folder.packed, name, S1, ground)
     array = np.empty((len(S1.bands), S1.size, S1.size), np.float32)
     _read_group(folder, name, S1, array, ground)
     finite = np.isfinite(array)
@@ -87,14 +63,13 @@ def read_s1(folder: PatchFolder, name: str, ground: Ground) -> NDArray[np.float3
     return array
 
 
-def read_reference_map(folder: PatchFolder, name: str, ground: Ground) -> NDArray[np.uint16]:
+def read_reference_map(folder: PatchFolder, name: str, ground: Ground) -> Pixels:
     """Return the reference map of a patch, (120, 120) CORINE codes; arguments and errors as `read_s1`."""
+    if folder.packed is not None:
+        return _checked(folder, folder.packed, name, REFERENCE_MAP, ground)
     array = np.empty((1, PATCH_SIZE, PATCH_SIZE), np.uint16)
-    _read_group(folder, name, _REFERENCE_MAP, array, ground)
+    _read_group(folder, name, REFERENCE_MAP, array, ground)
     return np.asarray(array[0])
-
-
-_REFERENCE_MAP = BandGroup("reference_map", ("reference_map",), gsd=10, size=PATCH_SIZE)
 
 
 def nodata_share(s2_10m: NDArray[np.uint16]) -> float:
@@ -120,14 +95,9 @@ def _read_group(folder: PatchFolder, name: str, group: BandGroup, out: NDArray[A
             )
         out[i] = band.pixels
         if i == 0 or band.geo != first:
-            here = _ground(band, data, group, f"{folder.relative}/{file}")
-            if ground is not None and not _same(here, ground):
-                raise BadPatchError(
-                    f"{folder.relative}/{file}",
-                    "grid_mismatch",
-                    f"its corner is {here.left}, {here.top} in EPSG:{here.epsg}, "
-                    f"that of the bands before it {ground.left}, {ground.top} in EPSG:{ground.epsg}",
-                )
+            here = ground_of(grid_of(band, data), group, f"{folder.relative}/{file}")
+            if ground is not None:
+                _check_same(here, ground, f"{folder.relative}/{file}")
             ground = ground or here
             first = band.geo
     assert ground is not None
@@ -145,12 +115,38 @@ def _read_band(folder: PatchFolder, file: str, shape: tuple[int, int]) -> tuple[
     return decode(data, f"{folder.relative}/{file}", shape), data
 
 
-def _same(one: Ground, other: Ground) -> bool:
+def _checked(folder: PatchFolder, packed: FolderPixels, name: str, group: BandGroup, ground: Ground) -> Pixels:
+    """Return the one array of a packed folder, which lies where the patch does."""
+    _check_same(packed.ground, ground, f"{folder.relative}/{name}_{group.bands[0]}.tif")
+    return packed.arrays[group.array]
+
+
+def is_same_ground(one: Ground, other: Ground) -> bool:
+    """Return whether two bands lie on one ground, to the millimetre."""
     return one.epsg == other.epsg and abs(one.left - other.left) < _TOLERANCE and abs(one.top - other.top) < _TOLERANCE
 
 
-def _ground(band: Band, data: bytes | memoryview, group: BandGroup, shown: str) -> Ground:
-    grid = grid_of(band, data)
+def _check_same(here: Ground, ground: Ground, shown: str) -> None:
+    if not is_same_ground(here, ground):
+        raise BadPatchError(
+            shown,
+            "grid_mismatch",
+            f"its corner is {here.left}, {here.top} in EPSG:{here.epsg}, "
+            f"that of the bands before it {ground.left}, {ground.top} in EPSG:{ground.epsg}",
+        )
+
+
+def ground_of(grid: Grid | None, group: BandGroup, shown: str) -> Ground:
+    """Return the ground of a band.
+
+    Args:
+        grid: Where the band lies; None: its file does not say.
+        group: Of the band.
+        shown: The path for messages.
+
+    Raises:
+        BadPatchError: grid_mismatch.
+    """
     if grid is None or not is_projected(grid.epsg):
         raise BadPatchError(shown, "grid_mismatch", "it has no north-up georeferencing in a projected CRS (EPSG)")
     assert group.gsd is not None

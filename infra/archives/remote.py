@@ -34,6 +34,9 @@ class RemoteFolder:
         relative: Its path below the root.
     """
 
+    packed: None = None
+    """Its files are read when they are asked for."""
+
     def __init__(self, root: ObjectPath, relative: str, sizes: dict[str, int]) -> None:
         self._root, self.relative, self._sizes = root, relative, sizes
         self._content: dict[str, bytes | FileNotFoundError | BadPatchError] | None = None

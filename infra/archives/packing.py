@@ -1,0 +1,79 @@
+"""Patches read and compressed while their files come out of a tar archive, as the store keeps them.
+
+What is kept until a shard is whole is then little more than half as large, and is neither decoded nor compressed again:
+only put in the order of the shard. Plain files alone are read here, by this project's own code; what GDAL would have to
+read, or what is wrong in any way, is left as it came to the worker of its shard, which can tell, and may crash.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.archives.modality import FolderPixels, Ground, Modality
+from infra.archives.patch_folder import ground_of, is_same_ground, nodata_share
+from infra.archives.tiff import parse_geo, read_strip_tiff
+from infra.bigearthnet.bands import S2_10M, BandGroup
+from infra.errors import BadPatchError
+from infra.zarr_rows import PackedRow
+from infra.zarr_store import ShardedStore
+
+
+class FolderPacker:
+    """Reads and packs the bands of one modality's folders, one after the other."""
+
+    def __init__(self, modality: Modality, store: ShardedStore) -> None:
+        """Prepare.
+
+        Args:
+            modality: Of which patches are read.
+            store: For which they are packed.
+        """
+        self._groups = [_Group(group, store) for group in modality.groups]
+
+    def pack(self, files: Mapping[str, memoryview]) -> FolderPixels | None:
+        """Return what the bands of a folder show, or None where its files have to be read as they are.
+
+        Args:
+            files: Content of each file, by what its name has after the folder's.
+        """
+        try:
+            grounds = [group.read(files) for group in self._groups]
+        except BadPatchError:
+            return None  # told by who reads the files
+        first, *others = grounds
+        if first is None or not all(ground is not None and is_same_ground(ground, first) for ground in others):
+            return None
+        arrays = {group.array: group.pack() for group in self._groups}
+        shares = [nodata_share(group.pixels) for group in self._groups if group.array == S2_10M.array]
+        return FolderPixels(arrays, first, sum(shares))
+
+
+class _Group:
+    """The bands of one grid; its pixels are overwritten by each folder."""
+
+    def __init__(self, group: BandGroup, store: ShardedStore) -> None:
+        self.array = group.array
+        self.pixels: NDArray[Any] = np.empty((len(group.bands), group.size, group.size), group.dtype)
+        self._group, self._shape = group, (group.size, group.size)
+        self._suffixes = [f"_{band}.tif" for band in group.bands]
+        self._codec = store.row_codec(group.array)
+
+    def read(self, files: Mapping[str, memoryview]) -> Ground | None:
+        """Read the bands, and return where they lie; None, or BadPatchError: they cannot be packed."""
+        first: object = None
+        for i, suffix in enumerate(self._suffixes):
+            band = read_strip_tiff(files[suffix], suffix, self._shape)
+            if band is None or band.pixels.dtype != self.pixels.dtype or (i and band.geo != first):
+                return None
+            first = band.geo
+            self.pixels[i] = band.pixels
+        if self.pixels.dtype.kind == "f" and not np.isfinite(self.pixels).all():
+            return None
+        grid = parse_geo(first) if isinstance(first, bytes) and first else None
+        return None if grid is None else ground_of(grid, self._group, self.array)
+
+    def pack(self) -> PackedRow:
+        """Compress what was read last."""
+        return self._codec.pack(self.pixels.reshape(self._codec.shape))
