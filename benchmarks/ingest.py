@@ -33,7 +33,7 @@ from zarr.codecs import BloscCodec
 from infra.archives.bigearthnet_v2 import METADATA, S2_FOLDER, BigEarthNetV2
 from infra.archives.files import Folder
 from infra.archives.model import BIGEARTHNET
-from infra.archives.patch_folder import nodata_share, read_s2
+from infra.archives.patch_folder import read_s2
 from infra.archives.synthetic import write_synthetic_archive
 from infra.bigearthnet.bands import S2_GROUPS
 from infra.bigearthnet.classes import NAMES
@@ -106,7 +106,7 @@ def superscene(folder: str, name: str) -> None:
     opened = Folder.open(root, f"{S2_FOLDER}/{relative}")
     assert opened is not None
     with opened:
-        nodata_share(read_s2(opened, name).arrays["s2_10m"])
+        read_s2(opened, name)
 
 
 def rasterio_loop(folder: str, name: str) -> None:

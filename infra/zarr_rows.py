@@ -63,16 +63,16 @@ class RowCodec:
         frame: bytes = self._row.encode(np.ascontiguousarray(values, self._dtype))
         return PackedRow(frame)
 
-    def join(self, rows: Sequence[PackedRow | None]) -> bytes:
-        """Return the frame of an inner chunk of rows; those that are None hold no patch, and are zero."""
+    def join(self, rows: Sequence[PackedRow | None]) -> list[bytes | memoryview]:
+        """Return the frame of an inner chunk, in pieces: its rows, of which those that are None are zero."""
         frames = [self._zeros if row is None else row.frame for row in rows]
         if any(frame[_FLAGS_AT] & _STORED for frame in frames):
-            return self._compressed(frames)
+            return [self._compressed(frames)]
         sizes = [len(frame) - _FIRST_BLOCK for frame in frames]
         starts = np.full(len(frames), _HEADER + 4 * len(frames), "<i4")
         starts[1:] += np.cumsum(sizes[:-1], dtype="<i4")
         whole = _SIZES.pack(self._bytes * len(frames), self._bytes, int(starts[-1]) + sizes[-1])
-        return b"".join([bytes(frames[0][:_SIZES_AT]), whole, starts.tobytes(), *(f[_FIRST_BLOCK:] for f in frames)])
+        return [bytes(frames[0][:_SIZES_AT]) + whole + starts.tobytes(), *(frame[_FIRST_BLOCK:] for frame in frames)]
 
     def _compressed(self, frames: Sequence[bytes | memoryview]) -> bytes:
         """Return the frame of rows of which some are not compressed: all are, together."""

@@ -6,6 +6,7 @@ to the file as soon as its rows are there, out of the processor's cache. The fil
 Source: Zarr v3 sharding_indexed codec 1.0, index at the end: (offset, length) of each chunk as uint64, then CRC-32C.
 """
 
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -67,12 +68,12 @@ class ShardFile:
             encoded = self._codec.encode(pixels)
         else:
             encoded = self._zeros = self._zeros or self._codec.encode(pixels)
-        self.append_chunk(encoded)
+        self.append_chunk([encoded])
 
-    def append_chunk(self, frame: bytes) -> None:
-        """Write the next inner chunk, compressed; rows that fill none must not wait."""
-        self._file.write(frame)
-        self._lengths.append(len(frame))
+    def append_chunk(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write the next inner chunk, compressed, from pieces; rows that fill none must not wait."""
+        self._file.writelines(pieces)
+        self._lengths.append(sum(map(len, pieces)))
 
     def finish(self) -> int:
         """Write the index, and return the rows of the shard.

@@ -26,8 +26,9 @@ def read_s2(folder: PatchFolder, name: str) -> FolderPixels:
     Raises:
         BadPatchError: A band is missing or unusable, or the bands do not lie on one ground.
     """
-    if folder.packed is not None:
-        return folder.packed
+    packed = folder.packed
+    if packed is not None:
+        return packed
     arrays: dict[str, NDArray[np.uint16]] = {}
     ground: Ground | None = None
     for group in S2_GROUPS:
@@ -49,8 +50,9 @@ def read_s1(folder: PatchFolder, name: str, ground: Ground) -> Pixels:
     Raises:
         BadPatchError: A band is missing or unusable, has NaN or infinite values, or lies elsewhere.
     """
-    if folder.packed is not None:
-        return _checked(folder, folder.packed, name, S1, ground)
+    packed = folder.packed
+    if packed is not None:
+        return _checked(folder, packed, name, S1, ground)
     array = np.empty((len(S1.bands), S1.size, S1.size), np.float32)
     _read_group(folder, name, S1, array, ground)
     finite = np.isfinite(array)
@@ -65,8 +67,9 @@ def read_s1(folder: PatchFolder, name: str, ground: Ground) -> Pixels:
 
 def read_reference_map(folder: PatchFolder, name: str, ground: Ground) -> Pixels:
     """Return the reference map of a patch, (120, 120) CORINE codes; arguments and errors as `read_s1`."""
-    if folder.packed is not None:
-        return _checked(folder, folder.packed, name, REFERENCE_MAP, ground)
+    packed = folder.packed
+    if packed is not None:
+        return _checked(folder, packed, name, REFERENCE_MAP, ground)
     array = np.empty((1, PATCH_SIZE, PATCH_SIZE), np.uint16)
     _read_group(folder, name, REFERENCE_MAP, array, ground)
     return np.asarray(array[0])
@@ -78,8 +81,10 @@ def nodata_share(s2_10m: NDArray[np.uint16]) -> float:
     Args:
         s2_10m: (4, H, W) DN.
     """
+    if s2_10m.min():  # nearly always, and ten times as fast
+        return 0.0
     lowest = s2_10m.min(axis=0)
-    return 0.0 if lowest.min() else 1.0 - np.count_nonzero(lowest) / lowest.size
+    return 1.0 - np.count_nonzero(lowest) / lowest.size
 
 
 def _read_group(folder: PatchFolder, name: str, group: BandGroup, out: NDArray[Any], ground: Ground | None) -> Ground:

@@ -1,5 +1,6 @@
 """Where an archive of folders lies: on a disk, or on object storage."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,14 @@ def opener(root: str) -> OpenFolder:
     """Return what opens the folders below a root, a path or a URL."""
     place = location(root)
     return partial(RemoteFolder.open, place) if isinstance(place, ObjectPath) else partial(Folder.open, root)
+
+
+def is_missing(root: str, top: str) -> bool:
+    """Return whether a root has nothing of a name; one that is not there itself, as on a lost disk, lacks nothing."""
+    place = location(root)
+    if isinstance(place, ObjectPath):
+        return not (place / top).is_dir()
+    return place.is_dir() and not os.path.lexists(place / top)
 
 
 def read_below[P](root: str, top: str, read: Callable[[OpenFolder], P]) -> P:

@@ -14,7 +14,7 @@ from infra.archives.buckets import Bucket
 from infra.archives.inventory import Inventory
 from infra.archives.modality import Modality, OpenFolder, PatchFolder
 from infra.archives.model import Patch, PatchInput, Scan
-from infra.archives.places import opener
+from infra.archives.places import is_missing, opener
 from infra.archives.tar_inventory import TarInventory
 from infra.archives.tar_reader import SUFFIXES
 from infra.errors import ArchiveError
@@ -107,6 +107,13 @@ class BucketArchive:
     archive: StreamedArchive
     bucket: Bucket | None = field(default=None)
     """The open bucket of the shard that is read."""
+    _missing: frozenset[str] = field(init=False)
+    """Modalities that are not there: to look for the folder of each patch in vain takes as long as to read it."""
+
+    def __post_init__(self) -> None:
+        """Look what is missing."""
+        root = self.archive.layout.root
+        self._missing = frozenset(item.top for item in self.archive.modalities if is_missing(root, item.top))
 
     @property
     def version(self) -> str:
@@ -122,10 +129,11 @@ class BucketArchive:
         return self.archive.layout.read_from(self._open, patch)
 
     def _open(self, relative: str) -> PatchFolder | None:
-        if relative.partition("/")[0] in self.archive.tars:
+        top = relative.partition("/")[0]
+        if top in self.archive.tars:
             assert self.bucket is not None
             return self.bucket.open(relative)
-        return opener(self.archive.layout.root)(relative)
+        return None if top in self._missing else opener(self.archive.layout.root)(relative)
 
 
 def find_tars(root: Path, modalities: Sequence[Modality]) -> dict[str, str]:

@@ -182,7 +182,8 @@ def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int]
     stop = start + 6 + 12 * entries
     key = bytes(data[:stop]) if start == 8 else bytes(data[:8]) + bytes(data[start:stop])
     layout = _layouts.get(key)
-    if layout is None or len(data) < layout.size or any(data[a:b] != table for a, b, table in layout.tables):
+    tables = () if layout is None else layout.tables
+    if layout is None or len(data) < layout.size or (tables and any(data[a:b] != table for a, b, table in tables)):
         layout = _parse(bytes(data), shown)
         if layout is None:
             return None
@@ -315,6 +316,9 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
     if places and (not geo or any(entries[t].kind != k for t, k in ((33550, 12), (33922, 12), (34735, 3)))):
         return None  # a partial or unusual georeferencing is GDAL's to judge
     nodata = entries.get(42113)
+    start = _UINT32.unpack_from(data, 4)[0]
+    stop = start + 2 + 12 * len(entries)
+    strips = (entries[273], entries[279])
     return _Layout(
         dtype=dtype,
         shape=(height, width),
@@ -324,7 +328,7 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
         counts=counts,
         rows_per_strip=rows,
         contiguous=compression == UNCOMPRESSED and ends[:-1] == list(offsets[1:]),
-        tables=tuple((e.start, e.stop, data[e.start : e.stop]) for e in (entries[273], entries[279])),
+        tables=tuple((e.start, e.stop, data[e.start : e.stop]) for e in strips if not start <= e.start < stop),
         geo=geo,
         nodata=None if nodata is None else (nodata.start, nodata.stop),
         size=max(*ends, *(e.stop for e in entries.values())),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import rasterio
 from rasterio.transform import from_origin
 
-from infra.archives.model import PatchInput, Scan
+from infra.archives.model import Patch, PatchInput, Scan
 from infra.bigearthnet.bands import PATCH_METRES, S2_GROUPS
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
@@ -34,6 +34,13 @@ def write_tiff(
         **options,
     ) as dataset:
         dataset.write(pixels, 1)
+
+
+def array_of(patch: Patch, name: str) -> np.ndarray[Any, Any]:
+    """Return one of a patch's arrays, which is none that was packed."""
+    values = patch.arrays[name]
+    assert isinstance(values, np.ndarray)
+    return values
 
 
 class SmallArchive:

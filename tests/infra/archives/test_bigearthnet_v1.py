@@ -15,7 +15,7 @@ from infra.archives.bigearthnet_v1 import BigEarthNetV1, classes_of, strict_json
 from infra.bigearthnet.bands import S2_GROUPS
 from infra.bigearthnet.classes import NAMES, UNMAPPED_V1_LABELS, V1_LABEL_TO_CLASS
 from infra.errors import ArchiveError, BadPatchError
-from tests.infra.archives.small_archive import SmallArchive, reasons_of, rows_of
+from tests.infra.archives.small_archive import SmallArchive, array_of, reasons_of, rows_of
 
 
 @pytest.fixture
@@ -228,13 +228,13 @@ def test_18_of_the_19_real_patches_are_good_and_equal_rasterio(shared_data: Path
         for group in S2_GROUPS:
             for i, band in enumerate(group.bands):
                 with rasterio.open(root / row.source / f"{row.patch_id}_{band}.tif") as dataset:
-                    np.testing.assert_array_equal(patch.arrays[group.array][i], dataset.read(1))
+                    np.testing.assert_array_equal(array_of(patch, group.array)[i], dataset.read(1))
                     assert (patch.epsg, patch.bounds) == (dataset.crs.to_epsg(), tuple(dataset.bounds))
         if "s1" in patch.arrays:
             pairs += 1
             for i, band in enumerate(("VV", "VH")):
                 with rasterio.open(root / "BigEarthNet-S1-v1.0" / row.s1_name / f"{row.s1_name}_{band}.tif") as dataset:  # type: ignore[operator]
-                    np.testing.assert_array_equal(patch.arrays["s1"][i], dataset.read(1))
+                    np.testing.assert_array_equal(array_of(patch, "s1")[i], dataset.read(1))
     assert bad == [("S2A_MSIL2A_20170613T101031_0_46", "malformed_metadata")]
     joined = [row for row in rows_of(scan) if row.s1_name is not None]
     assert pairs == len(joined) == 6  # the other three of the nine belong to patches that are not there

@@ -20,7 +20,16 @@ from infra.archives.model import INPUT_SCHEMA, PROBLEM_SCHEMA, PatchInput
 from infra.bigearthnet.bands import S1, S2_GROUPS
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, BadPatchError, TransientError
-from tests.infra.archives.small_archive import PRODUCT, SmallArchive, patch_id, reasons_of, rows_of, s1_name, write_tiff
+from tests.infra.archives.small_archive import (
+    PRODUCT,
+    SmallArchive,
+    array_of,
+    patch_id,
+    reasons_of,
+    rows_of,
+    s1_name,
+    write_tiff,
+)
 
 
 @pytest.fixture
@@ -284,7 +293,7 @@ def test_links_within_the_archive_are_followed(archive: SmallArchive) -> None:
     file = (moved / B08).rename(archive.root / "band.tif")
     (moved / B08).symlink_to(file)
     reader, row = only_row(archive)
-    np.testing.assert_array_equal(reader.read(row).arrays["s2_10m"][3], archive.pixels[NAME, "B08"])
+    np.testing.assert_array_equal(array_of(reader.read(row), "s2_10m")[3], archive.pixels[NAME, "B08"])
 
 
 def test_the_folders_in_the_root_may_be_links_to_other_disks(archive: SmallArchive) -> None:
@@ -538,7 +547,7 @@ def test_the_real_patch_equals_rasterio(shared_data: Path) -> None:
     for group in S2_GROUPS:
         for i, band in enumerate(group.bands):
             with rasterio.open(root / row.source / f"{row.patch_id}_{band}.tif") as dataset:
-                np.testing.assert_array_equal(patch.arrays[group.array][i], dataset.read(1))
+                np.testing.assert_array_equal(array_of(patch, group.array)[i], dataset.read(1))
                 assert patch.bounds == tuple(dataset.bounds)
     assert (patch.arrays.get("s1"), patch.reference_map, patch.tile) == (None, None, "33UUP")
 

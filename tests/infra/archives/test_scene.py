@@ -15,7 +15,7 @@ from infra.archives.model import PatchInput
 from infra.archives.scene import SceneArchive, apply_offset, close_scenes
 from infra.bigearthnet.bands import PATCH_METRES, S2_BANDS, S2_GROUPS
 from infra.errors import ArchiveError, BadPatchError
-from tests.infra.archives.small_archive import reasons_of, rows_of, write_tiff
+from tests.infra.archives.small_archive import array_of, reasons_of, rows_of, write_tiff
 
 OLD = "S2A_MSIL2A_20180613T101031_N0208_R022_T33UUP_20180613T121209"
 NEW = "S2A_MSIL2A_20230613T101031_N0509_R022_T33UUP_20230613T121209"
@@ -98,13 +98,13 @@ def test_patches_are_the_whole_squares_from_the_upper_left(tmp_path: Path) -> No
             s = group.size
             for i, band in enumerate(group.bands):
                 np.testing.assert_array_equal(
-                    patch.arrays[group.array][i], pixels[band][r * s : (r + 1) * s, c * s : (c + 1) * s]
+                    array_of(patch, group.array)[i], pixels[band][r * s : (r + 1) * s, c * s : (c + 1) * s]
                 )
         left, top = CORNER[0] + 1200 * c, CORNER[1] - 1200 * r
         assert (patch.epsg, patch.bounds) == (32633, (left, top - 1200, left + 1200, top))
         assert (patch.acquired, patch.tile) == ("2018-06-13", "33UUP")
         assert (patch.labels, patch.arrays.get("s1"), patch.reference_map) == (None, None, None)
-        zero = (patch.arrays["s2_10m"] == 0).any(axis=0).mean()
+        zero = (array_of(patch, "s2_10m") == 0).any(axis=0).mean()
         assert patch.nodata_share == pytest.approx(zero)
 
 
@@ -121,7 +121,7 @@ def test_the_root_may_be_the_scene(tmp_path: Path) -> None:
     archive = SceneArchive(str(folder))
     (row,) = rows_of(archive.scan())
     assert (row.patch_id, row.source) == (f"{OLD}_00_00", ".")
-    assert archive.read(row).arrays["s2_10m"].shape == (4, 120, 120)
+    assert array_of(archive.read(row), "s2_10m").shape == (4, 120, 120)
 
 
 def test_a_safe_product_is_read_at_native_resolution_with_its_offset(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_safe_product_is_read_at_native_resolution_with_its_offset(tmp_path: P
             dn = pixels[band][group.size :, :].astype(np.int64)
             add = {"B11": -900, "B12": 7}.get(band, -1000)
             expected = [[0 if x == 0 else max(1, x + add) for x in line] for line in dn.tolist()]
-            np.testing.assert_array_equal(patch.arrays[group.array][i], expected)
+            np.testing.assert_array_equal(array_of(patch, group.array)[i], expected)
 
 
 def test_offsets_never_make_valid_pixels_nodata() -> None:
@@ -155,13 +155,13 @@ def test_a_baseline_with_an_offset_needs_the_xml_or_the_option(tmp_path: Path) -
         SceneArchive(str(tmp_path)).scan()
     archive = SceneArchive(str(tmp_path), boa_add_offset=-1000)
     (row,) = rows_of(archive.scan())
-    np.testing.assert_array_equal(archive.read(row).arrays["s2_10m"][0], apply_offset(pixels["B02"], -1000))
+    np.testing.assert_array_equal(array_of(archive.read(row), "s2_10m")[0], apply_offset(pixels["B02"], -1000))
     (tmp_path / NEW / "MTD_MSIL2A.xml").write_text(xml({}))
     with pytest.raises(ArchiveError, match="boa_add_offset"):
         SceneArchive(str(tmp_path)).scan()
     (tmp_path / NEW / "MTD_MSIL2A.xml").write_text(xml(dict.fromkeys(range(13), -500)))
     np.testing.assert_array_equal(
-        SceneArchive(str(tmp_path)).read(row).arrays["s2_10m"][0], apply_offset(pixels["B02"], -500)
+        array_of(SceneArchive(str(tmp_path)).read(row), "s2_10m")[0], apply_offset(pixels["B02"], -500)
     )
 
 
@@ -171,7 +171,7 @@ def test_other_scenes_have_no_offset(tmp_path: Path, name: str) -> None:
     write_scene(tmp_path / name, pixels)
     archive = SceneArchive(str(tmp_path))
     (row,) = rows_of(archive.scan())
-    np.testing.assert_array_equal(archive.read(row).arrays["s2_10m"][0], pixels["B02"])
+    np.testing.assert_array_equal(array_of(archive.read(row), "s2_10m")[0], pixels["B02"])
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_scene_damaged_within_is_a_problem_of_its_patches(tmp_path: Path) -> N
     path.write_bytes(data)
     archive = SceneArchive(str(tmp_path))
     first, _, last = rows_of(archive.scan())
-    np.testing.assert_array_equal(archive.read(first).arrays["s2_10m"][0], pixels["B02"][:120])
+    np.testing.assert_array_equal(array_of(archive.read(first), "s2_10m")[0], pixels["B02"][:120])
     with pytest.raises(BadPatchError) as caught:
         archive.read(last)
     assert (caught.value.reason, caught.value.path) == ("corrupt", f"{OLD}/B02.tif")
@@ -292,7 +292,7 @@ def test_few_scenes_stay_open_and_a_reader_pickles(tmp_path: Path) -> None:
     rows = rows_of(archive.scan())
     for _ in range(2):
         for i, row in enumerate(rows):
-            assert (archive.read(row).arrays["s2_10m"][0] == 1 + i).all()
+            assert (array_of(archive.read(row), "s2_10m")[0] == 1 + i).all()
     assert len(scene._open_scenes) == scene.OPEN_SCENES
     assert pickle.loads(pickle.dumps(archive)) == archive
 
@@ -319,7 +319,7 @@ def test_the_real_cell_gives_64_patches_that_equal_rasterio(shared_data: Path) -
             for i, band in enumerate(group.bands):
                 with rasterio.open(root / row.source / f"{band}.tif") as dataset:
                     window = Window(c * group.size, r * group.size, group.size, group.size)
-                    np.testing.assert_array_equal(patch.arrays[group.array][i], dataset.read(1, window=window))
+                    np.testing.assert_array_equal(array_of(patch, group.array)[i], dataset.read(1, window=window))
                     assert patch.bounds == pytest.approx(dataset.window_bounds(window))
     assert len(S2_BANDS) == 12
 

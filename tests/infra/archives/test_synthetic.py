@@ -31,6 +31,7 @@ from infra.archives.synthetic.textures import Canvas
 from infra.bigearthnet.bands import RGB, S1, S2_10M, S2_20M, S2_60M, S2_BANDS, STATISTICS
 from infra.bigearthnet.classes import CLASSES, CLC_TO_INDEX, NAMES
 from infra.errors import ConfigError
+from tests.infra.archives.small_archive import array_of
 
 PATCHES = 128
 CLEAN = "metadata.parquet"
@@ -294,7 +295,7 @@ def test_the_reader_of_the_real_layout_reads_every_patch(archive: Path) -> None:
     assert "s1" in patch.arrays
     assert patch.reference_map is not None
     np.testing.assert_array_equal(patch.reference_map, reference_map(archive, first["patch_id"]))
-    np.testing.assert_array_equal(patch.arrays["s2_10m"][1], band(archive, first["patch_id"], "B03"))
+    np.testing.assert_array_equal(array_of(patch, "s2_10m")[1], band(archive, first["patch_id"], "B03"))
 
 
 def test_snow_and_cloud_brighten(archive: Path) -> None:
