@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numcodecs import Blosc
+from numpy.typing import NDArray
 
 from infra.archives.bigearthnet_v2 import MODALITIES
 from infra.archives.buckets import Bucket, Buckets, folder_record, packed_files
@@ -47,12 +49,12 @@ def files_of(archive: SmallArchive, modality: Modality) -> dict[str, memoryview]
     return {path.name[len(folder.name) :]: memoryview(path.read_bytes()) for path in folder.iterdir()}
 
 
-def unpacked(row: object, like: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> np.ndarray[object, object]:
+def unpacked(row: object, like: NDArray[Any]) -> NDArray[Any]:
     assert isinstance(row, PackedRow)
     return np.frombuffer(Blosc().decode(row.frame), like.dtype).reshape(like.shape)
 
 
-def check(pixels: FolderPixels, arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> None:
+def check(pixels: FolderPixels, arrays: dict[str, NDArray[Any]]) -> None:
     assert pixels.arrays.keys() == arrays.keys()
     for name, expected in arrays.items():
         np.testing.assert_array_equal(unpacked(pixels.arrays[name], expected), expected)
@@ -113,7 +115,7 @@ def truncated(archive: SmallArchive) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-TILES = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+TILES: dict[str, Any] = {"tiled": True, "blockxsize": 16, "blockysize": 16}
 
 CASES: dict[str, tuple[Modality, Callable[[SmallArchive], None]]] = {
     "tiles, which GDAL reads": (
