@@ -51,10 +51,8 @@ class RowCodec:
         self._row = Blosc(codec.cname, codec.clevel, codec.shuffle, self._bytes, dtype.itemsize)
         self._zeros = self.pack(np.zeros(shape, dtype)).frame  # a row without Sentinel-1 or map, again and again
         _, block, _ = _SIZES.unpack_from(self._zeros, _SIZES_AT)
-        if block != self._bytes:  # large images: Blosc has a limit
-            self._row = Blosc(
-                codec.cname, 0, codec.shuffle, 0, dtype.itemsize
-            )  # only keeps them until there are enough
+        if block != self._bytes:  # a large image has several: it is kept as it is, and compressed with the others
+            self._row = Blosc(codec.cname, 0, codec.shuffle, 0, dtype.itemsize)
             self._zeros = self.pack(np.zeros(shape, dtype)).frame
 
     def pack(self, values: NDArray[np.generic]) -> PackedRow:
