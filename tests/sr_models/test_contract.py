@@ -63,7 +63,7 @@ def entry(architecture: Callable[..., nn.Module], fault: str | None) -> SrSpec:
         licence="none",
         receptive_radius=0,
         bandwise=fault == "bands",
-        dtypes=(torch.float32, torch.bfloat16) if fault == "half" else (torch.float32,),
+        dtypes=("float32", "bfloat16") if fault == "half" else ("float32",),
     )
 
 
