@@ -100,7 +100,7 @@ def test_a_model_without_a_fault_keeps_it(monkeypatch: pytest.MonkeyPatch) -> No
         ("nan", "not finite"),
         ("far", "a pixel reaches 9 pixels far, and receptive_radius is 0"),
         ("bands", "called bandwise"),
-        ("half", "in torch.bfloat16 its output is not finite"),
+        ("half", "in bfloat16 its output is not finite"),
     ],
 )
 def test_each_fault_is_named(monkeypatch: pytest.MonkeyPatch, fault: str, said: str) -> None:
