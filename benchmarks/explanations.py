@@ -38,7 +38,7 @@ from torch import Tensor
 
 import classifiers
 from classifiers.cam.eigen_cam import eigen_cam
-from classifiers.cam.explain import METHODS, explain_methods, method_and_options
+from classifiers.cam.methods import METHODS, explain_methods, method_and_options
 from classifiers.cam.target import Target
 from classifiers.network import Classifier
 

@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 import classifiers
 import sr_models
 from benchmarks.prediction import MAX_DN, archive_of, checkpoint_of, device_name
-from classifiers.cam.explain import method_and_options
 from classifiers.cam.localisation import localise
+from classifiers.cam.methods import FLOOR, method_and_options
 from classifiers.cam.summary import summarise
 from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier
@@ -53,7 +53,6 @@ from sr_models.quality import quality_columns
 from sr_models.stretch import to_unit
 from tasks.branch import Branch, BranchReader, make_branch, worker_device
 from tasks.explain import patch_seed
-from tasks.explanation_metrics import FLOOR
 from tasks.trained import load_trained
 
 GOAL = 0.05

@@ -15,7 +15,8 @@ Every line is measured in a process of its own. Seconds are by the clock; CPU se
 driver's, not the workers'); the peak is of the resident set, imports included (`before`: after the imports).
 
 - plan, plan again, status: `make_plan` on an empty store and on one that has the plan; `store_status` of the whole run.
-- superscene plan, superscene status: the commands as a user gives them, Python's start and the imports included.
+- superscene plan, superscene status: the commands as a user gives them, Python's start and the imports included; plan
+  without a store at first, and again on the one of the whole run. The goal is under GOAL_MB and seconds.
 - without pixels, without a model, publish: a run of the whole list.
 - growth by shards: one stage on ever more shards of one plan, by actors that wait from a stage before, so that their
   start is not in it; growth by actors: on as many shards, by ever more actors. Actors are logical: they claim more
@@ -66,6 +67,8 @@ PIXEL = PatchFormat(NAMES, (BandGroup("s2_10m", ("B04",), gsd=10, size=1),), has
 SCHEMA = predictions_schema(len(NAMES))
 ALL = 549_488
 """Patches of BigEarthNet v2, those with snow, cloud or shadow among them."""
+GOAL_MB = 1000.0
+"""Of memory, for whatever plans or looks at the whole archive."""
 REPEATS = 3
 """Of every step of the growth up to REPEATED_SHARDS shards; the median counts."""
 REPEATED_SHARDS = 1000
@@ -341,6 +344,7 @@ MEASURES: dict[str, Callable[[Case], list[Row]]] = {
     "the whole list": whole_rows,
     "status": status_rows,
     "superscene plan": command_rows,
+    "superscene plan again": command_rows,
     "superscene status": command_rows,
     "plan, many shards": plan_rows,
     "ingest, many shards": ingest_rows,
@@ -385,6 +389,17 @@ def growth_of(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+def goal_of(rows: Sequence[Row]) -> str:
+    """Return how far what plans and looks is from its goal, as a sentence."""
+    looked = [row for row in rows if row.what.startswith(("plan", "status", "superscene"))]
+    worst, slowest = max(looked, key=lambda row: row.peak_mb), max(looked, key=lambda row: row.seconds)
+    met = "met" if worst.peak_mb < GOAL_MB else "missed"
+    return (
+        f"planning and status: at most {worst.peak_mb:.0f} MB ({worst.what}), the goal of {GOAL_MB:.0f} MB is {met}; "
+        f"at most {slowest.seconds:.1f} s ({slowest.what})"
+    )
+
+
 def line(row: Row) -> str:
     """Return a line of the table."""
     return (
@@ -397,13 +412,14 @@ def measure(args: argparse.Namespace, folder: str) -> tuple[str, list[Row]]:
     """Measure everything, and return what the ids are, and the lines."""
     kind = prepare(Path(folder) / "archive", args.patches)
     case = partial(Case, folder=folder, actors=args.workers)
-    rows = []
+    rows = in_a_process(case("superscene plan", shard_size=args.shard_size, shards=1))
     for what in ("plan", "plan again", "the whole list", "status"):
         rows += in_a_process(case(what, shard_size=args.shard_size))
-    shards = rows[0].shards
-    rows += in_a_process(case("superscene plan", shard_size=args.shard_size, shards=shards))
+    shards = rows[1].shards
+    rows[0] = replace(rows[0], shards=shards)
+    rows += in_a_process(case("superscene plan again", shard_size=args.shard_size, shards=shards))
     rows += in_a_process(case("superscene status", shard_size=args.shard_size, shards=shards))
-    small = max(1, rows[0].patches // args.most_shards)
+    small = max(1, rows[1].patches // args.most_shards)
     many = in_a_process(case("plan, many shards", shard_size=small))
     many += in_a_process(case("ingest, many shards", shard_size=small))
     most = many[0].shards
@@ -445,6 +461,7 @@ def tell(kind: str, rows: Sequence[Row], out: Path | None) -> None:
     print(f"{'what':28}{'patches':>9}{'shards':>8}{'actors':>8}{'clock':>9}{'CPU':>9}{'clock/shard':>12}"
           f"{'CPU/shard':>14}{'before':>9}{'peak':>9}")  # fmt: skip
     print("\n".join([line(row) for row in rows] + [f"{name}: {value:.2f}" for name, value in growth.items()]))
+    print(goal_of(rows))
     if out:
         about = {
             "processor": platform.processor() or platform.machine(),

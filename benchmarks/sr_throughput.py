@@ -239,8 +239,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> tuple[list[
     spec, device = sr_models.spec(name), options.device
     weights = random_weights(name, folder) if spec.needs_weights else None
     dn = patches(options.patches)
-    allowed = [str(dtype).removeprefix("torch.") for dtype in spec.dtypes]
-    dtypes = [dtype for dtype in options.dtypes if dtype in allowed]
+    dtypes = [dtype for dtype in options.dtypes if dtype in spec.dtypes]
     runs: dict[tuple[str, str], Run] = {
         ("superscene", dtype): our_run(name, weights, device, dtype, dn)
         for dtype in dict.fromkeys(["float32", *dtypes])

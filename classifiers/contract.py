@@ -64,6 +64,8 @@ def _wrong_activations(entry: ClassifierSpec, model: Classifier, channels: int) 
             return ["what an image becomes depends on chance, or on those beside it in the batch"]
         if model.map_size((channels, edge, edge)) != found.shape[2:]:
             faults.append(f"at {edge} pixels the size of its activations depends on more than the size of the image")
+        if entry.map_edge is not None and (entry.map_edge(edge),) * 2 != found.shape[2:]:
+            faults.append(f"at {edge} pixels map_edge is {entry.map_edge(edge)}, and its activations {found.shape[2]}")
         if not torch.allclose(layer_activations(model, images, entry.target_layer), found, atol=_CLOSE):
             faults.append(f"the output of target_layer, {entry.target_layer}, is not what the head pools")
     if not faults and not explain(model, _images(1, channels, 96), "grad_cam", labels=[0]).isfinite().all():

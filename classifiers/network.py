@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from infra.errors import ConfigError, ShapeError
+from classifiers.planned import refuse_too_small
+from infra.errors import ConfigError
 
 
 def pool(activations: Tensor) -> Tensor:
@@ -47,6 +48,11 @@ class Classifier(nn.Module):
         self.name = name
         self.min_size = min_size
 
+    @property
+    def has_linear_head(self) -> bool:
+        """Whether the head is one linear layer."""
+        return isinstance(self.head, nn.Linear)
+
     def features(self, x: Tensor) -> Tensor:
         """Return the activations of the last convolutional stage.
 
@@ -83,11 +89,7 @@ class Classifier(nn.Module):
         return height, width
 
     def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.min_size:
-            raise ShapeError(
-                f"{self.name} needs images of at least {self.min_size} x {self.min_size} pixels, got {height} x "
-                f"{width}: enlarge them by an SR model, or choose another classifier"
-            )
+        refuse_too_small(self.name, self.min_size, height, width)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return the logits (N, L) of pooled features (N, K); never in half precision, so that ranks keep."""

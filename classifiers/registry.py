@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from torch import nn
-
-from classifiers.heads import build_head
-from classifiers.network import Classifier
-from classifiers.weights import VISION_ENCODER, key_mismatch, read_tensors
 from infra.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean
 from infra.installed import ModelTable
 from infra.weights_store import OfficialFile, WeightsStore
+
+if TYPE_CHECKING:  # who asks for names and facts alone does not pay for torch
+    from torch import nn
+
+    from classifiers.network import Classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,11 @@ class ClassifierSpec:
     """The published ImageNet weights; None: there are none, and RUN.yaml names a file where one is wanted."""
     weights_licence: str = "none"
     """Terms of the published weights."""
-    backbone: Callable[[int], nn.Module] | None = None
+    backbone: "Callable[[int], nn.Module] | None" = None
     """Builds the network, without pooling and classification layer, from the number of bands; None: timm does."""
+    map_edge: Callable[[int], int] | None = None
+    """Edge of the activations of `target_layer` from an image's, for those who plan without building the network; None:
+    it is built to know."""
     distribution: str | None = None
     """Name and version of the distribution that brings the network, None for this package's own. It is part of the
     identity of what is trained, since another version may be another network."""
@@ -50,7 +53,7 @@ class ClassifierSpec:
         """Return the entry as another distribution's, given its name and version."""
         return replace(self, distribution=distribution)
 
-    def build_backbone(self, in_channels: int) -> nn.Module:
+    def build_backbone(self, in_channels: int) -> "nn.Module":
         """Return the convolutional stages, from (N, in_channels, H, W) to (N, feature_channels, h, w).
 
         Raises:
@@ -77,11 +80,19 @@ def _resnet(depth: int, feature_channels: int, sha256: str) -> ClassifierSpec:
         first_conv="conv1.weight",
         classifier="fc.",
         min_size=32,  # layer4 has one place here already
+        map_edge=lambda edge: -(-edge // 32),  # five times half of it, rounded up
         official_file=OfficialFile(file, f"https://download.pytorch.org/models/{file}", sha256),
         weights_licence="BSD-3-Clause (torchvision), trained on ImageNet",
         licence="Apache-2.0",
         paper="He et al. 2016, Deep residual learning for image recognition, arXiv:1512.03385",
     )
+
+
+def _inception_v4_edge(edge: int) -> int:
+    """Return the edge of Inception-v4's last stage: its unpadded windows of 3 are all that makes images smaller."""
+    for stride in (2, 1, 2, 1, 2, 2, 2):
+        edge = (edge - 3) // stride + 1
+    return edge
 
 
 _OWN: Mapping[str, ClassifierSpec] = MappingProxyType(
@@ -98,6 +109,7 @@ _OWN: Mapping[str, ClassifierSpec] = MappingProxyType(
             first_conv="features.0.conv.weight",
             classifier="last_linear.",
             min_size=75,
+            map_edge=_inception_v4_edge,
             official_file=OfficialFile(
                 "inceptionv4-8e4777a0.pth",
                 "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/"
@@ -172,7 +184,7 @@ def _missing(name: str, entry: ClassifierSpec, found: str) -> WeightsError:
 
 def build(
     name: str, num_labels: int, in_channels: int = 3, head: str = "linear", weights: str | Path | None = None
-) -> Classifier:
+) -> "Classifier":
     """Return a new classifier, on the CPU and in training mode.
 
     Args:
@@ -192,6 +204,9 @@ def build(
         ConfigError: A count is below 1.
         WeightsError: The file is missing, unreadable or of another network.
     """
+    from classifiers.heads import build_head
+    from classifiers.network import Classifier
+
     entry = spec(name)
     if num_labels < 1 or in_channels < 1:
         raise ConfigError(
@@ -212,7 +227,9 @@ def build(
     return classifier
 
 
-def _load_backbone(backbone: nn.Module, path: Path, name: str, entry: ClassifierSpec, in_channels: int) -> None:
+def _load_backbone(backbone: "nn.Module", path: Path, name: str, entry: ClassifierSpec, in_channels: int) -> None:
+    from classifiers.weights import VISION_ENCODER, key_mismatch, read_tensors
+
     state = {key: value for key, value in read_tensors(path).items() if not key.startswith(entry.classifier)}
     if any(key.startswith(VISION_ENCODER) for key in state):
         raise WeightsError(

@@ -16,7 +16,7 @@ from infra.errors import PipelineError, StoreError
 from infra.parts import StageParts
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.gallery_pixels import GalleryPixels, rgb_array
 from tasks.pictures import to_rgb8
 from tasks.report.numbers import Numbers

@@ -12,6 +12,7 @@ from prefect import flow
 
 import classifiers
 import sr_models
+from classifiers.cam.methods import FLOOR
 from classifiers.network import Classifier
 from classifiers.training import TrainSettings
 from flows.config import RunConfig, TrainConfig
@@ -29,6 +30,7 @@ from infra.storage import StorePaths, file_sha256, locked_store
 from infra.tables import check_store
 from infra.zarr_store import create_store
 from tasks.backbone import Backbone, load_network
+from tasks.bands import band_set
 from tasks.branch import Branch, Inputs, LandCover, make_branch
 from tasks.bucket_ingest import BucketFeed, with_contents
 from tasks.comparisons import publish_comparisons
@@ -42,18 +44,11 @@ from tasks.evaluate import (
 )
 from tasks.explain import ExplainPlan, check_methods
 from tasks.explain_sample import planned_sample
-from tasks.explanation_metrics import (
-    FLOOR,
-    ExplainedBranch,
-    ExplanationJudge,
-    judge_jobs,
-    publish_explanation_metrics,
-)
+from tasks.explanation_metrics import ExplainedBranch, ExplanationJudge, judge_jobs, publish_explanation_metrics
 from tasks.features import ShardFeatures, features_parts
 from tasks.ingest import ShardIngester, publish_archive
 from tasks.models_from import borrowed_checkpoints
 from tasks.paper_tables import publish_paper_tables
-from tasks.patch_pixels import band_set
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_configs, publish_quality, publish_scores, publish_training
 from tasks.reliability import ReliabilityJob
@@ -61,8 +56,9 @@ from tasks.report.page import write_report
 from tasks.run_record import RunRecord, published_configs
 from tasks.score import ShardScorer, create_map_stores, scored_classifier
 from tasks.stage import PartsOfItems
+from tasks.stage_titles import stage_title
 from tasks.summary import markdown_summary
-from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver, stage_title
+from tasks.super_resolve import ShardSuperResolver, SrShards, SrShardSuperResolver
 from tasks.train import Fitted, HeadFitter, fit_devices, fit_network, labels_to_learn, train_job, training_set
 from tasks.trained import check_trained, load_trained
 

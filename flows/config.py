@@ -24,14 +24,15 @@ from pydantic_core import ErrorDetails
 
 import classifiers
 import sr_models
-from classifiers.cam.explain import METHODS, OptionValue, method_and_options
-from classifiers.reliability import ClusterSettings
+from classifiers.cam.methods import METHODS, method_and_options
+from classifiers.cam.options import OptionValue
+from classifiers.cluster_settings import ClusterSettings
 from flows.config_faults import faults
 from infra.archives.layouts import LAYOUTS, ArchiveOptions, unused
 from infra.bigearthnet.bands import RGB, S2_BANDS
 from infra.errors import ConfigError, WeightsError, did_you_mean
 from infra.storage import location
-from tasks.patch_pixels import Resampling
+from tasks.bands import Resampling
 
 
 def _place(value: object) -> Path:
@@ -497,7 +498,7 @@ class RunConfig(_Section):
                 raise ValueError(f"weights: {name}: there is no file {path}")
         for name in self.sr:
             self.sr_weights(name)
-            allowed = [str(dtype).removeprefix("torch.") for dtype in sr_models.SR_MODELS[name].dtypes]
+            allowed = sr_models.SR_MODELS[name].dtypes
             if len(allowed) > 1 and self.sr_dtype not in allowed:
                 raise ValueError(f"sr_dtype: {name} does not run in {self.sr_dtype}, only in {' and '.join(allowed)}")
         if self.models_from is not None and self.models_from.resolve() == self.store.resolve():

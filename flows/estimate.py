@@ -8,11 +8,11 @@ from math import prod
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-import classifiers
 import sr_models
-from classifiers.network import Classifier
+from classifiers.cam.methods import FLOOR
+from classifiers.cam.options import Explainable
+from classifiers.planned import planned
 from flows.config import RunConfig
 from flows.estimate_hours import Patches, hours_rows
 from flows.plan_rows import PlanRow
@@ -23,12 +23,10 @@ from infra.archives.streamed import StreamedArchive
 from infra.errors import ConfigError
 from infra.storage import StorePaths
 from infra.zarr_store import archive_arrays
-from tasks.branch import CEILING
-from tasks.explanation_metrics import FLOOR
+from sr_models.registry import CEILING
+from tasks.bands import band_set
 from tasks.labels import is_clean
 from tasks.map_costs import BYTES_PER_VALUE, MethodCost, judging_passes, method_costs
-from tasks.patch_pixels import band_set
-from tasks.trained import check_trained
 
 _FITTED = ("train", "validation")
 """Splits whose features heads are fitted on."""
@@ -193,16 +191,18 @@ def _map_rows(maps: _Maps, *, guessed: bool) -> list[PlanRow]:
     ]
 
 
-def _network(config: RunConfig, classifier: str, bands: Sequence[str], labels: int) -> Classifier:
-    """Return a classifier's network, of which only the shapes matter."""
+def _network(config: RunConfig, classifier: str, bands: Sequence[str], labels: int) -> Explainable:
+    """Return what is known of a classifier's network, of which only the shapes matter."""
     if classifier in config.trained:
+        from tasks.trained import check_trained  # torch takes 500 MB, and only such a file needs it
+
         return check_trained(config.trained[classifier], bands).network
-    with torch.device("meta"):
-        if config.models_from is not None:
-            return classifiers.build(config.network_of(classifier), labels, len(bands)).eval()
-        train = config.train_of(classifier)
-        taught = labels if train.one_against_rest is None else 1
-        return classifiers.build(config.network_of(classifier), taught, len(bands), train.head).eval()
+    network = config.network_of(classifier)
+    if config.models_from is not None:
+        return planned(network, labels, len(bands))
+    train = config.train_of(classifier)
+    taught = labels if train.one_against_rest is None else 1
+    return planned(network, taught, len(bands), train.head)
 
 
 def _bytes_per_patch(patch_format: PatchFormat) -> int:

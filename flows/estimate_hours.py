@@ -8,9 +8,9 @@ import sr_models
 from flows.config import RunConfig
 from flows.plan_rows import PlanRow
 from infra.storage import StorePaths
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.rates import SHIPPED, Rate, stored_rates
-from tasks.super_resolve import stage_title
+from tasks.stage_titles import stage_title
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from classifiers.cam.explain import METHODS, OptionValue
+from classifiers.cam.methods import METHODS
+from classifiers.cam.options import OptionValue
 from classifiers.network import Classifier
 from flows.config import RunConfig
 from flows.run import Run, stage_task

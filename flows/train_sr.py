@@ -18,7 +18,7 @@ from infra.storage import StorePaths, locked_store
 from infra.weights_store import sha256
 from sr_models.trained_weights import provenance
 from sr_models.training import SrTrainSettings
-from tasks.patch_pixels import band_set, groups_of
+from tasks.bands import band_set, groups_of
 from tasks.plan import Plan, make_plan
 from tasks.run_record import RUN_ID
 from tasks.sr_images import ImageFolder, Scene, StorePatches

@@ -9,14 +9,15 @@ import sys
 import warnings
 from importlib import import_module
 from types import ModuleType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 _GONE = "torchvision.transforms.functional_tensor"
 
 
-def _basicsr(module: str, name: str) -> type[nn.Module]:
+def _basicsr(module: str, name: str) -> "type[nn.Module]":
     """Return a class of `basicsr.archs`."""
     path = f"basicsr.archs.{module}"
     if path not in sys.modules:
@@ -36,7 +37,7 @@ def _basicsr(module: str, name: str) -> type[nn.Module]:
     return cast("type[nn.Module]", getattr(sys.modules[path], name))
 
 
-def msrresnet(*, num_feat: int, num_block: int) -> nn.Module:
+def msrresnet(*, num_feat: int, num_block: int) -> "nn.Module":
     """Return an RGB x4 MSRResNet, (N, 3, H, W) -> (N, 3, 4H, 4W).
 
     Args:
@@ -48,7 +49,7 @@ def msrresnet(*, num_feat: int, num_block: int) -> nn.Module:
     return _basicsr("srresnet_arch", "MSRResNet")(3, 3, num_feat=num_feat, num_block=num_block, upscale=4)
 
 
-def rrdbnet(*, num_feat: int, num_block: int, num_grow_ch: int) -> nn.Module:
+def rrdbnet(*, num_feat: int, num_block: int, num_grow_ch: int) -> "nn.Module":
     """Return an RGB x4 RRDBNet, (N, 3, H, W) -> (N, 3, 4H, 4W).
 
     Args:
@@ -63,7 +64,7 @@ def rrdbnet(*, num_feat: int, num_block: int, num_grow_ch: int) -> nn.Module:
     )
 
 
-def srvgg_compact(*, num_feat: int, num_conv: int) -> nn.Module:
+def srvgg_compact(*, num_feat: int, num_conv: int) -> "nn.Module":
     """Return an RGB x4 SRVGGNetCompact with PReLU, (N, 3, H, W) -> (N, 3, 4H, 4W).
 
     Args:

@@ -25,13 +25,3 @@ class Bicubic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x, (N, C, H, W), enlarged to (N, C, scale*H, scale*W); overshoots beyond the range of x stay."""
         return interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False, antialias=False)
-
-
-def bicubic(*, scale: int) -> nn.Module:
-    """Return the bicubic enlargement by an integer factor."""
-    return Bicubic(scale)
-
-
-def identity() -> nn.Module:
-    """Return the module that changes nothing."""
-    return Identity()

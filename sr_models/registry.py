@@ -4,23 +4,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
 from pydantic import BaseModel, ValidationError
-from torch import nn
 
 from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError, UnknownNameError, did_you_mean
 from infra.installed import ModelTable
 from infra.weights_store import OfficialFile
+from sr_models.architectures import bicubic, hat, identity
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
-from sr_models.hat import hat
-from sr_models.interpolation import bicubic, identity
 from sr_models.seesr import models as seesr
 from sr_models.seesr.options import SeesrOptions
 
+if TYPE_CHECKING:  # who asks for names and facts alone does not pay for torch
+    from torch import nn
+
 Scalar = str | int | float
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""A precision, by torch's name of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class WeightsFolder:
     is missing."""
     check: Callable[[Path, BaseModel | None], None]
     """Raises WeightsError for files that do not make the model; reads their names and shapes, not their numbers."""
-    load: Callable[[Path, BaseModel | None], nn.Module]
+    load: "Callable[[Path, BaseModel | None], nn.Module]"
     """Builds the network of a folder, on the CPU, float32."""
 
 
@@ -65,7 +68,7 @@ class SrSpec:
     """One line for a person."""
     scale: int
     """Integer factor of enlargement, the same for both axes."""
-    architecture: Callable[..., nn.Module]
+    architecture: "Callable[..., nn.Module]"
     """Builds the network, with random parameters, from `parameters`."""
     paper: str
     """Where the method is described."""
@@ -77,7 +80,7 @@ class SrSpec:
     """Bands of the input and the output, in the order of the channel axis."""
     input_range: tuple[float, float] = (0.0, 1.0)
     """Range of the input, after the stretch, and of the output."""
-    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    dtypes: tuple[Dtype, ...] = ("float32",)
     """Precisions the network may run in; the first is the default. Output is float32 in any case."""
     needs_weights: bool = False
     """Whether `load` wants a weight file."""
@@ -131,7 +134,7 @@ class SrSpec:
             told = [_told(fault["loc"], fault["msg"], fault["input"], self.options) for fault in error.errors()]
             raise ConfigError(f"{name}: {'; '.join(told)}") from error
 
-    def build(self, options: BaseModel | None = None) -> nn.Module:
+    def build(self, options: BaseModel | None = None) -> "nn.Module":
         """Return the network on the CPU, float32, with random parameters where it has any.
 
         Args:
@@ -150,14 +153,17 @@ def _told(place: Sequence[int | str], message: str, value: object, options: type
     return f"{name}: {message[:1].lower()}{message[1:]}, not {value!r}"
 
 
-_NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NETWORK_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 _REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
-_HAT_DTYPES = (torch.float32, torch.bfloat16)  # no float16: spandrel, too, refuses it for HAT
-_DIFFUSION_DTYPES = (torch.float32, torch.bfloat16)
+_HAT_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")  # no float16: spandrel, too, refuses it for HAT
+_DIFFUSION_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 _HAT_FOLDER = "https://drive.google.com/drive/folders/1HpmReFfoUqUbnAOQ7rvOeNU3uf_m69w0"
 _HAT_PARAMETERS = MappingProxyType(
     {"embed_dim": 180, "num_groups": 6, "num_blocks": 6, "compress_ratio": 3, "squeeze_factor": 30}
 )
+
+CEILING = "hr"
+"""The branch that sees the archive's own pixels where `degrade` reduces those of all others."""
 
 _OWN: Mapping[str, SrSpec] = MappingProxyType(
     {
@@ -171,7 +177,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
             recompute_is_cheap=True,
             receptive_radius=0,
         ),
-        "hr": SrSpec(
+        CEILING: SrSpec(
             title="the archive's own pixels where `degrade` reduces all others: the ceiling, not a competitor",
             scale=1,
             architecture=identity,

@@ -18,7 +18,8 @@ from infra.errors import ConfigError, ShapeError
 from sr_models.band_groups import back_project, join, split
 from sr_models.condition import Condition
 from sr_models.registry import Scalar, spec
-from sr_models.weights import load_into, weights_digest, weights_file
+from sr_models.weight_files import weights_digest, weights_file
+from sr_models.weights import load_into
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -248,13 +249,12 @@ def _identity(
 
 
 def _precision(name: str, dtype: str | torch.dtype | None) -> torch.dtype:
-    allowed = {_word(choice): choice for choice in spec(name).dtypes}
-    if dtype is None:
-        return spec(name).dtypes[0]
-    word = _word(dtype) if isinstance(dtype, torch.dtype) else dtype
+    allowed = spec(name).dtypes
+    word = allowed[0] if dtype is None else _word(dtype) if isinstance(dtype, torch.dtype) else dtype
     if word not in allowed:
         raise ConfigError(f"{name} does not run in {word}: choose {' or '.join(allowed)}")
-    return allowed[word]
+    found: torch.dtype = getattr(torch, word)
+    return found
 
 
 def _word(dtype: torch.dtype) -> str:

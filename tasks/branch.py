@@ -25,12 +25,10 @@ from infra.zarr_store import ArraySpec, ShardedStore, divisor
 from sr_models import Condition
 from sr_models.engine import Enlarged
 from sr_models.quality import QUALITY_COLUMNS, SSIM_WINDOW, quality_columns
-from sr_models.registry import Scalar, SrSpec
+from sr_models.registry import CEILING, Scalar, SrSpec
 from sr_models.stretch import as_tensor, to_unit
-from tasks.patch_pixels import Resampling, groups_of, joined, picked, reduced
-
-CEILING = "hr"
-"""The branch that sees the archive's own pixels where `degrade` reduces those of all others."""
+from tasks.bands import Resampling, groups_of
+from tasks.patch_pixels import joined, picked, reduced
 
 _QUALITY_SCHEMA = 2  # raised when a column of SR_QUALITY comes, goes or changes; pixels that are stored stay
 _STORED_BLOCK = 64  # patches of SR pixels written at once: 88 MB at 480 x 480

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import classifiers
-from classifiers.cam.explain import METHODS, ExplainMethod, OptionValue, method_and_options
 from classifiers.cam.faithfulness import judge_faithfulness
 from classifiers.cam.grid import on_grid
 from classifiers.cam.localisation import LOCALISATION, localise
+from classifiers.cam.methods import METHODS, ExplainMethod, method_and_options
+from classifiers.cam.options import OptionValue
 from classifiers.cam.summary import summarise
 from classifiers.cam.target import Target
 from classifiers.checkpoint import TrainedClassifier

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from numpy.typing import NDArray
 
-from classifiers.cam.explain import METHODS, OptionValue, method_and_options
 from classifiers.cam.grid import on_grid
+from classifiers.cam.methods import METHODS, method_and_options
+from classifiers.cam.options import OptionValue
 from classifiers.cam.target import Target
 from infra.bigearthnet.bands import IMAGE_RGB, RGB
 from infra.bigearthnet.reference_map import label_masks

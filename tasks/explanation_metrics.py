@@ -46,9 +46,6 @@ MAP_METRICS = (
 )
 """Columns of EXPLANATIONS of which means are taken."""
 
-FLOOR = "random"
-"""The method that all others have to rise above."""
-
 EXCESS = "pointing_minus_area"
 """Pointing less the share of the patch that the label covers, which is what noise hits."""
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from classifiers.cam.explain import METHODS
+from classifiers.cam.methods import METHODS
 from infra.errors import StoreError
 from tasks.gallery_cards import PatchCard, make_card
 from tasks.gallery_maps import Sources, StoredMaps

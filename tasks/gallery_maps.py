@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from classifiers.cam.grid import on_grid
+from classifiers.cam.methods import FLOOR
 from infra.errors import StoreError
 from infra.zarr_store import ShardedStore
 from tasks.explain import WHOLE_PATCH
-from tasks.explanation_metrics import FLOOR
 from tasks.gallery_pixels import GalleryPixels
 from tasks.map_store import read_map
 from tasks.pictures import OVERLAY_SIZE, Picture, encode, outlined, overlay, why_not_drawn

@@ -15,7 +15,7 @@ from infra.bigearthnet.bands import IMAGE_RGB, RGB, S2_10M
 from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.zarr_store import ShardedStore
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.explained_patch import land_cover
 from tasks.patch_pixels import reduced
 from tasks.pictures import to_rgb8

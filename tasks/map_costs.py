@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from types import MappingProxyType
 
-from classifiers.cam.explain import METHODS, OptionValue, method_and_options
-from classifiers.cam.faithfulness import STEPS
-from classifiers.network import Classifier
+from classifiers.cam.methods import METHODS, STEPS, method_and_options
+from classifiers.cam.options import Explainable, OptionValue
 from classifiers.registry import spec
 
 BYTES_PER_VALUE = 2
@@ -32,7 +31,7 @@ class MethodCost:
 
 def method_costs(
     methods: Sequence[str],
-    network: Classifier,
+    network: Explainable,
     shape: tuple[int, int, int],
     grid: int,
     labels: int,
@@ -42,7 +41,7 @@ def method_costs(
 
     Args:
         methods: Names of methods.
-        network: The network to be explained, on any device, torch's `meta` among them.
+        network: The network to be explained, or what is known of it.
         shape: Of what it sees of a patch, (C, H, W), H = W.
         grid: Edge of the archive's own patches, pixels, the finest that maps are stored at.
         labels: Labels that it knows.
@@ -76,7 +75,7 @@ def judging_passes(methods: Sequence[str], labels: float) -> float:
 
 
 def _passes(
-    method: str, options: Mapping[str, OptionValue], methods: Sequence[str], network: Classifier, edge: int
+    method: str, options: Mapping[str, OptionValue], methods: Sequence[str], network: Explainable, edge: int
 ) -> int:
     if method in {"score_cam", "grad_plus_plus_score_cam"}:
         shared = method != "score_cam" and "score_cam" in methods and not options["reduce_input"]

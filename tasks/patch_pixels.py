@@ -1,7 +1,6 @@
 """From stored arrays to what a network sees: bands picked from their grids, reduced on request, joined, stretched."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -9,31 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from infra.archives.model import PatchFormat
-from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, BandGroup
-from infra.errors import ConfigError
+from infra.bigearthnet.bands import S1, BandGroup
 from sr_models.stretch import limits
-
-Resampling = Literal["nearest", "bilinear", "bicubic"]
-"""How bands of coarser grids are brought to the finest."""
-
-
-def band_set(name: str, patch_format: PatchFormat) -> tuple[str, ...]:
-    """Return the bands that `bands` of RUN.yaml means for an archive, in channel order.
-
-    Raises:
-        ConfigError: The archive does not have them.
-    """
-    there = {band for group in patch_format.groups for band in group.bands}
-    bands = IMAGE_RGB if name == "rgb" and there == set(IMAGE_RGB) else BAND_SETS[name]
-    if missing := [band for band in bands if band not in there]:
-        raise ConfigError(f"bands: {name} needs {', '.join(missing)}, and this archive has {', '.join(sorted(there))}")
-    return bands
-
-
-def groups_of(patch_format: PatchFormat, bands: Sequence[str]) -> tuple[BandGroup, ...]:
-    """Return the grids that hold any of the bands, the finest first."""
-    return tuple(group for group in patch_format.groups if set(bands) & set(group.bands))
+from tasks.bands import Resampling
 
 
 def picked(values: NDArray[np.generic], group: BandGroup, bands: Sequence[str]) -> NDArray[np.generic]:

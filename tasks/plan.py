@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, PatchFormat, PatchInput, Scan
 from infra.archives.streamed import StreamedArchive
 from infra.errors import ArchiveError, BadPatchError, ConfigError
 from infra.fingerprint import Json
 from infra.geo import footprints
+from infra.name_lookup import places_among
 from infra.parquet_files import read_parquet, read_rows
 from infra.parts import StageParts, stage_config, stage_parts, write_parquet
 from infra.storage import StorePaths, write_text
@@ -32,6 +34,7 @@ ORDER_SEED = 0
 
 _FORMAT_FILE = "format.json"
 _SPLIT_ORDER = ("train", "validation", "test", "all")
+_AT_ONCE = 1 << 16  # rows that are Python's objects, or copied, at a time
 _ROWS_PER_GROUP = 8192  # a worker reads its shard's rows, not the whole plan
 
 
@@ -134,8 +137,7 @@ def assign(inputs: pa.Table, shard_size: int, first_shard: int) -> pa.Table:
     Returns:
         PLAN_SCHEMA, sorted by shard and row. Any whole shard is a random sample of its split.
     """
-    digests = [hashlib.sha256(f"{ORDER_SEED}:{i}".encode()).digest()[:8] for i in inputs["patch_id"].to_pylist()]
-    keys = np.frombuffer(b"".join(digests), ">u8")
+    keys = _keys(inputs["patch_id"])
     splits = inputs["split"].combine_chunks().dictionary_encode()
     names, split_of = splits.dictionary.to_pylist(), splits.indices.to_numpy()
     order, shards, rows = [], [], []
@@ -149,6 +151,16 @@ def assign(inputs: pa.Table, shard_size: int, first_shard: int) -> pa.Table:
     table = inputs.take(pa.array(np.concatenate(order)))
     table = table.append_column("shard", pa.array(np.concatenate(shards), pa.int32()))
     return table.append_column("row", pa.array(np.concatenate(rows), pa.int32())).cast(PLAN_SCHEMA)
+
+
+def _keys(patch_ids: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Return the first eight bytes of each name's hash, as numbers in the order of the hashes."""
+    keys = np.empty(len(patch_ids), np.uint64)
+    for start in range(0, len(keys), _AT_ONCE):
+        names = patch_ids.slice(start, _AT_ONCE).to_pylist()
+        digests = b"".join(hashlib.sha256(f"{ORDER_SEED}:{name}".encode()).digest()[:8] for name in names)
+        keys[start : start + len(names)] = np.frombuffer(digests, ">u8")
+    return keys
 
 
 def shard_inputs(parts: StageParts, shard: int) -> list[tuple[int, PatchInput]]:
@@ -228,30 +240,53 @@ def _refuse_changes(scan: Scan, parts: StageParts, quarantined: pa.Array) -> Non
     settled = quarantined
     for path in reversed(_plan_files(parts)):
         plan = read_parquet(path, ["patch_id", "split", "labels"])
-        plan = plan.filter(pc.invert(pc.is_in(plan["patch_id"], value_set=settled)))
-        settled = pa.concat_arrays([settled, plan["patch_id"].combine_chunks()])  # earlier plans do not hold for these
-        place = pc.index_in(plan["patch_id"], value_set=scan.inputs["patch_id"].combine_chunks())
-        now = scan.inputs.select(["split", "labels"]).take(place.drop_null())
-        plan = plan.filter(pc.is_valid(place))
+        if len(settled):
+            plan = plan.filter(pa.array(places_among(plan["patch_id"], settled) < 0))
+        settled = pa.concat_arrays([settled, *plan["patch_id"].chunks])  # earlier plans do not hold for these
+        place = places_among(plan["patch_id"], _one(scan.inputs["patch_id"]))
         for column, what in (("split", "another split"), ("labels", "other labels")):
-            before, after = (
-                table[column] if column == "split" else pc.binary_join(table[column], "\n") for table in (plan, now)
-            )
-            differ = pc.fill_null(pc.not_equal(before, after), pc.xor(pc.is_null(before), pc.is_null(after)))
-            changed = plan["patch_id"].filter(differ)
+            changed = _changed(plan[column], scan.inputs[column], place)
             if len(changed):
                 raise ConfigError(
                     f"the archive now has {what} for {len(changed)} patches that {parts.paths.root} holds already, "
-                    f"such as {changed[0]}: choose another store"
+                    f"such as {plan['patch_id'][changed[0]]}: choose another store"
                 )
+
+
+def _changed(planned: pa.ChunkedArray, scanned: pa.ChunkedArray, place: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the rows of a plan of which the archive now says something else.
+
+    Args:
+        planned: A column of the plan, texts or lists of texts.
+        scanned: The same column of the archive.
+        place: Of each row of the plan its row in the archive, -1 where that does not know the patch.
+    """
+    changed = []
+    for start in range(0, len(place), _AT_ONCE):
+        rows = start + np.flatnonzero(place[start : start + _AT_ONCE] >= 0)
+        before, after = (
+            _as_text(column.take(pa.array(at))) for column, at in ((planned, rows), (scanned, place[rows]))
+        )
+        differ = pc.fill_null(pc.not_equal(before, after), pc.xor(pc.is_null(before), pc.is_null(after)))
+        changed.append(rows[differ.to_numpy()])
+    return np.concatenate([np.empty(0, np.int64), *changed])
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.binary_join(column, "\n") if pa.types.is_list(column.type) else column
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # combining one copies it
 
 
 def _without_place(scan: Scan, archive: Archive, parts: StageParts, quarantined: pa.Array) -> pa.Table:
     """Inputs that no plan holds, and those that were quarantined for their pixels and can be read now."""
-    planned = [read_parquet(path, ["patch_id"])["patch_id"] for path in _plan_files(parts)]
-    held = pa.chunked_array([chunk for column in planned for chunk in column.chunks], pa.string())
-    is_new = pc.invert(pc.is_in(scan.inputs["patch_id"], value_set=held)).to_numpy()
-    bad = pc.is_in(scan.inputs["patch_id"], value_set=quarantined).to_numpy()
+    ids = scan.inputs["patch_id"]
+    is_new = np.ones(len(ids), np.bool_)
+    for path in _plan_files(parts):
+        is_new &= places_among(ids, _one(read_parquet(path, ["patch_id"])["patch_id"])) < 0
+    bad = places_among(ids, quarantined) >= 0
     if isinstance(archive, StreamedArchive):  # a look at one of its patches would be a pass over all of it
         is_new |= bad & archive.is_new()
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.storage import StorePaths
 from infra.tables import read_file
-from tasks.super_resolve import sr_of_title
+from tasks.stage_titles import sr_of_title
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from types import MappingProxyType
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from classifiers.cam.explain import OptionValue, method_and_options
+from classifiers.cam.methods import method_and_options
+from classifiers.cam.options import OptionValue
 from classifiers.checkpoint import Activation
 from classifiers.network import Classifier
 from classifiers.reliability import (

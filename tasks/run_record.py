@@ -5,7 +5,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from infra.errors import StoreError
 from infra.storage import StorePaths, write_text
 from infra.tables import RUNS, publish, read_file
 from tasks.ingest import IngestCounts
+from tasks.live_run import LiveStage, live_path, progress_path
 from tasks.stage import Progress, ShardFailure, StageReport, both_attempts
 
 _LIBRARIES = ("superscene", "torch", "ray", "prefect", "zarr", "pyarrow", "timm", "rasterio", "numpy")
@@ -26,32 +26,6 @@ RUN_ID = "%Y%m%dT%H%M%S%fZ"
 
 _LIVE_SECONDS = 5.0
 """How often a stage's progress is written at most, for `status`."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveStage:
-    """How far a run's stage is, when that was last written down."""
-
-    run_id: str
-    stage: str
-    done: int
-    """Shards with an outcome, or epochs, of those that this run has to do."""
-    total: int
-    patches: int
-    seconds: float
-    """Since the stage began."""
-    written: float
-    """Seconds since 1970, by the driver's clock."""
-
-    @property
-    def patches_per_second(self) -> float:
-        """Patches a second since the stage began."""
-        return self.patches / self.seconds if self.seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Time left if the rest goes as fast; None as long as nothing is done."""
-        return self.seconds / self.done * (self.total - self.done) if self.done else None
 
 
 @dataclass(slots=True)
@@ -106,7 +80,7 @@ class RunRecord:
             if done == 0 or done == total or now - told > _LIVE_SECONDS:
                 told = now
                 live = LiveStage(self.run_id, stage, done, total, patches, now - began, time.time())
-                write_text(_progress_path(self.paths), json.dumps(asdict(live)))
+                write_text(progress_path(self.paths), json.dumps(asdict(live)))
 
         return both
 
@@ -129,7 +103,7 @@ class RunRecord:
 
     def save(self, status: Literal["running", "complete", "incomplete", "stopped"]) -> None:
         """Write the live record."""
-        write_text(_live_path(self.paths), json.dumps({"status": status, **self._row(None)}, default=str))
+        write_text(live_path(self.paths), json.dumps({"status": status, **self._row(None)}, default=str))
 
     def publish(self) -> None:
         """Write the run's row to tables/runs."""
@@ -177,39 +151,6 @@ class RunRecord:
         }
 
 
-def live_record(paths: StorePaths) -> dict[str, Any] | None:
-    """Return the record of the last run, finished or not; None where there was none.
-
-    Raises:
-        StoreError: It is damaged.
-    """
-    return _read(_live_path(paths))
-
-
-def live_stage(paths: StorePaths, run_id: str) -> LiveStage | None:
-    """Return how far the stage is that a run is at; None where it has not begun one, or another version runs it.
-
-    Raises:
-        StoreError: What tells it is damaged.
-    """
-    live = _read(_progress_path(paths))
-    if live is None or live.get("run_id") != run_id or live.keys() != {known.name for known in fields(LiveStage)}:
-        return None
-    return LiveStage(**live)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    except ValueError:
-        pass
-    raise StoreError(f"{path} is damaged: remove it, the next run writes it anew")
-
-
 def published_configs(paths: StorePaths) -> list[set[str]]:
     """Return the configs that each run published, the last run first."""
     files = sorted(paths.table("runs").glob("run-*.parquet"), reverse=True)
@@ -242,11 +183,3 @@ def git_commit() -> str | None:
         return None
     result = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)  # noqa: S603
     return result.stdout.strip() or None
-
-
-def _live_path(paths: StorePaths) -> Path:
-    return paths.work / "run.json"
-
-
-def _progress_path(paths: StorePaths) -> Path:
-    return paths.work / "progress.json"

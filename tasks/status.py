@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from infra.errors import StoreError
 from infra.parts import StageParts
 from infra.storage import StorePaths, is_locked
-from tasks.run_record import LiveStage, live_record, live_stage
+from tasks.live_run import LiveStage, live_record, live_stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,26 +9,12 @@ from numpy.typing import NDArray
 
 from infra.tables import SR_QUALITY
 from infra.zarr_store import ShardedStore
-from sr_models import Condition, SrSpec
+from sr_models import Condition
 from tasks.branch import Branch, BranchReader, block_batches, worker_device
 from tasks.stage import ShardCount
 
 _QUALITY = "sr_quality"
 """Side table of an SR shard's part."""
-
-
-_TITLE = "super-resolve "
-_OF_SR_SHARDS = ", SR shards"
-
-
-def stage_title(sr: str, spec: SrSpec) -> str:
-    """Return the title of the stage that stores a model's pixels; it says where its numbers are not the shards'."""
-    return f"{_TITLE}{sr}{'' if spec.sr_shard is None else _OF_SR_SHARDS}"
-
-
-def sr_of_title(title: str) -> str | None:
-    """Return the SR model of such a title; None for other stages."""
-    return title.removeprefix(_TITLE).removesuffix(_OF_SR_SHARDS) if title.startswith(_TITLE) else None
 
 
 class ShardSuperResolver:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from classifiers import explain, explain_methods
-from classifiers.cam.explain import METHODS
+from classifiers.cam.methods import METHODS
 from flows.config import RunConfig
 from infra.query import query
 from tests.docs_pages import blocks_of, tables_with_reliability

@@ -11,15 +11,9 @@ from torch import Tensor
 
 from classifiers.cam.grid import are_finite, min_max, on_grid
 from classifiers.cam.masked import chunks
+from classifiers.cam.methods import STEPS
 from classifiers.cam.target import Target, images_at_once
 from infra.errors import ConfigError, ShapeError
-
-STEPS = 36
-"""Steps of deletion and of insertion: 400 pixels of a patch each, under half of a cell of a 4 x 4 map.
-
-RISE's are one row of 224 x 224 pixels. Passes through the network are all that the judgement costs, and the area under
-a curve by trapezoids of 36 steps is off by no more than 1/72 of the curve's total variation.
-"""
 
 
 @dataclass(frozen=True, slots=True)

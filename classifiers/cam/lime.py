@@ -1,47 +1,11 @@
 """LIME: a linear model of what the network makes of the input with random parts of it blank."""
 
-from dataclasses import dataclass
-from math import inf
-
 import torch
 from torch import Tensor
 
-from classifiers.cam.masked import check_cells, chunks, shared_mask_probabilities
-from classifiers.cam.target import Target, check_seed
-from infra.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class LimeOptions:
-    """Options of LIME."""
-
-    cells: int = 8
-    """Rectangles along each edge of the input, the features of the linear model; at least 2."""
-    samples: int = 1000
-    """Number of samples that the linear model is fitted on, the passes through the network for a patch; at least 2."""
-    kernel_width: float = 0.25
-    """Width of the kernel that weights samples by their cosine distance from the whole input; > 0."""
-    ridge: float = 1.0
-    """Penalty on the squared coefficients, in the unit of the summed weights of the samples; > 0."""
-    seed: int = 0
-    """Of the samples, which are the same for all patches and labels."""
-
-    def __post_init__(self) -> None:
-        # One cell has no place, and the first sample is the whole input.
-        if min(self.cells, self.samples) < 2 or not (0 < self.kernel_width < inf and 0 < self.ridge < inf):
-            raise ConfigError(
-                "lime needs at least 2 cells along an edge and 2 samples, and finite kernel_width and ridge above 0, "
-                f"got cells={self.cells}, samples={self.samples}, kernel_width={self.kernel_width}, ridge={self.ridge}"
-            )
-        check_seed("lime", self.seed)
-
-    def check_input(self, height: int, width: int) -> None:
-        """Refuse an input, H x W pixels, that the grid does not fit.
-
-        Raises:
-            ConfigError: The grid has more cells along an edge than the input has pixels.
-        """
-        check_cells("lime", self.cells, height, width)
+from classifiers.cam.masked import chunks, shared_mask_probabilities
+from classifiers.cam.options import LimeOptions
+from classifiers.cam.target import Target
 
 
 def lime(target: Target, options: LimeOptions) -> Tensor:

@@ -7,17 +7,6 @@ from torch import Tensor
 
 from classifiers.cam.grid import min_max, on_grid
 from classifiers.cam.target import Target, images_at_once
-from infra.errors import ConfigError
-
-
-def check_cells(method: str, cells: int, height: int, width: int) -> None:
-    """Refuse a grid that has more cells along an edge than an input has pixels, H x W.
-
-    Raises:
-        ConfigError: It has.
-    """
-    if cells > min(height, width):
-        raise ConfigError(f"{method}: {cells} cells do not fit an edge of an input of {height} x {width}: choose fewer")
 
 
 def chunks(count: int, x: Tensor) -> Iterator[slice]:

@@ -1,43 +1,13 @@
 """Occlusion sensitivity: what the probability loses when a window of the input is blank."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from classifiers.cam.masked import chunks, shared_mask_probabilities
+from classifiers.cam.options import OcclusionOptions
 from classifiers.cam.target import Target
-from infra.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class OcclusionOptions:
-    """Options of occlusion sensitivity."""
-
-    window: int = 11
-    """Edge of the square that is blank, pixels of the input."""
-    stride: int = 2
-    """Step between windows, pixels; at most the window, so that every pixel is covered."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.stride <= self.window:
-            raise ConfigError(
-                "occlusion needs 1 <= stride <= window, so that every pixel is covered, got "
-                f"window={self.window}, stride={self.stride}"
-            )
-
-    def check_input(self, height: int, width: int) -> None:
-        """Refuse an input, H x W pixels, that the window does not fit.
-
-        Raises:
-            ConfigError: The window is larger than the input.
-        """
-        if self.window > min(height, width):
-            raise ConfigError(
-                f"occlusion: a window of {self.window} x {self.window} pixels does not fit an input of {height} x "
-                f"{width}: choose a smaller window, or enlarge the images"
-            )
 
 
 def occlusion(target: Target, options: OcclusionOptions) -> Tensor:

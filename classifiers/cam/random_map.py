@@ -1,22 +1,10 @@
 """Random maps: the floor that every method has to rise above."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from classifiers.cam.target import Target, check_seed
-
-
-@dataclass(frozen=True, slots=True)
-class RandomOptions:
-    """Options of random maps."""
-
-    seed: int = 0
-    """Seed of the noise, beside each patch's own."""
-
-    def __post_init__(self) -> None:
-        check_seed("random", self.seed)
+from classifiers.cam.options import RandomOptions
+from classifiers.cam.target import Target
 
 
 def random_map(target: Target, options: RandomOptions) -> Tensor:

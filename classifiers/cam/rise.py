@@ -1,46 +1,14 @@
 """RISE: the mean of random masks, weighted by the probability that the masked input has."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
-from classifiers.cam.masked import check_cells, chunks, shared_mask_probabilities
-from classifiers.cam.target import Target, check_seed
-from infra.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class RiseOptions:
-    """Options of RISE."""
-
-    masks: int = 4000
-    """Number of random masks, the passes through the network for a patch."""
-    cells: int = 8
-    """Cells of the random grid along each edge of the input; at least 2."""
-    keep: float = 0.5
-    """Probability that a cell is kept, in (0, 1)."""
-    seed: int = 0
-    """Of the masks, which are the same for all patches and labels."""
-
-    def __post_init__(self) -> None:
-        # With one cell, or all of them kept, every mask is the same at all pixels, and so is the map.
-        if self.masks < 1 or self.cells < 2 or not 0 < self.keep < 1:
-            raise ConfigError(
-                "rise needs at least 1 mask and 2 cells along an edge, and keep in (0, 1), got "
-                f"masks={self.masks}, cells={self.cells}, keep={self.keep}"
-            )
-        check_seed("rise", self.seed)
-
-    def check_input(self, height: int, width: int) -> None:
-        """Refuse an input, H x W pixels, that the grid does not fit.
-
-        Raises:
-            ConfigError: The grid has more cells along an edge than the input has pixels.
-        """
-        check_cells("rise", self.cells, height, width)
+from classifiers.cam.masked import chunks, shared_mask_probabilities
+from classifiers.cam.options import RiseOptions
+from classifiers.cam.target import Target
 
 
 def rise(target: Target, options: RiseOptions) -> Tensor:

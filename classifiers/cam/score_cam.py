@@ -1,53 +1,13 @@
 """Score-CAM and Grad++ScoreCAM: channels weighted by what the network makes of the input that they let through."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
 from classifiers.cam.gradient_family import grad_cam_pp_layer_weights, grad_cam_pp_weights, weighted_sum
 from classifiers.cam.masked import channel_mask_probabilities, has_mask
+from classifiers.cam.options import GradPlusPlusScoreCamOptions, ScoreCamOptions
 from classifiers.cam.target import Target
-from classifiers.network import Classifier
-from infra.errors import ConfigError
-
-ChannelWeights = Literal["difference", "softmax"]
-"""What becomes of the gains in probability of a label: they are the weights, or their softmax over channels is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreCamOptions:
-    """Options of Score-CAM."""
-
-    weights: ChannelWeights = "difference"
-    """The gains themselves, as in the paper's definition, or their softmax over channels, as in its algorithm."""
-
-    def __post_init__(self) -> None:
-        if self.weights not in get_args(ChannelWeights):
-            raise ConfigError(f"score_cam: weights is difference or softmax, got {self.weights!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class GradPlusPlusScoreCamOptions:
-    """Options of Grad++ScoreCAM."""
-
-    reduce_input: bool = False
-    """Whether the input is reduced to the map's size and masked there, as in the paper, not the map enlarged."""
-
-    def check_map(self, model: Classifier, height: int, width: int) -> None:
-        """Refuse a map, h x w places, to whose size the network's input cannot be reduced.
-
-        Raises:
-            ConfigError: The input is to be reduced below what the network can see.
-        """
-        if self.reduce_input and min(height, width) < model.min_size:
-            raise ConfigError(
-                f"grad_plus_plus_score_cam: reduce_input makes an input of {height} x {width} pixels, the size of the "
-                f"map, {model.name} needs at least {model.min_size} x {model.min_size}: leave reduce_input out, choose "
-                "an earlier target_layer, or enlarge the images"
-            )
 
 
 def score_cam(target: Target, options: ScoreCamOptions) -> Tensor:

@@ -1,35 +1,14 @@
 """SmoothGrad-CAM++: Grad-CAM++ with derivatives averaged over noisy copies of the input."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import inf
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import Tensor
 
 from classifiers.cam.gradient_family import alpha_weights, grad_cam_pp, weighted_sum
-from classifiers.cam.target import Target, check_seed
-from infra.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class SmoothOptions:
-    """Options of SmoothGrad-CAM++."""
-
-    samples: int = 8
-    """Noisy copies of each input."""
-    noise: float = 0.3
-    """Standard deviation of the noise, in standardised units."""
-    seed: int = 0
-    """Seed of the noise, beside each patch's own."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or not 0 <= self.noise < inf:
-            raise ConfigError(
-                f"smooth_grad_cam_pp needs samples >= 1 and noise >= 0, got {self.samples} and {self.noise}"
-            )
-        check_seed("smooth_grad_cam_pp", self.seed)
+from classifiers.cam.options import SmoothOptions
+from classifiers.cam.target import Target
 
 
 def smooth_grad_cam_pp(target: Target, options: SmoothOptions) -> Tensor:

@@ -25,19 +25,6 @@ _CPU_BYTES_AT_ONCE = 1 << 26  # 11 images of 120 x 120: a ResNet-50 takes 1.5 ti
 _GPU_BYTES_AT_ONCE = 1 << 33  # fills any GPU, and keeps each tensor below 2^31 elements, where kernels are slower
 
 
-_SEEDS = range(1 << 63)  # what every generator of torch takes
-
-
-def check_seed(method: str, seed: int) -> None:
-    """Refuse a seed that generators do not take.
-
-    Raises:
-        ConfigError: It is negative, or has more than 63 bits.
-    """
-    if seed not in _SEEDS:
-        raise ConfigError(f"{method} needs a seed from 0 to 2^63 - 1, got {seed}")
-
-
 class Target:
     """One batch, seen at one layer of a network in evaluation mode; each thing is computed once, on first use.
 

@@ -1,8 +1,8 @@
 """Reliability scores from clusters of activation maps, and the confidences that they are compared with."""
 
+from classifiers.cluster_settings import ClusterSettings
 from classifiers.reliability.adjustment import Accuracies, Adjustment, adjustment
 from classifiers.reliability.clusters import (
-    ClusterSettings,
     MapClusters,
     check_enough,
     choose_landmarks,

@@ -12,7 +12,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from classifiers.reliability.clusters import DEFAULTS, ClusterSettings, MapClusters
+from classifiers.cluster_settings import ClusterSettings
+from classifiers.reliability.clusters import DEFAULTS, MapClusters
 from classifiers.reliability.model import OUTCOMES, FittedReliability, Reliability
 from infra.errors import WeightsError
 

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from classifiers.cam.target import Activation
+from classifiers.cluster_settings import SAMPLES_PER_CLUSTER, ClusterSettings
 from classifiers.reliability.clusters import (
-    SAMPLES_PER_CLUSTER,
-    ClusterSettings,
     Floats,
     MapClusters,
     blocks,

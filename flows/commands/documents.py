@@ -33,7 +33,7 @@ _OF_A_RUN = (
 def run_document(store: Path) -> dict[str, object]:
     """Return how the last run of a store went."""
     from infra.storage import StorePaths
-    from tasks.run_record import live_record
+    from tasks.live_run import live_record
     from tasks.status import store_status
 
     paths = StorePaths(store.resolve())

@@ -18,7 +18,7 @@ from flows.commands.places import refuse_no_store
 
 if TYPE_CHECKING:
     from tasks.evaluate_where import Selection
-    from tasks.run_record import LiveStage
+    from tasks.live_run import LiveStage
 
 _FRAMED = 120  # columns of a terminal from which on a table of ten numbers can have frames
 

@@ -93,14 +93,15 @@ class BigEarthNetV2:
         named = self._metadata(METADATA)
         flagged = self._metadata(FLAGGED_METADATA) if self._path(FLAGGED_METADATA).is_file() else named.slice(0, 0)
         if self.include_flagged:
-            excluded = named.schema.empty_table()  # a slice would keep half a million rows
+            excluded = _with_source(named.schema.empty_table())  # a slice would keep half a million rows
             named = pa.concat_tables([named, flagged]).combine_chunks()
         else:
             flag = pc.or_(
                 pc.fill_null(named["has_snow"], fill_value=False), pc.fill_null(named["has_cloud"], fill_value=False)
             )
-            excluded = pa.concat_tables([flagged, named.filter(flag)])
+            excluded = _with_source(pa.concat_tables([flagged, named.filter(flag)]))
             named = named.filter(pc.invert(flag))
+        named = _with_source(named)  # only now, as it is a third of all
         found = inventory.folders(S2_FOLDER, by_product=True)
         if found is None:
             found = Found(pc.drop_null(pa.concat_tables([named, excluded])["source"]).to_pylist())
@@ -145,7 +146,7 @@ class BigEarthNetV2:
         return file_below(self.root, name)
 
     def _metadata(self, name: str) -> pa.Table:
-        """Return a metadata table with the inputs' column names, `source` and `listed_in`."""
+        """Return a metadata table with the inputs' column names and `listed_in`; `_with_source` adds the rest."""
         path = self._path(name)
         if not location(self.root).is_dir():
             raise ArchiveError(f"the archive's root {self.root} is not a folder")
@@ -162,7 +163,9 @@ class BigEarthNetV2:
                     raise ArchiveError(f"{path} has more than one column {', '.join(twice)}")
                 if file.metadata.num_rows > MAX_ROWS:
                     raise ArchiveError(f"{path} claims {file.metadata.num_rows} rows, more than any archive has")
-                table = file.read([column for column in _COLUMNS if column in there])
+                # Threads are no faster here, and each keeps memory of its own.
+                table = file.read([column for column in _COLUMNS if column in there], use_threads=False)
+            pa.default_memory_pool().release_unused()  # what reading took is as much as what it made
             table.validate(full=True)  # that texts are UTF-8, above all
             rows = table.num_rows
             columns: dict[str, pa.Array | pa.ChunkedArray] = {
@@ -175,11 +178,15 @@ class BigEarthNetV2:
             raise ArchiveError(f"{path} cannot be read as BigEarthNet v2 metadata: {error}") from error
         if "split" not in there:
             columns["split"] = pa.array(["all"]).take(pa.array(np.zeros(rows, np.int64)))
-        ids = columns["patch_id"]
-        product = pc.replace_substring_regex(ids, "_[^_]*_[^_]*$", "")
-        columns["source"] = pc.binary_join_element_wise(S2_FOLDER, product, ids, "/")
-        columns["listed_in"] = pa.array([name]).take(pa.array(np.zeros(rows, np.int64)))
+        columns["listed_in"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array([name]))
         return pa.table(columns)
+
+
+def _with_source(named: pa.Table) -> pa.Table:
+    """Return metadata with the column `source`: where each patch lies, relative to the root."""
+    ids = named["patch_id"]
+    product = pc.replace_substring_regex(ids, "_[^_]*_[^_]*$", "")
+    return named.append_column("source", pc.binary_join_element_wise(S2_FOLDER, product, ids, "/"))
 
 
 def open_patch(open_folder: OpenFolder, patch: PatchInput) -> PatchFolder:

@@ -18,6 +18,7 @@ from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Reas
 from infra.archives.names import is_displayable
 from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, BadPatchError
+from infra.name_lookup import is_first, places_among
 
 Subset = Literal["all", "present"]
 
@@ -186,18 +187,10 @@ def order_labels(labels: pa.Array) -> tuple[pa.Array, NDArray[np.bool_], NDArray
     multi_hot[parents[known], pc.drop_null(index).to_numpy(zero_copy_only=False)] = True
     counts = multi_hot.sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    values = pa.array(NAMES).take(pa.array(np.nonzero(multi_hot)[1]))
+    values = pa.array(NAMES).take(pa.array(np.nonzero(multi_hot)[1].astype(np.int8)))
     null = labels.is_null()
     empty = (counts == 0) & ~unknown & ~_mask(null)
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=null), unknown, empty
-
-
-def first_of_each(values: pa.Array) -> NDArray[np.bool_]:
-    """Return, for each value, whether it stands there for the first time."""
-    codes = pc.fill_null(values.dictionary_encode(null_encoding="encode").indices, -1).to_numpy(zero_copy_only=False)
-    highest = np.maximum.accumulate(codes) if len(codes) else codes
-    before = np.concatenate([[-1], highest[:-1]])[: len(codes)]
-    return np.asarray(codes > before)  # codes are given in order of appearance
 
 
 def take_stock(
@@ -233,10 +226,10 @@ def take_stock(
         pc.index_in(pc.utf8_lower(column["split"]), value_set=pa.array(list(SPLITS)))
     )
     folders = pa.array(found.folders, pa.string())
-    place = pc.index_in(source, value_set=folders)
-    there = _mask(place.is_valid())
+    place = places_among(source, folders)
+    there = place >= 0
     unnamed = np.ones(len(folders), np.bool_)
-    unnamed[place.drop_null().to_numpy()] = False
+    unnamed[place[there]] = False
     # Half a million paths are cut only where a product cannot be listed.
     product = pa.nulls(rows, pa.string())
     if found.blocked_products:
@@ -273,7 +266,7 @@ def take_stock(
         judge(i, *found.blocked_products[product[int(i)].as_py()])
     for i in np.flatnonzero(blocked):
         judge(i, *found.blocked[source[int(i)].as_py()])
-    first = first_of_each(ids)
+    first = is_first(ids)
     judge(~first, "duplicate_id", "the metadata names it more than once; the first row counts")
     judge(~safe, "outside_archive", "its id is not the name of a folder")
     judge(nameless, "malformed_metadata", "a row without patch_id")
@@ -288,7 +281,7 @@ def take_stock(
     column |= {"reason": pa.array(reason, pa.string()), "detail": pa.array(detail, pa.string()), "safe": pa.array(safe)}
     needed = ("patch_id", "source", "listed_in", "reason", "detail", "safe")
     wrong = pa.table({name: column[name] for name in needed}).filter(pa.array(bad))
-    path = pc.if_else(wrong["safe"], wrong["source"], wrong["listed_in"])
+    path = pc.if_else(wrong["safe"], wrong["source"], wrong["listed_in"].cast(pa.string()))
     problems = wrong.select(["patch_id", "reason", "detail"]).add_column(1, "path", path)
     orphans = _orphans(found, folders.filter(pa.array(unnamed)), (source, excluded), product)
     problems = pa.concat_tables(
@@ -311,9 +304,9 @@ def take_stock(
 
 def _orphans(found: Found, folders: pa.Array, known: Sequence[pa.Array], products: pa.Array) -> pa.Table:
     """Return the problems of those folders that none of the known names is of."""
-    for names in known:  # looking among half a million names takes 100 MB: not where there is nothing to look for
+    for names in known:
         if len(folders):
-            folders = folders.filter(pc.invert(pc.is_in(folders, value_set=names.cast(pa.string()))))
+            folders = folders.filter(pa.array(places_among(folders, names.cast(pa.string()).drop_null()) < 0))
     orphans = folders.to_pylist()
     rows: list[dict[str, str | None]] = [
         {

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.quality_summary import CONTROL
 from tasks.report.cells import number, signed
 from tasks.report.differences import RARE

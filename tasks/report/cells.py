@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 
 NULL = "\N{EN DASH}"
 """What stands for null."""

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from infra.bigearthnet.seasons import Season
 from infra.tables import PAPER_METRICS
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.quality_summary import CONTROL
 from tasks.report.cells import Column, number, signed
 from tasks.report.means import Difference, Subject

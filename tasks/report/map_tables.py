@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from classifiers.cam.explain import METHODS
-from tasks.explanation_metrics import EXCESS, FLOOR, UNIFORM
+from classifiers.cam.methods import FLOOR, METHODS
+from tasks.explanation_metrics import EXCESS, UNIFORM
 from tasks.quality_summary import CONTROL
 from tasks.report.cells import Cell, Column
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
+from classifiers.cam.methods import FLOOR
 from infra.storage import StorePaths
 from infra.tables import EXPLANATION_METRICS, read_table
-from tasks.explanation_metrics import EXCESS, FLOOR, UNIFORM, ZERO
+from tasks.explanation_metrics import EXCESS, UNIFORM, ZERO
 from tasks.quality_summary import CONTROL
 from tasks.report.cells import Cell, Column, Row, number, signed, with_best
 from tasks.report.map_numbers import ByMetric, MapNumbers, MetricRow, config_of, map_numbers

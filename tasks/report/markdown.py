@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.quality_summary import CONTROL
 from tasks.report.cells import NULL, Cell, Column, Row, number, signed, with_best, with_best_of_line
 from tasks.report.means import CLAIMS_NEED_SEEDS

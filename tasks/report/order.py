@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 
 SPLITS = ("test", "all", "validation", "train")
 """Splits in the order in which one is chosen to be shown."""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from infra.fingerprint import Json
 from infra.storage import StorePaths, write_text
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.charts import colour_of, ticks
 from tasks.gallery import make_gallery
 from tasks.pictures import GAMMA, colour_stops, label_colours

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from classifiers.reliability.clusters import SAMPLES_PER_CLUSTER
+from classifiers.cluster_settings import SAMPLES_PER_CLUSTER
 from infra.parquet_files import parquet_dataset
 from infra.tables import RELIABILITY, RELIABILITY_CLUSTERS, RELIABILITY_METRICS, RISK_COVERAGE
 from tasks.charts import ClusterBar, Line, line_chart, outcome_bars

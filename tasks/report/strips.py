@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import StoreError
-from tasks.branch import CEILING
+from sr_models.registry import CEILING
 from tasks.gallery_pixels import GalleryPixels, SeenPatch
 from tasks.gallery_rows import patch_rows
 from tasks.pictures import Picture, encode, outlined, thumbnail

@@ -81,10 +81,24 @@ def test_a_network_of_one_s_own_keeps_it_and_is_explained(monkeypatch: pytest.Mo
         (spec("three"), "with 5 bands it fails"),
         (spec(first_conv="2.weight"), "first_conv, 2.weight, is not the convolution that sees the three bands"),
         (spec(first_conv="conv1.weight"), "first_conv, conv1.weight, is not the convolution"),
+        (spec(map_edge=lambda edge: edge // 4 + 1), "at 4 pixels map_edge is 2, and its activations 1"),
         (spec(timm_name="resnet18"), "either a timm_name or a backbone"),
         (spec(backbone=None), "either a timm_name or a backbone"),
     ],
-    ids=["pooled", "channels", "batch", "chance", "after", "layer", "bands", "conv", "no conv", "both", "neither"],
+    ids=[
+        "pooled",
+        "channels",
+        "batch",
+        "chance",
+        "after",
+        "layer",
+        "bands",
+        "conv",
+        "no conv",
+        "map",
+        "both",
+        "neither",
+    ],
 )
 def test_each_fault_is_named(monkeypatch: pytest.MonkeyPatch, entry: ClassifierSpec, said: str) -> None:
     offer(monkeypatch, entry)

@@ -18,7 +18,8 @@ from infra.errors import ArchiveError, ConfigError, IncompleteRunError, StoreErr
 from infra.parts import StageParts
 from infra.ray_pool import Devices, Done, Resources
 from infra.storage import StorePaths
-from tasks.run_record import RunRecord, live_record
+from tasks.live_run import live_record
+from tasks.run_record import RunRecord
 from tasks.stage import ShardCount, StageReport
 
 CORE = Devices("cpu", 1.0, 1)

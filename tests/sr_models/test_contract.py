@@ -63,7 +63,7 @@ def entry(architecture: Callable[..., nn.Module], fault: str | None) -> SrSpec:
         licence="none",
         receptive_radius=0,
         bandwise=fault == "bands",
-        dtypes=(torch.float32, torch.bfloat16) if fault == "half" else (torch.float32,),
+        dtypes=("float32", "bfloat16") if fault == "half" else ("float32",),
     )
 
 
@@ -100,7 +100,7 @@ def test_a_model_without_a_fault_keeps_it(monkeypatch: pytest.MonkeyPatch) -> No
         ("nan", "not finite"),
         ("far", "a pixel reaches 9 pixels far, and receptive_radius is 0"),
         ("bands", "called bandwise"),
-        ("half", "in torch.bfloat16 its output is not finite"),
+        ("half", "in bfloat16 its output is not finite"),
     ],
 )
 def test_each_fault_is_named(monkeypatch: pytest.MonkeyPatch, fault: str, said: str) -> None:

@@ -6,7 +6,8 @@ from PIL import Image
 from infra.archives.model import BIGEARTHNET, PatchFormat
 from infra.bigearthnet.bands import BAND_SETS, IMAGE_RGB, S1, S2_10M, S2_20M, S2_60M, BandGroup, stretch_max_dn
 from infra.errors import ConfigError
-from tasks.patch_pixels import Resampling, band_set, groups_of, joined, picked, reduced
+from tasks.bands import Resampling, band_set, groups_of
+from tasks.patch_pixels import joined, picked, reduced
 
 PICTURES = PatchFormat(("a", "b"), (BandGroup("rgb", IMAGE_RGB, gsd=None, size=64),), has_maps=False)
 

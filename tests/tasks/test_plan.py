@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra import name_lookup
 from infra.archives.layouts import open_archive
 from infra.archives.model import BIGEARTHNET, INPUT_SCHEMA, PROBLEM_SCHEMA, Archive, Patch, PatchInput, Scan
 from infra.archives.synthetic import write_synthetic_archive
@@ -19,6 +20,7 @@ from infra.bigearthnet.classes import NAMES
 from infra.errors import ArchiveError, ConfigError, StoreError
 from infra.storage import StorePaths
 from infra.zarr_store import ShardedStore
+from tasks import plan as plan_module
 from tasks.ingest import IngestCounts, publish_archive
 from tasks.plan import PLAN_SCHEMA, Plan, assign, make_plan, shard_inputs
 from tests.infra.archives.picture_files import noise, write_picture
@@ -48,6 +50,15 @@ def by_hand(splits: dict[str, str], shard_size: int, shard: int) -> list[tuple[s
     return rows
 
 
+@pytest.fixture(params=[False, True], ids=["at once", "in pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are made in pieces of thousands of rows: of two and three here."""
+    if request.param:
+        monkeypatch.setattr(plan_module, "_AT_ONCE", 2)
+        monkeypatch.setattr(name_lookup, "_AT_ONCE", 3)
+
+
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("shard_size", [1, 4, 7, 100])
 @pytest.mark.parametrize("shuffle", range(3))
 def test_places_are_those_of_the_hash_order_whatever_the_order_of_the_inputs(shard_size: int, shuffle: int) -> None:
@@ -105,6 +116,7 @@ def test_inputs_come_back_as_the_scan_gave_them(archive_root: Path, tmp_path: Pa
         )
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_grown_archive_starts_new_shards_and_leaves_the_old_alone(tmp_path: Path) -> None:
     root, store = tmp_path / "archive", tmp_path / "store"
     write_synthetic_archive(root, 10)
@@ -276,6 +288,7 @@ def test_an_input_that_lies_nowhere_is_not_taken_for_mended(archive_copy: Path, 
     assert publish_archive(second) == expected
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize(("line", "words"), [("a,validation,1,0", "another split"), ("a,train,1,1", "other labels")])
 def test_a_table_that_has_changed_since_is_refused(tmp_path: Path, line: str, words: str) -> None:
     """A store keeps the labels that it was made with: new ones must not be taken for them."""
@@ -295,6 +308,7 @@ def test_a_table_that_has_changed_since_is_refused(tmp_path: Path, line: str, wo
     assert snapshot(tmp_path / "store") == before
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_picture_in_quarantine_may_get_other_labels(tmp_path: Path) -> None:
     root = tmp_path / "pictures"
     for i, name in enumerate("ab"):

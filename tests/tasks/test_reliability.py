@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from classifiers.cam.explain import OptionValue
+from classifiers.cam.options import OptionValue
 from classifiers.network import Classifier
 from classifiers.registry import build
 from classifiers.reliability import ClusterSettings, FittedReliability, from_bytes, to_bytes

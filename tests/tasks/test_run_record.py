@@ -11,7 +11,8 @@ from infra.ray_pool import Devices
 from infra.storage import StorePaths
 from infra.tables import RUNS, read_table
 from tasks.ingest import IngestCounts
-from tasks.run_record import RunRecord, git_commit, live_record, live_stage, published_configs
+from tasks.live_run import live_record, live_stage
+from tasks.run_record import RunRecord, git_commit, published_configs
 from tasks.stage import ShardFailure, StageReport, silent
 
 START = datetime(2026, 11, 5, 6, 7, 8, 90_000, tzinfo=UTC)

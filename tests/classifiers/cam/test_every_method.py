@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers.cam.explain import METHODS, explain
+from classifiers.cam.explain import explain
+from classifiers.cam.methods import METHODS
 from classifiers.network import Classifier
 from infra.errors import ConfigError, UnknownNameError
 from tests.classifiers.cam.small_networks import convolutional, random_images, recorded

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers.cam.explain import METHODS, explain, explain_methods, method_and_options
+from classifiers.cam.explain import explain
+from classifiers.cam.methods import METHODS, explain_methods, method_and_options
 from classifiers.network import Classifier
 from infra.errors import ConfigError, ShapeError, UnknownNameError
 from tests.classifiers.cam.small_networks import convolutional, random_images, recorded

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from classifiers.cam import target as target_module
-from classifiers.cam.faithfulness import STEPS, Faithfulness, judge_faithfulness
+from classifiers.cam.faithfulness import Faithfulness, judge_faithfulness
+from classifiers.cam.methods import STEPS
 from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError, ShapeError

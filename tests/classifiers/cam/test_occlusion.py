@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from classifiers.cam.explain import explain
-from classifiers.cam.occlusion import OcclusionOptions, occlusion
+from classifiers.cam.occlusion import occlusion
+from classifiers.cam.options import OcclusionOptions
 from classifiers.cam.target import Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers.cam.explain import METHODS, explain, explain_methods
+from classifiers.cam.explain import explain
 from classifiers.cam.faithfulness import Faithfulness, judge_faithfulness
 from classifiers.cam.localisation import localise
+from classifiers.cam.methods import METHODS, explain_methods
 from classifiers.cam.target import Target
 from classifiers.network import Classifier
 

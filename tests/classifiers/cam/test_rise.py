@@ -9,6 +9,7 @@ from torch import Tensor
 
 from classifiers.cam import rise as rise_module
 from classifiers.cam.explain import explain
+from classifiers.cam.options import RiseOptions
 from infra.errors import ConfigError
 from tests.classifiers.cam.small_networks import convolutional, linear_in_pixels, masks_shown, random_images
 
@@ -48,7 +49,7 @@ def test_masks_are_enlarged_grids_at_every_shift() -> None:
     found = rise_module._masks(grids, rows, cols, 7, 10)
     for grid, row, col, mask in zip(grids, rows.tolist(), cols.tolist(), found, strict=True):
         torch.testing.assert_close(mask, along_an_edge(7, 3, row) @ grid @ along_an_edge(10, 3, col).T)
-    _, rows, cols = rise_module._random(rise_module.RiseOptions(masks=500, cells=3), 7, 10)
+    _, rows, cols = rise_module._random(RiseOptions(masks=500, cells=3), 7, 10)
     assert set(rows.tolist()) == {0, 1, 2}
     assert set(cols.tolist()) == {0, 1, 2, 3}
 

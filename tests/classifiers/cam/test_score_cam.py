@@ -11,12 +11,8 @@ from torch import Tensor, nn
 from classifiers.cam import target as target_module
 from classifiers.cam.explain import explain
 from classifiers.cam.gradients import layer_activations
-from classifiers.cam.score_cam import (
-    GradPlusPlusScoreCamOptions,
-    ScoreCamOptions,
-    grad_plus_plus_score_cam,
-    score_cam,
-)
+from classifiers.cam.options import GradPlusPlusScoreCamOptions, ScoreCamOptions
+from classifiers.cam.score_cam import grad_plus_plus_score_cam, score_cam
 from classifiers.cam.target import Activation, Target
 from classifiers.network import Classifier
 from infra.errors import ConfigError

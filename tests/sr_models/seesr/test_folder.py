@@ -24,7 +24,7 @@ from sr_models.seesr.layout import files
 from sr_models.seesr.network import Seesr
 from sr_models.seesr.options import SeesrOptions
 from sr_models.seesr.tiny import tiny, write_tiny_folder
-from sr_models.weights import weights_digest
+from sr_models.weight_files import weights_digest
 from tests.sr_models.seesr.tiny_folder import BASE, CONFIG, NAMES, OPTIONS, SCHEDULE, TEXT, TURBO, UNET, VAE
 
 

@@ -13,7 +13,7 @@ from infra.errors import WeightsError
 from sr_models.seesr import layout
 from sr_models.seesr.layout import files
 from sr_models.seesr.tiny import write_tiny_folder
-from sr_models.weights import weights_digest
+from sr_models.weight_files import weights_digest
 from tests.sr_models.seesr.tiny_folder import BASE, NAMES, OPTIONS, VAE
 
 
@@ -71,7 +71,7 @@ def test_the_listing_costs_no_import_of_networks(folder: Path) -> None:
     code = f"""
 import sys, sr_models
 from pathlib import Path
-from sr_models.weights import weights_digest
+from sr_models.weight_files import weights_digest
 options = sr_models.spec("seesr").chosen("seesr", {{"steps": 2}})
 print(len(sr_models.spec("seesr").folder.files(Path({str(folder)!r}), options)))
 weights_digest("seesr", Path({str(folder)!r}), options)
