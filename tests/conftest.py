@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import atexit
 import gc
 import os
 import re
@@ -37,6 +38,7 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries in C++ complain of what outlives the interpreter
         gc.enable()
 
 
