@@ -47,8 +47,10 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports --no-cache
 
-# In the order of the folders: sorted by their number of tests, as is usual, the few long ones would come last, on one core.
-# Three processes keep two cores busy: one has the flows (tests/conftest.py), and mostly waits for what it has started.
+# In the order of the folders, but tests/flows first: sorted by their number of tests, as is usual, the few long ones would
+# come last, on one core. Three processes keep two cores busy: one has the flows (tests/conftest.py), and mostly waits for
+# what it has started: hundreds of processes, which need not compile the sources each for itself.
+unit: export PYTHONDONTWRITEBYTECODE :=
 unit: setup
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 

@@ -1,8 +1,10 @@
 """Fixtures that every test may use."""
 
+import atexit
+import gc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,23 @@ torch.set_num_threads(1)
 # How long an example takes says how busy the machine is. The rest is as hypothesis has it, here or under CI.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while a million objects are made that all stay (six seconds a process), nor among them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries in C++ complain of what outlives the interpreter
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests/flows first: it is the longest piece of work for one process, and must not be left to the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/flows/"))
 
 
 class _FlowsTogether(LoadFileScheduling):  # type: ignore[misc]

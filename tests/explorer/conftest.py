@@ -57,7 +57,7 @@ def served(app: FastAPI) -> Iterator[str]:
         try:
             yield f"http://{HOST}:{port}/"
         finally:
-            server.should_exit = True
+            server.should_exit = server.force_exit = True  # else it waits for a connection that a browser left open
             thread.join(60)
 
 

@@ -1,6 +1,6 @@
 """The explanation stage on a small store: rows, maps, judgements and quarantine, against plain loops over the files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 import classifiers
 from classifiers import checkpoint
-from classifiers.cam.faithfulness import judge_faithfulness
+from classifiers.cam.faithfulness import STEPS, judge_faithfulness
 from classifiers.cam.methods import METHODS
 from classifiers.cam.target import Target
 from infra.bigearthnet.classes import CLASSES, NAMES
@@ -97,13 +97,19 @@ def input_of(plan: Plan, shard: int, file: Path) -> dict[str, torch.Tensor]:
 
 
 def maps_by_hand(
-    plan: Plan, shard: int, file: Path, method: str, options: Mapping[str, Any] | None = None
+    plan: Plan,
+    shard: int,
+    file: Path,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Maps of each patch, one patch at a time, (L or 1, h, w)."""
+    """Maps of each patch, or of some only, one patch at a time, (L or 1, h, w)."""
     network = checkpoint.load(file).network
     return {
         name: classifiers.explain(network, x, method, seeds=[patch_seed(name)], **(options or {}))[0]
         for name, x in input_of(plan, shard, file).items()
+        if only is None or name in only
     }
 
 
@@ -208,6 +214,7 @@ def test_a_shard_without_any_map_reads_none(plan: Plan, network_file: Path) -> N
     assert table["area_share"].null_count == table.num_rows
 
 
+@pytest.mark.usefixtures("_few_steps")
 @pytest.mark.parametrize("method", ["rise", "occlusion", "lime"])
 def test_costly_methods_see_the_sample_alone(store: Plan, plan: Plan, network_file: Path, method: str) -> None:
     """One patch of shard 0, and none of shard 1."""
@@ -220,7 +227,7 @@ def test_costly_methods_see_the_sample_alone(store: Plan, plan: Plan, network_fi
     assert set(rows_by_key(table)) == {(name, label) for name in sample for label in truth[name]}
     assert all(table["sampled"].to_pylist())
     assert items[method].parts.read(1).num_rows == 0
-    maps = maps_by_hand(store, 0, network_file, method, QUICK[method])
+    maps = maps_by_hand(store, 0, network_file, method, QUICK[method], sample)
     opened = ShardedStore(plan.paths.maps(method, items[method].parts.config))
     for row in patches_of(store, 0):
         for label in range(19):
@@ -260,14 +267,18 @@ def test_without_a_sample_costly_methods_run_everywhere_and_nothing_is_judged_by
         assert all(table[name].null_count == table.num_rows for name in FAITHFUL)
 
 
-@pytest.mark.parametrize("method", ["grad_cam", "eigen_cam"])
-def test_faithfulness_is_of_the_row_s_patch_and_label(store: Plan, plan: Plan, network_file: Path, method: str) -> None:
-    """Drop and increase by hand; deletion and insertion of one map at a time."""
+@pytest.mark.parametrize(("method", "steps"), [("grad_cam", STEPS), ("eigen_cam", 6)])
+def test_faithfulness_is_of_the_row_s_patch_and_label(
+    store: Plan, plan: Plan, network_file: Path, monkeypatch: pytest.MonkeyPatch, method: str, steps: int
+) -> None:
+    """Drop and increase by hand; deletion and insertion of one map at a time, in all steps and in few."""
+    if steps != STEPS:
+        monkeypatch.setattr(explain, "judge_faithfulness", partial(judge_faithfulness, steps=steps))
     patches = [row for row in patches_of(store, 0) if row["labels"]]
     sample = frozenset({patches[2]["patch_id"]})
     wanted = ExplainPlan((method,), "true", sample_size=1, sample=sample)
     rows = rows_by_key(explained(plan, network_file, wanted)[method].parts.read(0))
-    network, maps = checkpoint.load(network_file).network, maps_by_hand(store, 0, network_file, method)
+    network, maps = checkpoint.load(network_file).network, maps_by_hand(store, 0, network_file, method, only=sample)
     inputs = input_of(store, 0, network_file)
     judged = 0
     for (patch, label), row in rows.items():
@@ -288,7 +299,7 @@ def test_faithfulness_is_of_the_row_s_patch_and_label(store: Plan, plan: Plan, n
             assert row["average_drop"] == pytest.approx(100 * max(0, whole - masked) / whole, abs=0.01)
             assert row["average_increase"] == (100 if whole < masked else 0)
             target = Target(network, x, tuple(range(19)))
-            alone = judge_faithfulness(target, cam[None], torch.tensor([0]), torch.tensor([index]))
+            alone = judge_faithfulness(target, cam[None], torch.tensor([0]), torch.tensor([index]), steps)
         for name in ("deletion_auc", "insertion_auc"):
             assert row[name] == pytest.approx(float(getattr(alone, name)), abs=1e-4)
         judged += 1
@@ -408,6 +419,7 @@ def test_maps_are_written_while_their_shard_runs_and_are_the_same(
         np.testing.assert_array_equal(stores[1].read(0, name), stores[0].read(0, name))
 
 
+@pytest.mark.usefixtures("_few_steps")
 @pytest.mark.parametrize("labels", ["predicted", "true", "all"])
 def test_activations_that_are_not_finite_have_every_map_of_theirs_quarantined(
     store: Plan, plan: Plan, tmp_path: Path, labels: ExplainLabels
