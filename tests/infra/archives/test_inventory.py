@@ -29,7 +29,14 @@ def test_names_of_folders_end_somewhere_and_hide_nothing() -> None:
     assert safe_names(pa.array([*names, *others])).to_pylist() == [*expected, True, False]
 
 
-LABELS = (["Pastures"], ["Urban fabric", "Pastures"], ["Pastures", "Urban fabric", "Pastures"], ["Peat"], [], None)
+LABELS: tuple[list[str] | None, ...] = (
+    ["Pastures"],
+    ["Urban fabric", "Pastures"],
+    ["Pastures", "Urban fabric", "Pastures"],
+    ["Peat"],
+    [],
+    None,
+)
 
 
 def named_rows(rng: random.Random, rows: int) -> list[dict[str, Any]]:
