@@ -21,12 +21,20 @@ os.environ.setdefault(
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 
 from infra import metrics
 from infra.errors import ConfigError, TransientError
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Ray moves no pixels here, so a local cluster needs little shared memory."""
+
+_UNASKED = ("start_log_monitor", "start_monitor", "start_api_server")
+"""How Ray starts what nobody asks anything on a local cluster: what sends workers' lines to drivers, which pool and
+logs do, the autoscaler, and the dashboard's server, which without a dashboard only tells of usage."""
+
+_SPARING = {"num_workers_soft_limit": 0, "idle_worker_killing_time_threshold_ms": 30_000}
+"""Ray keeps a worker for each core, of which one that waits still takes a hundredth of it: it ends after half a minute."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
@@ -75,6 +83,7 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_temp_dir": str(scratch) if scratch else None,
         "_metrics_export_port": _metrics_port(),
+        "_system_config": _SPARING,
     }
     if address:
         _refuse_silent_address(address)
@@ -93,7 +102,7 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
                 raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
             raise
 
-    with nullcontext() if address else _on_loopback():
+    with nullcontext() if address else _on_loopback(), nullcontext() if address else _without_unasked():
         connect()
         global _elastic, _connect  # one connection a process, as Ray has
         _elastic, _connect = bool(address), connect
@@ -118,6 +127,26 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_unasked() -> Iterator[None]:
+    """Let a local cluster start no more processes than it needs: they take turns with the models on the same cores.
+
+    `ray start` has options for that, `ray.init` has none.
+    """
+    before = {name: getattr(Node, name) for name in _UNASKED}
+    for name in _UNASKED:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
+
+
+def _start_nothing(node: Node, **_options: object) -> None:
+    """Start none of a node's processes."""
 
 
 def _metrics_port() -> int | None:

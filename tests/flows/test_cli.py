@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, sentences, tables."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +160,14 @@ def test_super_resolve_says_in_one_sentence_what_is_wrong(
     (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert words in sentence
     assert (tmp_path / "out.tif").read_bytes() == b"mine"
+
+
+def test_its_end_looks_for_no_garbage_among_the_libraries() -> None:
+    """What is registered first runs last: by then all that there is was frozen."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(len(gc.get_objects()), gc.get_freeze_count()))\n"
+        "from flows.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    found, frozen = map(int, done.stdout.splitlines()[-1].split())
+    assert found < 100 < 10_000 < frozen

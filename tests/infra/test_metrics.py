@@ -4,6 +4,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def exporter() -> Iterator[str]:
         patch.delenv("SUPERSCENE_METRICS_PORT", raising=False)
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.setattr(ray_cluster, "available_cores", lambda: 2)
+        patch.setitem(ray_cluster._SPARING, "idle_worker_killing_time_threshold_ms", 500)
         patch.setattr(metrics, "_REFRESH_SECONDS", 0.5)
         with cluster():
             (node,) = ray.nodes()  # type: ignore[no-untyped-call]
@@ -134,6 +136,24 @@ def test_a_local_cluster_listens_on_loopback_alone(exporter: str) -> None:
     }
     assert {"raylet", "gcs_server"} <= {name for name, _ in listening}
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def test_a_local_cluster_has_no_process_that_nobody_asks(exporter: str, stage: StageReport) -> None:
+    """Each takes time from the models on a small machine: what is left are Ray's core and its exporter."""
+
+    def others() -> list[str]:
+        living = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                living.append(" ".join(process.cmdline()))
+        return [words for words in living if "ray" in words and "ray::_Host" not in words]
+
+    deadline = time.monotonic() + 45
+    while any("ray::IDLE" in words for words in others()):
+        assert time.monotonic() < deadline, others()
+        time.sleep(0.2)
+    wanted = ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent")
+    assert not [words for words in others() if not any(name in words for name in wanted)]
 
 
 def test_outside_of_a_cluster_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
