@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 
 import classifiers
 from classifiers import checkpoint
-from classifiers.cam.faithfulness import STEPS, judge_faithfulness
-from classifiers.cam.methods import METHODS
+from classifiers.cam.faithfulness import judge_faithfulness
+from classifiers.cam.methods import METHODS, STEPS
 from classifiers.cam.target import Target
 from infra.bigearthnet.classes import CLASSES, NAMES
 from infra.errors import ConfigError, UnknownNameError
