@@ -34,7 +34,7 @@ _UNASKED = ("start_log_monitor", "start_monitor", "start_api_server")
 logs do, the autoscaler, and the dashboard's server, which without a dashboard only tells of usage."""
 
 _SPARING = {"num_workers_soft_limit": 0, "idle_worker_killing_time_threshold_ms": 30_000}
-"""Ray keeps a worker for each core, of which one that waits still takes a hundredth of it: it ends after half a minute."""
+"""Ray keeps a worker for each core, of which one that waits takes a hundredth: it ends after half a minute."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
