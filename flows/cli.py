@@ -1,7 +1,5 @@
 """The command line. Exit codes: 0 done; 1 some shards failed; 2 usage, configuration or environment."""
 
-import atexit
-import gc
 import logging
 import os
 import sys
@@ -62,8 +60,6 @@ app.add_typer(weights.app, name="weights")
 
 def main() -> None:
     """Run the command line; the entry point of `superscene`."""
-    # Python looks for garbage when it ends, among 600,000 objects of the libraries: 3 s. Frozen ones it passes over.
-    atexit.register(gc.freeze)
     with plain_errors():
         logs.configure()
         app()

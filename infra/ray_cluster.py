@@ -34,7 +34,7 @@ _UNASKED = ("start_log_monitor", "start_monitor", "start_api_server")
 logs do, the autoscaler, and the dashboard's server, which without a dashboard only tells of usage."""
 
 _SPARING = {"num_workers_soft_limit": 0, "idle_worker_killing_time_threshold_ms": 30_000}
-"""Ray keeps a worker for each core; one that waits still takes a hundredth of it. It ends after half a minute."""
+"""Ray keeps a worker for each core, of which one that waits takes a hundredth: it ends after half a minute."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
@@ -53,12 +53,12 @@ _elastic = False
 _connect: Callable[[], None] | None = None
 """Makes the connection that this process has, once more."""
 
-_when_left: list[Callable[[], None]] = []
+_when_left: list[Callable[[bool], None]] = []
 """Called before a connection is left: whoever holds actors of it lets go of them."""
 
 
-def when_left(call: Callable[[], None]) -> None:
-    """Have a function called before each connection is left."""
+def when_left(call: Callable[[bool], None]) -> None:
+    """Have a function called before each connection is left, with whether all went well: then the cluster answers."""
     _when_left.append(call)
 
 
@@ -106,12 +106,14 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         connect()
         global _elastic, _connect  # one connection a process, as Ray has
         _elastic, _connect = bool(address), connect
+        well = False
         try:
             with metrics.kept_alive():
                 yield
+            well = True
         finally:
             _elastic, _connect = False, None
-            _leave()
+            _leave(well=well)
 
 
 @contextmanager
@@ -181,13 +183,13 @@ def reconnect() -> None:
         ConfigError: The cluster does not answer.
     """
     if _connect is not None and not own_node_lives():
-        _leave()
+        _leave(well=False)
         _connect()
 
 
-def _leave() -> None:
+def _leave(*, well: bool) -> None:
     for call in _when_left:
-        call()
+        call(well)
     ray.shutdown()
 
 

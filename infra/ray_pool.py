@@ -195,7 +195,6 @@ _HostActor: Any = ray.remote(max_restarts=0, max_task_retries=0, scheduling_stra
 
 _idle: list[tuple[float, Any]] = []
 """(GPUs, actor) of hosts that wait for the next stage: importing torch anew costs seconds a stage."""
-when_left(_idle.clear)
 
 
 def dismiss_idle() -> None:
@@ -203,6 +202,16 @@ def dismiss_idle() -> None:
     for _, actor in _idle:
         ray.kill(actor)
     _idle.clear()
+
+
+def _let_go(well: bool) -> None:  # noqa: FBT001  # as `when_left` calls it
+    """End the idle actors at once where Ray answers: left to end by themselves, they outlive the driver by seconds."""
+    if well:
+        dismiss_idle()
+    _idle.clear()
+
+
+when_left(_let_go)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,5 @@
 import os
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -6,7 +7,9 @@ import pytest
 
 from infra import ray_cluster
 from infra.errors import ConfigError
-from infra.ray_cluster import available_cores
+from infra.ray_cluster import available_cores, cluster
+from infra.ray_pool import Done, Resources, run_pool
+from tests.infra.pool_workers import Scripted
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,18 @@ def test_a_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, port: s
 def test_a_port_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERSCENE_METRICS_PORT", "8080")
     assert ray_cluster._metrics_port() == 8080
+
+
+def test_actors_end_before_their_cluster_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to end by themselves, those with large libraries outlive the driver by seconds, and hold a GPU's memory."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster, "available_cores", lambda: 1)
+    with cluster():
+        assert list(run_pool(partial(Scripted, tmp_path), [3], Resources(actors=1))) == [Done(3, 9)]
+        actors = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "ray::_Host" in "".join(process.cmdline())
+        ]
+    assert len(actors) == 1
+    assert not psutil.wait_procs(actors, timeout=0.5)[1]
