@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from classifiers.cam.options import Explainable
-from classifiers.registry import build, spec
+from classifiers.registry import build, check_counts, spec
 from infra.errors import ShapeError
 
 
@@ -34,8 +34,10 @@ def planned(name: str, num_labels: int, in_channels: int, head: str = "linear") 
 
     Raises:
         UnknownNameError: There is no such classifier.
+        ConfigError: A count is below 1.
     """
     entry = spec(name)
+    check_counts(name, num_labels, in_channels)
     if entry.map_edge is not None:
         return PlannedNetwork(name, entry.min_size, num_labels, head == "linear", entry.map_edge)
     import torch  # half a GB

@@ -182,6 +182,19 @@ def _missing(name: str, entry: ClassifierSpec, found: str) -> WeightsError:
     return WeightsError(f"{name} needs pretrained weights, but {found}. {advice}")
 
 
+def check_counts(name: str, num_labels: int, in_channels: int) -> None:
+    """Refuse a network without labels or channels.
+
+    Raises:
+        ConfigError: A count is below 1.
+    """
+    if num_labels < 1 or in_channels < 1:
+        raise ConfigError(
+            f"{name} needs at least one label and one input channel, got {num_labels} label(s) and "
+            f"{in_channels} channel(s)"
+        )
+
+
 def build(
     name: str, num_labels: int, in_channels: int = 3, head: str = "linear", weights: str | Path | None = None
 ) -> "Classifier":
@@ -208,11 +221,7 @@ def build(
     from classifiers.network import Classifier
 
     entry = spec(name)
-    if num_labels < 1 or in_channels < 1:
-        raise ConfigError(
-            f"{name} needs at least one label and one input channel, got {num_labels} label(s) and "
-            f"{in_channels} channel(s)"
-        )
+    check_counts(name, num_labels, in_channels)
     backbone = entry.build_backbone(in_channels)
     classifier = Classifier(
         backbone,

@@ -9,7 +9,6 @@ Source: c-blosc 1.21, README_CHUNK_FORMAT.rst: bytes 2 flags, 4 to 7 bytes uncom
 """
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +49,7 @@ class RowCodec:
         self._bytes = int(np.prod(shape)) * dtype.itemsize
         self._row = Blosc(codec.cname, codec.clevel, codec.shuffle, self._bytes, dtype.itemsize)
         self._zeros = self.pack(np.zeros(shape, dtype)).frame  # a row without Sentinel-1 or map, again and again
+        self._nothing: dict[int, list[bytes | memoryview]] = {}  # chunks of so many of them
         _, block, _ = _SIZES.unpack_from(self._zeros, _SIZES_AT)
         if block != self._bytes:  # a large image has several: it is kept as it is, and compressed with the others
             self._row = Blosc(codec.cname, 0, codec.shuffle, 0, dtype.itemsize)
@@ -61,9 +61,23 @@ class RowCodec:
         frame: bytes = self._row.encode(np.ascontiguousarray(values, self._dtype))
         return PackedRow(frame)
 
-    def join(self, rows: Sequence[PackedRow | None]) -> list[bytes | memoryview]:
-        """Return the frame of an inner chunk, in pieces: its rows, of which those that are None are zero."""
+    def join(self, rows: list[PackedRow | None]) -> list[bytes | memoryview]:
+        """Return the frame of an inner chunk, in pieces.
+
+        Args:
+            rows: Its rows, of which those that are None are zero; the list is empty afterwards.
+        """
+        if rows.count(None) == len(rows):
+            nothing = self._nothing.get(len(rows))
+            if nothing is None:
+                nothing = self._nothing[len(rows)] = self._joined([self._zeros] * len(rows))
+            rows.clear()
+            return nothing
         frames = [self._zeros if row is None else row.frame for row in rows]
+        rows.clear()
+        return self._joined(frames)
+
+    def _joined(self, frames: list[bytes | memoryview]) -> list[bytes | memoryview]:
         if any(frame[_FLAGS_AT] & _STORED for frame in frames):
             return [self._compressed(frames)]
         sizes = [len(frame) - _FIRST_BLOCK for frame in frames]
@@ -72,8 +86,10 @@ class RowCodec:
         whole = _SIZES.pack(self._bytes * len(frames), self._bytes, int(starts[-1]) + sizes[-1])
         return [bytes(frames[0][:_SIZES_AT]) + whole + starts.tobytes(), *(frame[_FIRST_BLOCK:] for frame in frames)]
 
-    def _compressed(self, frames: Sequence[bytes | memoryview]) -> bytes:
+    def _compressed(self, frames: list[bytes | memoryview]) -> bytes:
         """Return the frame of rows of which some are not compressed: all are, together."""
-        pixels = b"".join(self._row.decode(frame) for frame in frames)
-        frame: bytes = self._codec.encode(np.frombuffer(pixels, self._dtype))
+        pixels = np.empty((len(frames), *self.shape), self._dtype)
+        for row in range(len(frames)):  # each is let go of as it is copied: images may be large
+            self._row.decode(frames.pop(0), out=pixels[row])
+        frame: bytes = self._codec.encode(pixels)
         return frame

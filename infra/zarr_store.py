@@ -281,7 +281,6 @@ class _NewShard:
         if len(self._rows) == self._chunk:
             with writing(self._target):
                 self._shard.append_chunk(codec.join(self._rows))
-            self._rows.clear()
 
     def commit(self) -> None:
         """Put the shard in its place, not waiting for the disk, as zarr-python writes local files.

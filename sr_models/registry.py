@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -109,6 +109,16 @@ class SrSpec:
     sr_shard: int | None = None
     """Patches that are super-resolved and stored at once, by a model so slow that a whole shard would be much to lose;
     its pixels are always stored. None for whole shards."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would only be noticed when the model is run.
+
+        Raises:
+            ConfigError: A precision is none, or no name of one.
+        """
+        known = get_args(Dtype)
+        if not self.dtypes or any(dtype not in known for dtype in self.dtypes):
+            raise ConfigError(f"dtypes of an SrSpec are names, of {', '.join(known)}: got {self.dtypes}")
 
     def from_distribution(self, distribution: str) -> Self:
         """Return the entry as another distribution's, given its name and version."""

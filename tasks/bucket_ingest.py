@@ -147,6 +147,7 @@ class _Pass:
         self._packer = FolderPacker(modality, store)
         self._path, self._modality, self._buckets, self._budget = path, modality, buckets, budget
         self._bits = {suffix: 1 << i for i, suffix in enumerate(modality.suffixes)}
+        self._everything = (1 << len(self._bits)) - 1
         self._wanted: dict[str, _Wanted] = {}
         self._open: Counter[int] = Counter()  # folders of each shard of which files are missing
         self._list = FolderList(modality.top, by_product=modality.by_product)
@@ -159,13 +160,12 @@ class _Pass:
         return self._list.folders
 
     def _want(self, inputs: pa.Table) -> None:
-        everything = (1 << len(self._bits)) - 1
         for batch in inputs.to_batches(max_chunksize=8192):
             for patch_id, s1_name, source, shard in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 folder = source if self._modality.folder is None else self._modality.folder(patch_id, s1_name)
                 if folder is None:
                     continue
-                wanted = self._wanted.setdefault(folder, _Wanted(everything))
+                wanted = self._wanted.setdefault(folder, _Wanted(self._everything))
                 if shard not in wanted.shards:
                     wanted.shards += (shard,)
                     self._open[shard] += 1
@@ -185,7 +185,7 @@ class _Pass:
         if wanted is None:
             self._ignored["not asked for"] += len(members)
             return
-        at_once = not wanted.seen
+        at_once = wanted.missing == self._everything
         files = self._files(folder, wanted, members)
         if not files and wanted.seen:
             return

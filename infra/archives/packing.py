@@ -19,6 +19,12 @@ from infra.errors import BadPatchError
 from infra.zarr_rows import PackedRow
 from infra.zarr_store import ShardedStore
 
+_HEADER_BYTES = 1 << 13
+"""Of a file beside its pixels, at most; BigEarthNet's have 400. The driver keeps directories that it has met."""
+
+_GEO_BYTES = 1 << 10
+"""Of a file's georeferencing, at most, which is kept as well; BigEarthNet's has 136."""
+
 
 class FolderPacker:
     """Reads and packs the bands of one modality's folders, one after the other."""
@@ -59,11 +65,14 @@ class _Group:
         self._group, self._shape = group, (group.size, group.size)
         self._suffixes = [f"_{band}.tif" for band in group.bands]
         self._codec = store.row_codec(group.array)
+        self._most = self.pixels[0].nbytes + _HEADER_BYTES
 
     def read(self, files: Mapping[str, memoryview]) -> Ground | None:
         """Read the bands, and return where they lie; None, or BadPatchError: they cannot be packed."""
         first: object = None
         for i, suffix in enumerate(self._suffixes):
+            if len(files[suffix]) > self._most:
+                return None
             band = read_strip_tiff(files[suffix], suffix, self._shape)
             if band is None or band.pixels.dtype != self.pixels.dtype or (i and band.geo != first):
                 return None
@@ -71,7 +80,7 @@ class _Group:
             self.pixels[i] = band.pixels
         if self.pixels.dtype.kind == "f" and not np.isfinite(self.pixels).all():
             return None
-        grid = parse_geo(first) if isinstance(first, bytes) and first else None
+        grid = parse_geo(first) if isinstance(first, bytes) and 0 < len(first) <= _GEO_BYTES else None
         return None if grid is None else ground_of(grid, self._group, self.array)
 
     def pack(self) -> PackedRow:

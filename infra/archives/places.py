@@ -43,7 +43,13 @@ def is_missing(root: str, top: str) -> bool:
     place = location(root)
     if isinstance(place, ObjectPath):
         return not (place / top).is_dir()
-    return place.is_dir() and not os.path.lexists(place / top)
+    try:
+        os.lstat(place / top)
+    except FileNotFoundError:
+        return place.is_dir()
+    except OSError:  # whoever opens it tells
+        return False
+    return False
 
 
 def read_below[P](root: str, top: str, read: Callable[[OpenFolder], P]) -> P:

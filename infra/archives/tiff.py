@@ -318,7 +318,7 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
     nodata = entries.get(42113)
     start = _UINT32.unpack_from(data, 4)[0]
     stop = start + 2 + 12 * len(entries)
-    strips = (entries[273], entries[279])
+    outside = [e for e in (entries[273], entries[279]) if not start <= e.start <= e.stop <= stop]
     return _Layout(
         dtype=dtype,
         shape=(height, width),
@@ -328,7 +328,7 @@ def _parse(data: bytes, shown: str) -> _Layout | None:
         counts=counts,
         rows_per_strip=rows,
         contiguous=compression == UNCOMPRESSED and ends[:-1] == list(offsets[1:]),
-        tables=tuple((e.start, e.stop, data[e.start : e.stop]) for e in strips if not start <= e.start < stop),
+        tables=tuple((e.start, e.stop, data[e.start : e.stop]) for e in outside),
         geo=geo,
         nodata=None if nodata is None else (nodata.start, nodata.stop),
         size=max(*ends, *(e.stop for e in entries.values())),

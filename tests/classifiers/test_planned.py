@@ -8,7 +8,7 @@ import torch
 import classifiers
 from classifiers.planned import PlannedNetwork, planned
 from classifiers.registry import CLASSIFIERS
-from infra.errors import ShapeError, UnknownNameError
+from infra.errors import ConfigError, ShapeError, UnknownNameError
 
 EDGES = (32, 64, 65, 75, 76, 91, 120, 299)
 
@@ -41,3 +41,9 @@ def test_a_network_that_does_not_tell_is_built(monkeypatch: pytest.MonkeyPatch) 
     assert (network.num_labels, network.has_linear_head) == (4, False)
     with pytest.raises(UnknownNameError):
         planned("other", 4, 2)
+
+
+def test_no_labels_and_no_channels_are_refused_before_anything_is_built() -> None:
+    for labels, channels in ((0, 3), (3, 0)):
+        with pytest.raises(ConfigError, match=rf"got {labels} label\(s\) and {channels} channel"):
+            planned("resnet18", labels, channels)

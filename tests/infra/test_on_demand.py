@@ -39,12 +39,16 @@ def test_a_name_s_module_is_imported_when_it_is_asked_for(tmp_path: Path, monkey
         "__getattr__ = names_of(__name__, {'some_package.far': ['answer', 'other']})\n"
     )
     (folder / "far.py").write_text("answer, other = 42, None\n")
+    (folder / "near.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     package = import_module("some_package")
+    assert "some_package.far" not in sys.modules
+    assert package.near.__name__ == "some_package.near"
     assert "some_package.far" not in sys.modules
     assert package.answer == 42
     assert "some_package.far" in sys.modules
     with pytest.raises(AttributeError, match="module 'some_package' has no attribute 'question'"):
         _ = package.question
-    for name in ("some_package.far", "some_package"):
+    assert package.far is sys.modules["some_package.far"]
+    for name in ("some_package.far", "some_package.near", "some_package"):
         del sys.modules[name]

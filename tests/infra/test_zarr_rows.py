@@ -1,5 +1,6 @@
 """The oracles are c-blosc, which reads what is joined here, and zarr-python, which reads it out of a store."""
 
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,22 @@ def test_a_frame_is_read_wherever_it_lies() -> None:
     codec = RowCodec(Blosc("lz4", 5, Blosc.BITSHUFFLE), (2, 20, 20), values.dtype)
     packed = [codec.pack(row) for row in values]
     mapped: list[PackedRow | None] = [PackedRow(memoryview(b"x" + bytes(row.frame))[1:]) for row in packed]
-    assert b"".join(codec.join(mapped)) == b"".join(codec.join(packed))
+    assert b"".join(codec.join(mapped)) == b"".join(codec.join([*packed]))
     others = [codec.pack(row) for row in (np.asfortranarray(values[0]), values[1].astype(">u2"), values[2])]
     assert [row.frame for row in others] == [row.frame for row in packed[:3]]
+
+
+def test_large_images_take_no_more_than_twice_their_room() -> None:
+    """As many of them as a chunk has, and what they become; all of noise, which gets no smaller."""
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    codec = RowCodec(Blosc("lz4", 5, Blosc.SHUFFLE), noise.shape, noise.dtype)
+    rows: list[PackedRow | None] = [codec.pack(noise) for _ in range(16)]
+    tracemalloc.start()
+    codec.join(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows == []
+    assert peak < 2.1 * 16 * noise.nbytes
 
 
 def test_zarr_reads_a_shard_of_joined_rows(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """The table of super-resolution models: sound entries, and receptive fields as the networks have them."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sr_models
+from infra.errors import ConfigError
 from tests.sr_models.stand_ins import SMALL
 
 HATS = ("hat", "hat_s", "hat_l", "real_hat_gan")
@@ -19,6 +23,12 @@ def test_every_entry_of_the_table_is_sound() -> None:
         assert spec.recompute_is_cheap == (name in {"none", "hr", "bicubic"})
         if spec.official_file and spec.official_file.sha256:
             assert len(bytes.fromhex(spec.official_file.sha256)) == 32
+
+
+@pytest.mark.parametrize("dtypes", [(), (torch.float32,), ("float32", "float64")])
+def test_a_precision_that_is_none_is_refused_at_once(dtypes: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigError, match="dtypes of an SrSpec are names, of float32, bfloat16, float16: got"):
+        replace(sr_models.SR_MODELS["srresnet"], dtypes=dtypes)
 
 
 def test_window_multiples_are_the_networks() -> None:

@@ -107,6 +107,27 @@ def test_v2_is_ingested_as_from_folders(
     assert not plan.paths.buckets.exists()
 
 
+@pytest.mark.parametrize("folders_first", [True, False])
+def test_whole_folders_wait_packed(archive_root: Path, tmp_path: Path, *, folders_first: bool) -> None:
+    """In less room than their pixels take, not to speak of the files, whose names are in no bucket then."""
+
+    def change(members: list[Member]) -> list[Member]:
+        return sorted(members, key=lambda item: not item[0].isdir()) if folders_first else members
+
+    root = pack(archive_root, tmp_path / "packed", change=change)
+    plan = make_plan(streamed(root, tmp_path / "store"), StorePaths(tmp_path / "store"), V2, SHARD_SIZE)
+    feed = BucketFeed(streamed(root, tmp_path / "store"), plan)
+    groups, sealed = feed(sorted(plan.shards)), set[int]()
+    while sealed != plan.shards.keys():
+        sealed.update(next(groups))
+    content = b"".join(path.read_bytes() for path in feed.buckets.folder.iterdir())
+    groups.close()
+    for first in (b"s2_10m\0", b"s1", b"reference_map"):
+        assert content.count(b"\0/\0/" + first) == 24
+    assert b".tif" not in content
+    assert len(content) < 24 * 304_000
+
+
 def test_a_store_on_object_storage_has_its_buckets_on_a_disk(
     archive_root: Path, s3: S3Server, s3_folder: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,12 @@ def truncated(archive: SmallArchive) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def lengthened(archive: SmallArchive) -> None:
+    """The driver keeps headers that it has met."""
+    (path,) = folder_of(archive, S2).glob("*_B05.tif")
+    path.write_bytes(path.read_bytes() + bytes(1 << 14))
+
+
 TILES: dict[str, Any] = {"tiled": True, "blockxsize": 16, "blockysize": 16}
 
 CASES: dict[str, tuple[Modality, Callable[[SmallArchive], None]]] = {
@@ -131,6 +137,7 @@ CASES: dict[str, tuple[Modality, Callable[[SmallArchive], None]]] = {
     "another size": (S2, partial(rewrite, modality=S2, band="B02", values=lambda values: values[:100])),
     "not finite": (S1, partial(rewrite, modality=S1, band="VH", values=lambda values: values * np.nan)),
     "cut off": (S2, truncated),
+    "a long header": (S2, lengthened),
 }
 
 

@@ -227,6 +227,29 @@ def test_equal_directories_with_other_strip_tables_are_told_apart(order: tuple[i
                 np.testing.assert_array_equal(dataset.read(1), pixels)
 
 
+def test_a_strip_table_that_begins_in_the_directory_and_ends_behind_it(tmp_path: Path) -> None:
+    """It begins where the last entry has its value: two files of one directory whose last strips are swapped."""
+    pixels = np.arange(16, dtype=np.uint16).reshape(4, 4)
+    stop = 8 + 2 + 12 * 10
+    start = stop + 4 + 8 + 16  # next directory, the end of the offsets, lengths
+    first, second, third, fourth = (start + 8 * i for i in range(4))
+    tags = [
+        *((256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1)),
+        *((273, 4, 4, stop - 4), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 4, stop + 12)),
+        (305, 2, 5, first),  # the program's name, which nobody reads: its place is the first strip's
+    ]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    for order in ((third, fourth), (fourth, third)):
+        data = head + struct.pack("<3I", second, *order) + struct.pack("<4I", 8, 8, 8, 8) + pixels.tobytes()
+        path = tmp_path / "a.tif"
+        path.write_bytes(data)
+        expected = pixels if order == (third, fourth) else pixels[[0, 1, 3, 2]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            np.testing.assert_array_equal(by_rasterio(path)[0], expected)
+        np.testing.assert_array_equal(decode(data, "a.tif").pixels, expected)
+
+
 def test_the_cache_stays_small(tmp_path: Path) -> None:
     for width in range(1, 400):
         decode(strips(np.zeros((4, width), np.uint16), [0, 1], rows=2), "a.tif")
