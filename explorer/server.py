@@ -40,7 +40,9 @@ def serve(
     """
     with listening(port) as listener:
         app = make_app(store, basemap)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config.timeout_graceful_shutdown = 1  # s; a browser holds connections open, and their end is waited for
+        server = uvicorn.Server(config)
         threading.Thread(target=app.state.explorer.warm, name="warm", daemon=True).start()
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         if ready is not None:

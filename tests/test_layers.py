@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MAY_USE = {"infra.bigearthnet", "infra.errors", "infra.installed", "infra.weights_store"}
+MAY_USE = {"infra.bigearthnet", "infra.errors", "infra.installed", "infra.on_demand", "infra.weights_store"}
 
 
 def test_models_are_kept_from_every_other_module_of_infra() -> None:

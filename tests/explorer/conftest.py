@@ -49,7 +49,9 @@ def of_patch(patch_id: str, what: str = "", **query: str | int) -> str:
 def served(app: FastAPI) -> Iterator[str]:
     """Serve an application on a free port from a thread, and give its address."""
     with listening(0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off")
+        config.timeout_graceful_shutdown = 1  # a browser holds connections open, and their end is waited for
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         port = listener.getsockname()[1]
@@ -57,7 +59,7 @@ def served(app: FastAPI) -> Iterator[str]:
         try:
             yield f"http://{HOST}:{port}/"
         finally:
-            server.should_exit = server.force_exit = True  # else it waits for a connection that a browser left open
+            server.should_exit = True
             thread.join(60)
 
 
