@@ -1,9 +1,10 @@
-"""Public names of a package that are imported when they are first asked for, so that few commands pay for torch."""
+"""Imports that wait until something is asked for or called, so that few commands pay for torch."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 
 def names_of(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
@@ -26,3 +27,12 @@ def names_of(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[st
         return value
 
     return attribute
+
+
+def called_later(module: str, name: str) -> Callable[..., Any]:
+    """Return a module's function or class as a function that imports the module when it is called."""
+
+    def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  # whatever it takes and returns
+        return getattr(import_module(module), name)(*arguments, **named)
+
+    return call

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from infra.bigearthnet.bands import RGB
 from infra.errors import ConfigError, UnknownNameError, did_you_mean
 from infra.installed import ModelTable
+from infra.on_demand import called_later
 from infra.weights_store import OfficialFile
-from sr_models.architectures import bicubic, hat, identity
 from sr_models.basicsr_archs import msrresnet, rrdbnet, srvgg_compact
 from sr_models.seesr import models as seesr
 from sr_models.seesr.options import SeesrOptions
@@ -163,6 +163,10 @@ def _told(place: Sequence[int | str], message: str, value: object, options: type
     return f"{name}: {message[:1].lower()}{message[1:]}, not {value!r}"
 
 
+_identity = called_later("sr_models.interpolation", "Identity")
+_bicubic = called_later("sr_models.interpolation", "Bicubic")
+_hat = called_later("sr_models.hat", "hat")
+
 _NETWORK_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 _REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 _HAT_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")  # no float16: spandrel, too, refuses it for HAT
@@ -180,7 +184,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         "none": SrSpec(
             title="the patch as it is",
             scale=1,
-            architecture=identity,
+            architecture=_identity,
             paper="none",
             licence="Apache-2.0",
             bandwise=True,
@@ -190,7 +194,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         CEILING: SrSpec(
             title="the archive's own pixels where `degrade` reduces all others: the ceiling, not a competitor",
             scale=1,
-            architecture=identity,
+            architecture=_identity,
             paper="none",
             licence="Apache-2.0",
             bandwise=True,
@@ -200,7 +204,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         "bicubic": SrSpec(
             title="bicubic enlargement, the control: larger inputs without a network",
             scale=4,
-            architecture=bicubic,
+            architecture=_bicubic,
             parameters=MappingProxyType({"scale": 4}),
             paper="Keys 1981, doi:10.1109/TASSP.1981.1163711",
             licence="Apache-2.0",
@@ -267,7 +271,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         "hat": SrSpec(
             title="HAT, hybrid attention transformer, trained for PSNR on ImageNet, then DIV2K and Flickr2K",
             scale=4,
-            architecture=hat,
+            architecture=_hat,
             parameters=_HAT_PARAMETERS,
             paper="Chen et al. 2023, arXiv:2205.04437",
             licence="Apache-2.0 (HAT)",
@@ -284,7 +288,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         "hat_s": SrSpec(
             title="HAT-S, the small HAT, trained for PSNR on DIV2K and Flickr2K",
             scale=4,
-            architecture=hat,
+            architecture=_hat,
             parameters=MappingProxyType(
                 {"embed_dim": 144, "num_groups": 6, "num_blocks": 6, "compress_ratio": 24, "squeeze_factor": 24}
             ),
@@ -303,7 +307,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         "hat_l": SrSpec(
             title="HAT-L, HAT of twice the depth, trained for PSNR on ImageNet, then DIV2K and Flickr2K",
             scale=4,
-            architecture=hat,
+            architecture=_hat,
             parameters=MappingProxyType({**_HAT_PARAMETERS, "num_groups": 12}),
             paper="Chen et al. 2023, arXiv:2205.04437",
             licence="Apache-2.0 (HAT)",
@@ -320,7 +324,7 @@ _OWN: Mapping[str, SrSpec] = MappingProxyType(
         "real_hat_gan": SrSpec(
             title="Real_HAT_GAN_SRx4, HAT trained as a GAN on Real-ESRGAN's degradations",
             scale=4,
-            architecture=hat,
+            architecture=_hat,
             parameters=_HAT_PARAMETERS,
             paper="Chen et al. 2023, arXiv:2309.05239",
             licence="Apache-2.0 (HAT)",

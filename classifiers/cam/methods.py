@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from classifiers.cam import entries
 from classifiers.cam.options import (
     Explainable,
     GradPlusPlusScoreCamOptions,
@@ -19,6 +18,7 @@ from classifiers.cam.options import (
     SmoothOptions,
 )
 from infra.errors import ConfigError, UnknownNameError, did_you_mean
+from infra.on_demand import called_later
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,38 +101,43 @@ def _plain(
     return ExplainMethod(lambda target, _: run(target), source, per_label=per_label, linear_head_only=linear_head_only)
 
 
+def _later(name: str, module: str = "") -> "Callable[..., Tensor]":
+    """Return a method by its function's name, and its module's where that is another: torch comes when it is called."""
+    return called_later(f"classifiers.cam.{module or name}", name)
+
+
 METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
     {
-        "cam": _plain(entries.cam, "Zhou et al. 2016, arXiv:1512.04150", linear_head_only=True),
-        "grad_cam": _plain(entries.grad_cam, "Selvaraju et al. 2017, arXiv:1610.02391"),
-        "hires_cam": _plain(entries.hires_cam, "Draelos and Carin 2020, arXiv:2011.08891"),
-        "x_grad_cam": _plain(entries.x_grad_cam, "Fu et al. 2020, arXiv:2008.02312"),
-        "grad_cam_pp": _plain(entries.grad_cam_pp, "Chattopadhay et al. 2018, arXiv:1710.11063"),
-        "layer_cam": _plain(entries.layer_cam, "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943"),
-        "ablation_cam": _plain(entries.ablation_cam, "Ramaswamy et al. 2020, doi:10.1109/WACV45572.2020.9093360"),
+        "cam": _plain(_later("cam", "gradient_family"), "Zhou et al. 2016, arXiv:1512.04150", linear_head_only=True),
+        "grad_cam": _plain(_later("grad_cam", "gradient_family"), "Selvaraju et al. 2017, arXiv:1610.02391"),
+        "hires_cam": _plain(_later("hires_cam", "gradient_family"), "Draelos and Carin 2020, arXiv:2011.08891"),
+        "x_grad_cam": _plain(_later("x_grad_cam", "gradient_family"), "Fu et al. 2020, arXiv:2008.02312"),
+        "grad_cam_pp": _plain(_later("grad_cam_pp", "gradient_family"), "Chattopadhay et al. 2018, arXiv:1710.11063"),
+        "layer_cam": _plain(_later("layer_cam", "gradient_family"), "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943"),
+        "ablation_cam": _plain(_later("ablation_cam"), "Ramaswamy et al. 2020, doi:10.1109/WACV45572.2020.9093360"),
         "smooth_grad_cam_pp": ExplainMethod(
-            entries.smooth_grad_cam_pp,
+            _later("smooth_grad_cam_pp"),
             "Omeiza et al. 2019, arXiv:1908.01224",
             SmoothOptions,
             forwards="linear head: none",
         ),
-        "eigen_cam": _plain(entries.eigen_cam, "Muhammad and Yeasin 2020, arXiv:2008.00299", per_label=False),
+        "eigen_cam": _plain(_later("eigen_cam"), "Muhammad and Yeasin 2020, arXiv:2008.00299", per_label=False),
         "hessian_ciam": _plain(
-            entries.hessian_ciam, "Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17", per_label=False
+            _later("hessian_ciam"), "Qian et al. 2023, doi:10.1007/978-3-031-43895-0_17", per_label=False
         ),
-        FLOOR: ExplainMethod(entries.random_map, "Uniform noise, the floor", RandomOptions, per_label=False),
+        FLOOR: ExplainMethod(_later("random_map"), "Uniform noise, the floor", RandomOptions, per_label=False),
         "score_cam": ExplainMethod(
-            entries.score_cam, "Wang et al. 2020, arXiv:1910.01279", options=ScoreCamOptions, forwards="many"
+            _later("score_cam"), "Wang et al. 2020, arXiv:1910.01279", options=ScoreCamOptions, forwards="many"
         ),
         "grad_plus_plus_score_cam": ExplainMethod(
-            entries.grad_plus_plus_score_cam,
+            _later("grad_plus_plus_score_cam", "score_cam"),
             "Soomro et al., Grad++ScoreCAM",
             options=GradPlusPlusScoreCamOptions,
             forwards="many",
             check=_fits_map,
         ),
         "rise": ExplainMethod(
-            entries.rise,
+            _later("rise"),
             "Petsiuk et al. 2018, arXiv:1806.07421",
             options=RiseOptions,
             forwards="many",
@@ -140,7 +145,7 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
             check=_fits_input,
         ),
         "occlusion": ExplainMethod(
-            entries.occlusion,
+            _later("occlusion"),
             "Zeiler and Fergus 2014, arXiv:1311.2901",
             options=OcclusionOptions,
             forwards="many",
@@ -148,7 +153,7 @@ METHODS: Mapping[str, ExplainMethod] = MappingProxyType(
             check=_fits_input,
         ),
         "lime": ExplainMethod(
-            entries.lime,
+            _later("lime"),
             "Ribeiro et al. 2016, arXiv:1602.04938",
             options=LimeOptions,
             forwards="many",

@@ -1,6 +1,7 @@
 """Packages that import their public names when they are asked for have all of them, and no others."""
 
 import sys
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -9,6 +10,7 @@ import pytest
 
 import classifiers
 import sr_models
+from infra.on_demand import called_later
 
 
 @pytest.mark.parametrize("package", [classifiers, sr_models])
@@ -52,3 +54,11 @@ def test_a_name_s_module_is_imported_when_it_is_asked_for(tmp_path: Path, monkey
     assert package.far is sys.modules["some_package.far"]
     for name in ("some_package.far", "some_package.near", "some_package"):
         del sys.modules[name]
+
+
+def test_a_function_s_module_is_imported_when_it_is_called() -> None:
+    later = called_later("fractions", "Fraction")
+    assert later(2, denominator=4) == Fraction(1, 2)
+    absent = called_later("no.such.module", "name")
+    with pytest.raises(ModuleNotFoundError, match="no"):
+        absent()

@@ -1,6 +1,6 @@
 """The oracle is what the readers make of the same files where they lie in folders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from infra.archives.bigearthnet_v2 import MODALITIES
 from infra.archives.buckets import Bucket, Buckets, folder_record, packed_files
 from infra.archives.files import Folder
 from infra.archives.modality import FolderPixels, Ground, Modality
-from infra.archives.model import BIGEARTHNET
+from infra.archives.model import BIGEARTHNET, Pixels
 from infra.archives.packing import FolderPacker
 from infra.archives.patch_folder import read_reference_map, read_s1, read_s2
 from infra.errors import BadPatchError
@@ -54,9 +54,10 @@ def unpacked(row: object, like: NDArray[Any]) -> NDArray[Any]:
     return np.frombuffer(Blosc().decode(row.frame), like.dtype).reshape(like.shape)
 
 
-def check(pixels: FolderPixels, arrays: dict[str, NDArray[Any]]) -> None:
+def check(pixels: FolderPixels, arrays: Mapping[str, Pixels]) -> None:
     assert pixels.arrays.keys() == arrays.keys()
     for name, expected in arrays.items():
+        assert isinstance(expected, np.ndarray)
         np.testing.assert_array_equal(unpacked(pixels.arrays[name], expected), expected)
 
 
@@ -76,12 +77,12 @@ def test_what_is_packed_is_what_is_read(archive: SmallArchive, store: ShardedSto
     found = FolderPacker(S2, store).pack(files_of(archive, S2))
     assert found is not None
     assert (found.ground, found.nodata_share) == (s2.ground, 0.0)
-    check(found, dict(s2.arrays))  # type: ignore[arg-type]
+    check(found, s2.arrays)
     for modality, name, expected in ((S1, "s1", s1), (MAPS, "reference_map", codes)):
         other = FolderPacker(modality, store).pack(files_of(archive, modality))
         assert other is not None
         assert other.ground == s2.ground
-        check(other, {name: expected})  # type: ignore[dict-item]
+        check(other, {name: expected})
 
 
 def test_a_packer_keeps_nothing_of_the_folder_before(archive: SmallArchive, store: ShardedStore) -> None:
@@ -100,14 +101,18 @@ def test_a_packer_keeps_nothing_of_the_folder_before(archive: SmallArchive, stor
     assert unpacked(first.arrays["s2_10m"], np.zeros((4, 120, 120), np.uint16))[0, :30].min() > 0
 
 
-def rewrite(archive: SmallArchive, modality: Modality, band: str, **options: object) -> None:
+def rewrite(
+    archive: SmallArchive,
+    modality: Modality,
+    band: str,
+    corner: tuple[float, float] | None = None,
+    values: Callable[[NDArray[Any]], NDArray[Any]] = np.copy,
+    **options: Any,
+) -> None:
     """Write one band again, otherwise."""
     (path,) = folder_of(archive, modality).glob(f"*_{band}.tif")
-    name = s1_name(NAME) if modality is S1 else NAME
-    pixels = archive.pixels[NAME if band == "reference_map" else name, band]
-    values = options.pop("values", lambda values: values)
-    corner = options.pop("corner", archive.corner(NAME))
-    write_tiff(path, values(pixels), 1200 // len(pixels), corner, **options)  # type: ignore[operator, arg-type]
+    pixels = archive.pixels[s1_name(NAME) if modality is S1 else NAME, band]
+    write_tiff(path, values(pixels), 1200 // len(pixels), corner or archive.corner(NAME), **options)
 
 
 def truncated(archive: SmallArchive) -> None:
