@@ -8,6 +8,9 @@ with noise of its own in the lowest four bits: equal copies would compress to no
 repeat, page cache warm; the median repeat counts. "tar ingest" is what the flow does, planning apart: one pass that
 fills the buckets, on the pool's driver, and ShardIngester on the pool's actors, each repeat into an emptied store. "one
 pass" is the first half of it alone. "Zarr write" are the same actors writing arrays that they hold already.
+
+Processor time is that of this process, of what it ran and of Ray's workers. What both peers take of it together is work
+that ingest has to do as well: the machine's cores, all busy with that alone, would have the rate that is printed last.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import io
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -22,11 +26,13 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -68,6 +74,8 @@ class Row:
     fastest: float
     megabytes_per_second: float
     """Of the tar archive, uncompressed, by the clock: 1e6 bytes."""
+    cpu_microseconds: float
+    """Of processors, a patch; the median of the repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,8 @@ class Result:
     """The rate of "tar ingest" over that of the slower peer, medians."""
     share_of_slower_peer_fastest: float
     """The same of the fastest repeats: the least disturbed, where others use the machine too."""
+    both_peers_patches_per_second: float
+    """Of all cores, if they did the work of both peers and nothing else."""
 
 
 class ZarrWriter:
@@ -180,6 +190,17 @@ def forget(parts: StageParts) -> None:
     shutil.rmtree(parts.paths.inventories, ignore_errors=True)
 
 
+def cpu_seconds() -> float:
+    """Return the processor time of this process, of those that it waited for, and of all that run below it."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    total = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def measure(shards: int, shard_size: int, processes: int, repeats: int) -> Result:
     """Return the table.
 
@@ -191,7 +212,7 @@ def measure(shards: int, shard_size: int, processes: int, repeats: int) -> Resul
     """
     patches = shards * shard_size
     resources = Resources(actors=processes).without_gpu()
-    seconds: dict[str, list[float]] = {name: [] for name in (TAR, ZARR, PASS, INGEST)}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (TAR, ZARR, PASS, INGEST)}
     with tempfile.TemporaryDirectory() as name, cluster():
         folder = Path(name)
         path, tar_bytes = prepare(folder, patches)
@@ -211,10 +232,11 @@ def measure(shards: int, shard_size: int, processes: int, repeats: int) -> Resul
                     shutil.copytree(paths.archive, folder / "ready.zarr")
                 if row != TAR:
                     forget(plan.parts)
-                start = time.perf_counter()
+                cpu, start = cpu_seconds(), time.perf_counter()
                 run()
+                took = time.perf_counter() - start
                 if repeat >= 0:
-                    seconds[row].append(time.perf_counter() - start)
+                    seconds[row].append((took, cpu_seconds() - cpu))
         archive_bytes = path.stat().st_size
     rows = {name: _row(name, patches, tar_bytes, times) for name, times in seconds.items()}
     slower = min((rows[TAR], rows[ZARR]), key=lambda row: row.patches_per_second)
@@ -230,17 +252,31 @@ def measure(shards: int, shard_size: int, processes: int, repeats: int) -> Resul
         slower_peer=slower.name,
         share_of_slower_peer=rows[INGEST].patches_per_second / slower.patches_per_second,
         share_of_slower_peer_fastest=rows[INGEST].fastest / min(rows[TAR].fastest, rows[ZARR].fastest),
+        both_peers_patches_per_second=(os.cpu_count() or 1)
+        / (rows[TAR].cpu_microseconds + rows[ZARR].cpu_microseconds)
+        * 1e6,
     )
 
 
-def _row(name: str, patches: int, tar_bytes: int, seconds: Sequence[float]) -> Row:
-    median = statistics.median(seconds)
-    return Row(name, patches / median, patches / max(seconds), patches / min(seconds), tar_bytes / 1e6 / median)
+def _row(name: str, patches: int, tar_bytes: int, seconds: Sequence[tuple[float, float]]) -> Row:
+    """Return a row of the seconds by the clock and of processors of each repeat."""
+    clock = [took for took, _ in seconds]
+    median = statistics.median(clock)
+    return Row(
+        name,
+        patches / median,
+        patches / max(clock),
+        patches / min(clock),
+        tar_bytes / 1e6 / median,
+        statistics.median(cpu for _, cpu in seconds) / patches * 1e6,
+    )
 
 
 def show(result: Result) -> str:
     """Return the table as text."""
-    heads = {"patches/s": 11, "slowest": 9, "fastest": 9, "MB/s": 9}
+    heads = {"patches/s": 11, "slowest": 9, "fastest": 9, "MB/s": 9, "CPU us": 9}
+    both = result.both_peers_patches_per_second
+    slower = min(row.patches_per_second for row in result.rows if row.name in {TAR, ZARR})
     return "\n".join(
         [
             f"12 bands of {result.patches} patches; {result.machine}; page cache warm",
@@ -249,11 +285,12 @@ def show(result: Result) -> str:
             f"{'':<22}" + "".join(f"{head:>{width}}" for head, width in heads.items()),
             *(
                 f"{r.name:<22}{r.patches_per_second:>11,.0f}{r.slowest:>9,.0f}{r.fastest:>9,.0f}"
-                f"{r.megabytes_per_second:>9,.0f}"
+                f"{r.megabytes_per_second:>9,.0f}{r.cpu_microseconds:>9,.0f}"
                 for r in result.rows
             ),
             f"{INGEST} / {result.slower_peer}, the slower peer: {result.share_of_slower_peer:.2f} by the clock",
             f"fastest over fastest: {result.share_of_slower_peer_fastest:.2f}",
+            f"the work of both peers and nothing else, on all cores: {both:,.0f} patches/s, {both / slower:.2f}",
         ]
     )
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from infra.archives.buckets import Bucket, Buckets, Fault, folder_record, packed_files
+from infra.archives.buckets import Bucket, Buckets, BucketWriter, Fault, folder_record, packed_files
 from infra.archives.modality import Modality
 from infra.archives.model import PatchFormat
 from infra.archives.packing import FolderPacker
@@ -110,20 +110,23 @@ class BucketFeed:
         *others, last = self.archive.passes
         store = ShardedStore(self.plan.paths.archive)
         budget = MEAN_FILE_BYTES * len(inputs) * sum(len(modality.suffixes) for modality in self.archive.passes)
-        for modality in others:
-            one = _Pass(self.archive.tars[modality.top], modality, inputs, buckets, store, budget)
-            for _ in one.run():
-                pass
-            budget -= one.written
-        final = _Pass(self.archive.tars[last.top], last, inputs, buckets, store, budget)
-        unsealed = set(missing)
-        for shard in final.run():
-            unsealed.remove(shard)
-            yield shard
-        self.archive.inventory().save(last.top, TarContents(final.folders))
-        for shard in sorted(unsealed):  # the archive has no more: what is missing is not there
-            buckets.append(shard, ())
-            yield shard
+        with BucketWriter(buckets) as writer:
+            for modality in others:
+                one = _Pass(self.archive.tars[modality.top], modality, inputs, writer, store, budget)
+                for _ in one.run():
+                    pass
+                budget -= one.written
+            final = _Pass(self.archive.tars[last.top], last, inputs, writer, store, budget)
+            unsealed = set(missing)
+            for shard in final.run():
+                unsealed.remove(shard)
+                writer.close(shard)
+                yield shard
+            self.archive.inventory().save(last.top, TarContents(final.folders))
+            for shard in sorted(unsealed):  # the archive has no more: what is missing is not there
+                writer.append(shard, ())
+                writer.close(shard)
+                yield shard
 
 
 class _Wanted:
@@ -141,11 +144,11 @@ class _Pass:
     """One pass over one archive."""
 
     def __init__(
-        self, path: str, modality: Modality, inputs: pa.Table, buckets: Buckets, store: ShardedStore, budget: int
+        self, path: str, modality: Modality, inputs: pa.Table, writer: BucketWriter, store: ShardedStore, budget: int
     ) -> None:
         self.written = 0
         self._packer = FolderPacker(modality, store)
-        self._path, self._modality, self._buckets, self._budget = path, modality, buckets, budget
+        self._path, self._modality, self._writer, self._budget = path, modality, writer, budget
         self._bits = {suffix: 1 << i for i, suffix in enumerate(modality.suffixes)}
         self._everything = (1 << len(self._bits)) - 1
         self._wanted: dict[str, _Wanted] = {}
@@ -230,7 +233,7 @@ class _Pass:
         return [*((name, data) for name, data in files if not name.endswith(".tif")), *packed_files(pixels)]
 
     def _append(self, shard: int, record: Sequence[bytes | memoryview]) -> None:
-        self.written += self._buckets.append(shard, record)
+        self.written += self._writer.append(shard, record)
         if self.written > self._budget:
             raise ArchiveError(
                 f"{self._path} holds files of more than {MEAN_FILE_BYTES} bytes in the mean: it is no BigEarthNet"

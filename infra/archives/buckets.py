@@ -12,7 +12,9 @@ import mmap
 import os
 import shutil
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +28,9 @@ from infra.zarr_rows import PackedRow
 
 MAX_FILES = 1000
 """Files in a record: with two pieces more, what a system call takes is 1,024."""
+
+MAX_OPEN = 64
+"""Buckets that are open at once: patches of one acquisition follow each other, and lie in few shards."""
 
 _HEAD = struct.Struct("<IH")
 _GROUND = struct.Struct("<i3d")  # EPSG code, left, top, share of nodata
@@ -49,6 +54,25 @@ class Buckets:
         """The bucket of one shard."""
         return self.folder / f"shard-{shard:05d}.bucket"
 
+    def make(self) -> None:
+        """Make the folder, which must not be there: among other users' temporary files it may not be theirs."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True)
+
+    def remove(self) -> None:
+        """Remove the folder and whatever is in it, such as what a killed run left."""
+        if self.folder.exists():
+            with writing(self.folder):
+                shutil.rmtree(self.folder, onexc=_unless_gone)
+
+
+class BucketWriter:
+    """Appends to buckets, and keeps those open that it wrote to last; left, it has closed them all."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self._buckets = buckets
+        self._open: OrderedDict[int, tuple[Path, int]] = OrderedDict()  # file and descriptor, the last used at the end
+
     def append(self, shard: int, record: Sequence[bytes | memoryview]) -> int:
         """Append a record, and return how many bytes that is; the bucket is made if need be.
 
@@ -60,28 +84,48 @@ class Buckets:
             StoreError: The scratch folder is full or cannot be written.
         """
         size = sum(map(len, record))
-        path = self.path(shard)
+        path, fd = self._opened(shard)
         with writing(path):
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                written = os.writev(fd, record) if record else 0
-                rest = memoryview(b"".join(record))[written:] if written < size else None
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-            finally:
-                os.close(fd)
+            written = os.writev(fd, record) if record else 0
+            rest = memoryview(b"".join(record))[written:] if written < size else None
+            while rest:
+                rest = rest[os.write(fd, rest) :]
         return size
 
-    def make(self) -> None:
-        """Make the folder, which must not be there: among other users' temporary files it may not be theirs."""
-        with writing(self.folder):
-            self.folder.mkdir(parents=True)
+    def close(self, shard: int) -> None:
+        """Close a bucket: only then is it sure to be whole for a worker on another node, where scratch is on a network.
 
-    def remove(self) -> None:
-        """Remove the folder and whatever is in it, such as what a killed run left."""
-        if self.folder.exists():
-            with writing(self.folder):
-                shutil.rmtree(self.folder, onexc=_unless_gone)
+        Raises:
+            StoreError: What was written did not arrive.
+        """
+        if shard in self._open:
+            path, fd = self._open.pop(shard)
+            with writing(path):
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close what is open."""
+        with ExitStack() as closing:
+            for shard in list(self._open):
+                closing.callback(self.close, shard)
+
+    def _opened(self, shard: int) -> tuple[Path, int]:
+        found = self._open.get(shard)
+        if found is not None:
+            self._open.move_to_end(shard)
+            return found
+        if len(self._open) == MAX_OPEN:
+            self.close(next(iter(self._open)))
+        path = self._buckets.path(shard)
+        with writing(path):
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._open[shard] = path, fd
+        return path, fd
 
 
 def _unless_gone(_: object, __: str, error: BaseException) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from infra.archives.modality import FolderPixels, Ground, Modality
 from infra.archives.patch_folder import ground_of, is_same_ground, nodata_share
-from infra.archives.tiff import parse_geo, read_strip_tiff
+from infra.archives.tiff import Stencil, parse_geo, read_strip_tiff, stencil_of
 from infra.bigearthnet.bands import S2_10M, BandGroup
 from infra.errors import BadPatchError
 from infra.zarr_rows import PackedRow
@@ -24,6 +24,8 @@ _HEADER_BYTES = 1 << 13
 
 _GEO_BYTES = 1 << 10
 """Of a file's georeferencing, at most, which is kept as well; BigEarthNet's has 136."""
+
+_STENCILS = 16  # that are kept of a grid, whose files have one length, or few
 
 
 class FolderPacker:
@@ -61,28 +63,53 @@ class _Group:
 
     def __init__(self, group: BandGroup, store: ShardedStore) -> None:
         self.array = group.array
-        self.pixels: NDArray[Any] = np.empty((len(group.bands), group.size, group.size), group.dtype)
-        self._group, self._shape = group, (group.size, group.size)
+        self._group, self._shape, self._dtype = group, (group.size, group.size), np.dtype(group.dtype)
+        self.pixels: NDArray[Any] = np.empty((len(group.bands), *self._shape), self._dtype)
+        self._bands = [memoryview(band).cast("B") for band in self.pixels]
         self._suffixes = [f"_{band}.tif" for band in group.bands]
         self._codec = store.row_codec(group.array)
         self._most = self.pixels[0].nbytes + _HEADER_BYTES
+        self._stencils: dict[int, Stencil] = {}
 
     def read(self, files: Mapping[str, memoryview]) -> Ground | None:
         """Read the bands, and return where they lie; None, or BadPatchError: they cannot be packed."""
-        first: object = None
-        for i, suffix in enumerate(self._suffixes):
-            if len(files[suffix]) > self._most:
+        first: bytes | None = None
+        for suffix, band in zip(self._suffixes, self._bands, strict=True):
+            data = files[suffix]
+            found = self._known(data) or self._read(data, suffix)
+            if found is None or (first is not None and found[0] != first):
                 return None
-            band = read_strip_tiff(files[suffix], suffix, self._shape)
-            if band is None or band.pixels.dtype != self.pixels.dtype or (i and band.geo != first):
-                return None
-            first = band.geo
-            self.pixels[i] = band.pixels
-        if self.pixels.dtype.kind == "f" and not np.isfinite(self.pixels).all():
+            first, band[:] = found
+        assert first is not None
+        if self._dtype.kind == "f" and not np.isfinite(self.pixels).all():
             return None
-        grid = parse_geo(first) if isinstance(first, bytes) and 0 < len(first) <= _GEO_BYTES else None
+        grid = parse_geo(first) if 0 < len(first) <= _GEO_BYTES else None
         return None if grid is None else ground_of(grid, self._group, self.array)
 
     def pack(self) -> PackedRow:
         """Compress what was read last."""
         return self._codec.pack(self.pixels.reshape(self._codec.shape))
+
+    def _known(self, data: memoryview) -> tuple[bytes, memoryview] | None:
+        """Return georeferencing and pixels of a file that is laid out as one that was read, as nearly all are."""
+        stencil = self._stencils.get(len(data))
+        if stencil is None:
+            return None
+        before, after, start = stencil
+        head = bytes(data[:start])
+        if not (head.startswith(before) and head.endswith(after)):
+            return None
+        return head[len(before) : start - len(after)], data[start:]
+
+    def _read(self, data: memoryview, suffix: str) -> tuple[bytes, memoryview] | None:
+        if len(data) > self._most:
+            return None
+        band = read_strip_tiff(data, suffix, self._shape)
+        if band is None or band.pixels.dtype != self._dtype or not isinstance(band.geo, bytes):
+            return None
+        stencil = stencil_of(data)
+        if stencil is not None:
+            if len(self._stencils) == _STENCILS:
+                self._stencils.clear()
+            self._stencils[len(data)] = stencil
+        return band.geo, memoryview(np.ascontiguousarray(band.pixels)).cast("B")

@@ -31,7 +31,7 @@ MAX_EXPANSION = 100
 
 _SPARE_BYTES = 1 << 30  # which any archive may expand to: small ones are mostly padding
 _CODECS = {".zst": "zstd", ".gz": "gzip", ".tgz": "gzip"}
-_CHUNK = 1 << 20  # handing a chunk from thread to thread costs as much as unpacking some 50 kB
+_CHUNK = 1 << 19  # larger ones leave the cache before they are read; handing over smaller ones takes longer
 _CHUNKS_AHEAD = 8
 _BLOCK = 512
 _EXTENSION_BYTES = 1 << 16  # a name and a few records
@@ -49,6 +49,8 @@ _OCTAL = b"01234567"
 _REGULAR = b"0\x007"
 _EXTENSIONS = b"LKxg"
 _ZEROS = bytes(_BLOCK)
+_KIND = 156  # where a header says of what type the member is
+_LONG_NAME = ord("L")
 
 
 class TarMember(NamedTuple):
@@ -161,23 +163,25 @@ class _Stream:
     def _plain_member(self) -> TarMember | None:
         """Return the next member if it is a plain file and lies within this chunk, as nearly all do; else None."""
         chunk, at, name = self._chunk, self._at, None
-        header = chunk[at : at + _BLOCK]
-        known = _known(header[100:136] + header[156:])
-        if known is not None and known.is_name and _is_sound(header):
-            name = chunk[at + _BLOCK : at + _BLOCK + known.size]
+        if at + 3 * _BLOCK > len(chunk):
+            return None
+        if chunk[at + _KIND] == _LONG_NAME:
+            length = _long_name(chunk[at : at + _BLOCK])
+            if length is None:
+                return None
             at += 2 * _BLOCK
-            header = chunk[at : at + _BLOCK]
-            known = _known(header[100:136] + header[156:])
-        if known is None or known.is_name or not _is_sound(header):
+            name = chunk[at - _BLOCK : at - _BLOCK + length]
+        header = chunk[at : at + _BLOCK]
+        size = _file_size(header[100:136] + header[156:])
+        if size is None or not _is_sound(header):
             return None
         start = at + _BLOCK
-        stop = start + known.size
-        after = stop + -known.size % _BLOCK
+        after = start + size + -size % _BLOCK
         if after > len(chunk):
             return None
         self._at = after
-        name = header[:100] if name is None else name
-        return TarMember(_without_dots(_text(name.partition(b"\0")[0])), self._view[start:stop])
+        text = _text((header[:100] if name is None else name).partition(b"\0")[0])
+        return TarMember(_without_dots(text), self._view[start : start + size])
 
     def _extended(self, before: "_Extension", kind: bytes, length: int) -> "_Extension":
         """Return what the extension headers in front of a member say, with one more of them."""
@@ -316,28 +320,32 @@ class _Stream:
         return ArchiveError(f"{self._path} cannot be read as a tar archive at byte {at} of its contents: {why}")
 
 
-class _Known(NamedTuple):
-    """What is known of a header."""
-
-    size: int
-    """Of a regular file; or, at most a block, of the name of the member behind it."""
-    is_name: bool
-
-
 @lru_cache(maxsize=256)
-def _known(rest: bytes) -> _Known | None:
-    """Return what is known of a header from all that it has beside name, time and checksum; None: look closer.
+def _file_size(rest: bytes) -> int | None:
+    """Return the bytes of a regular file from all that its header has beside name, time and checksum.
 
     The files of an archive have few sizes, and one owner: what was found out for one header holds for thousands.
+
+    Returns:
+        None: look closer.
     """
     if len(rest) != _BLOCK - 120:  # cut off by the end of a chunk
         return None
     size, kind = _number(rest[24:36]), rest[36:37]
     if size is None or (rest[137:143] == b"ustar\0" and rest[225]):  # a part of the name lies elsewhere
         return None
-    if kind == b"L" and 0 < size <= _BLOCK:  # an empty name has no block
-        return _Known(size, is_name=True)
-    return _Known(size, is_name=False) if kind == b"0" and size <= MEMBER_BYTES else None
+    return size if kind == b"0" and size <= MEMBER_BYTES else None
+
+
+@lru_cache(maxsize=256)
+def _long_name(header: bytes) -> int | None:
+    """Return the bytes of the name that follows a sound header in one block; None: look closer.
+
+    GNU tar writes one such header for all names of one length, which is why it is known as a whole.
+    """
+    length = _number(header[124:136])
+    is_known = length is not None and 0 < length <= _BLOCK and _is_sound(header)  # an empty name has no block
+    return length if is_known else None
 
 
 def _is_sound(header: bytes) -> bool:

@@ -89,6 +89,20 @@ class TiffImage:
     """The value that stands for no data."""
 
 
+class Stencil(NamedTuple):
+    """All bytes of a plain file but its georeferencing, and its pixels, which end it.
+
+    What such files mean depends on these bytes alone: one with the same ones, and of the same length, is read alike.
+    """
+
+    before: bytes
+    """Up to the georeferencing."""
+    after: bytes
+    """From there to the pixels."""
+    pixels: int
+    """Where those start."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """All that a file's directory says about its pixels."""
@@ -174,13 +188,10 @@ def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int]
         BadPatchError: truncated, not_a_tiff, corrupt or wrong_size.
     """
     try:
-        (start,) = _UINT32.unpack_from(data, 4)
-        (entries,) = _UINT16.unpack_from(data, start)
+        key = _key(data)
     except struct.error:
         read_directory(bytes(data), shown)  # says what is wrong, or that the file is of another flavour
         return None
-    stop = start + 6 + 12 * entries
-    key = bytes(data[:stop]) if start == 8 else bytes(data[:8]) + bytes(data[start:stop])
     layout = _layouts.get(key)
     tables = () if layout is None else layout.tables
     if layout is None or len(data) < layout.size or (tables and any(data[a:b] != table for a, b, table in tables)):
@@ -204,6 +215,32 @@ def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int]
     else:
         geo = b"".join(data[a:b] for a, b in layout.geo)
     return Band(pixels, geo, None if layout.nodata is None else bytes(data[layout.nodata[0] : layout.nodata[1]]))
+
+
+def stencil_of(data: bytes | memoryview) -> Stencil | None:
+    """Return the stencil of a file that `read_strip_tiff` has just read; None where its pixels do not end it."""
+    layout = _layouts.get(_key(data))
+    if layout is None or len(layout.geo) != 1:
+        return None
+    ((start, stop),) = layout.geo
+    pixels = layout.offsets[0]
+    read = [(0, 8), _directory(data), *((a, b) for a, b, _ in layout.tables)]
+    if stop > pixels or pixels + sum(layout.counts) != len(data) or any(a < stop and start < b for a, b in read):
+        return None
+    return Stencil(bytes(data[:start]), bytes(data[stop:pixels]), pixels)
+
+
+def _directory(data: bytes | memoryview) -> tuple[int, int]:
+    """Return where a file's directory starts and stops; struct.error: the file is too short."""
+    (start,) = _UINT32.unpack_from(data, 4)
+    (entries,) = _UINT16.unpack_from(data, start)
+    return start, start + 6 + 12 * entries
+
+
+def _key(data: bytes | memoryview) -> bytes:
+    """Return the bytes by which a layout is kept, of header and directory; struct.error: the file is too short."""
+    start, stop = _directory(data)
+    return bytes(data[:stop]) if start == 8 else bytes(data[:8]) + bytes(data[start:stop])
 
 
 def grid_of(band: Band, data: bytes | memoryview) -> Grid | None:

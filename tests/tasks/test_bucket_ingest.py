@@ -16,7 +16,7 @@ import pytest
 
 from infra import object_store
 from infra.archives import tar_reader
-from infra.archives.buckets import Buckets
+from infra.archives.buckets import BucketWriter
 from infra.archives.inventory import Subset
 from infra.archives.layouts import ArchiveOptions, open_archive
 from infra.archives.streamed import StreamedArchive
@@ -136,13 +136,14 @@ def test_a_store_on_object_storage_has_its_buckets_on_a_disk(
     monkeypatch.setenv("SUPERSCENE_SCRATCH", str(scratch))
     monkeypatch.chdir(tmp_path)
     appended: list[Path] = []
-    append = Buckets.append
+    append = BucketWriter.append
 
-    def noted(self: Buckets, shard: int, records: Sequence[bytes | memoryview]) -> int:
-        appended.append(self.path(shard))
-        return append(self, shard, records)
+    def noted(self: BucketWriter, shard: int, record: Sequence[bytes | memoryview]) -> int:
+        size = append(self, shard, record)
+        appended.extend(scratch.rglob("*.bucket"))
+        return size
 
-    monkeypatch.setattr(Buckets, "append", noted)
+    monkeypatch.setattr(BucketWriter, "append", noted)
     root = pack(archive_root, tmp_path / "packed", ".tar.zst")
     plan, done = ingest_streamed(streamed(root, s3_folder, "present"), s3_folder)
     counts = publish_archive(plan)

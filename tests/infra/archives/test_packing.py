@@ -11,7 +11,7 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from infra.archives.bigearthnet_v2 import MODALITIES
-from infra.archives.buckets import Bucket, Buckets, folder_record, packed_files
+from infra.archives.buckets import Bucket, Buckets, BucketWriter, folder_record, packed_files
 from infra.archives.files import Folder
 from infra.archives.modality import FolderPixels, Ground, Modality
 from infra.archives.model import BIGEARTHNET, Pixels
@@ -164,6 +164,31 @@ def test_all_else_is_left_to_who_reads_the_files(
     assert packer.pack(files) is None
 
 
+@pytest.mark.parametrize(("modality", "band"), [(S2, "B09"), (S1, "VH")])
+def test_every_changed_byte_is_seen_by_who_met_files_alike(
+    archive: SmallArchive, store: ShardedStore, modality: Modality, band: str
+) -> None:
+    """The oracle is a packer that met none."""
+    (path,) = folder_of(archive, modality).glob(f"*_{band}.tif")
+    pixels = archive.pixels[s1_name(NAME) if modality is S1 else NAME, band]
+    start = path.read_bytes().rindex(pixels.tobytes())
+    whole = files_of(archive, modality)
+    random = np.random.default_rng(0)
+    unlike = 0
+    for place in [*range(start), *range(start, start + pixels.nbytes, 999)]:
+        packer = FolderPacker(modality, store)
+        known = packer.pack(whole)
+        changed = bytearray(whole[f"_{band}.tif"])
+        changed[place] ^= int(random.integers(1, 256))
+        files = {**whole, f"_{band}.tif": memoryview(bytes(changed))}
+        found = packer.pack(files)
+        assert found == FolderPacker(modality, store).pack(files)
+        unlike += found is None
+        assert place < start or found != known
+        assert packer.pack(whole) == known
+    assert unlike > start / 2
+
+
 def test_packed_folders_in_a_bucket(archive: SmallArchive, store: ShardedStore, tmp_path: Path) -> None:
     """They come out as they went in; a pair or map that lies elsewhere is refused, in the words of who reads it."""
     buckets = Buckets(tmp_path)
@@ -172,7 +197,9 @@ def test_packed_folders_in_a_bucket(archive: SmallArchive, store: ShardedStore, 
         pixels = FolderPacker(modality, store).pack(files_of(archive, modality))
         assert pixels is not None
         written[modality.top] = pixels
-        buckets.append(0, folder_record(f"{modality.top}/a", [("a.json", memoryview(b"{}")), *packed_files(pixels)]))
+        record = folder_record(f"{modality.top}/a", [("a.json", memoryview(b"{}")), *packed_files(pixels)])
+        with BucketWriter(buckets) as writer:
+            writer.append(0, record)
     elsewhere = Ground(32633, 1.0, 2.0)
     with Bucket(buckets.path(0)) as bucket:
         for top, pixels in written.items():

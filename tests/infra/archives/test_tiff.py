@@ -18,7 +18,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
 from infra.archives import tiff
-from infra.archives.tiff import decode, grid_of, read_strip_tiff, read_tiff
+from infra.archives.tiff import decode, grid_of, read_strip_tiff, read_tiff, stencil_of
 from infra.errors import BadPatchError
 
 CORNER = (390000.0, 5348400.0)
@@ -248,6 +248,43 @@ def test_a_strip_table_that_begins_in_the_directory_and_ends_behind_it(tmp_path:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             np.testing.assert_array_equal(by_rasterio(path)[0], expected)
         np.testing.assert_array_equal(decode(data, "a.tif").pixels, expected)
+
+
+def georeferenced(table: int) -> bytes:
+    """Return a TIFF of two strips, its pixels last, whose table of offsets lies where it is told; by hand."""
+    stop = 8 + 2 + 12 * 12 + 4
+    geo = stop + 16
+    keys = struct.pack("<8H", 1, 1, 0, 1, 3072, 0, 1, 32633)
+    start = geo + 24 + 48 + len(keys)
+    tags = [
+        *((256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 2, table)),
+        *((277, 3, 1, 1), (278, 3, 1, 2), (279, 4, 2, stop + 8)),
+        *((33550, 12, 3, geo), (33922, 12, 6, geo + 24), (34735, 3, 8, geo + 72)),
+    ]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    offsets = struct.pack("<2I", start, start + 16)
+    scale = offsets + struct.pack("<2d", 10, 0) if table == geo else struct.pack("<3d", 10, 10, 0)
+    head += bytes(4) + offsets + struct.pack("<2I", 16, 16) + scale + struct.pack("<6d", 0, 0, 0, *CORNER, 0) + keys
+    assert len(head) == start
+    return head + np.arange(16, dtype=np.uint16).tobytes()
+
+
+def test_a_stencil_is_all_but_place_and_pixels() -> None:
+    """Unless the place is a part of what tells where pixels are, or something follows them."""
+    stop = 8 + 2 + 12 * 12 + 4
+    data = georeferenced(stop)
+    assert stencil_of(data) is None  # nobody read it
+    for table, after, is_known in ((stop, b"", True), (stop, b"x", False), (stop + 16, b"", False)):
+        data = georeferenced(table) + after
+        band = read_strip_tiff(data, "a.tif")
+        assert band is not None
+        np.testing.assert_array_equal(band.pixels, np.arange(16).reshape(4, 4))
+        stencil = stencil_of(data)
+        assert (stencil is not None) == is_known
+        if stencil is not None:
+            assert isinstance(band.geo, bytes)
+            assert stencil.before + band.geo + stencil.after + data[stencil.pixels :] == data
+            assert len(data) - stencil.pixels == 32
 
 
 def test_the_cache_stays_small(tmp_path: Path) -> None:
