@@ -33,8 +33,15 @@ _UNASKED = ("start_log_monitor", "start_monitor", "start_api_server")
 """How Ray starts what nobody asks anything on a local cluster: what sends workers' lines to drivers, which pool and
 logs do, the autoscaler, and the dashboard's server, which without a dashboard only tells of usage."""
 
-_SPARING = {"num_workers_soft_limit": 0, "idle_worker_killing_time_threshold_ms": 30_000}
-"""Ray keeps a worker for each core, of which one that waits takes a hundredth: it ends after half a minute."""
+_SPARING = {
+    "num_workers_soft_limit": 0,
+    "idle_worker_killing_time_threshold_ms": 30_000,
+    "kill_idle_workers_interval_ms": 2000,
+    "raylet_check_gc_period_milliseconds": 2000,
+    "object_manager_timer_freq_ms": 2000,
+}
+"""What takes less of the cores that models want: Ray keeps a worker for each core, of which one that waits takes a
+hundredth, so that it ends after half a minute; and it looks round five to ten times a second for what can wait."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of work (or "max") in a period of so many microseconds."""
@@ -74,6 +81,7 @@ def cluster(address: str | None = None, scratch: Path | None = None) -> Iterator
         ConfigError: The cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "15000")  # who asks for metrics asks about as often
     # Ray tells after one second that an actor is gone, but after fifteen that its whole node is: wait for that.
     os.environ.setdefault("RAY_timeout_ms_task_wait_for_death_info", "60000")
     address = address or os.environ.get("RAY_ADDRESS") or None

@@ -30,6 +30,7 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from infra import logs, metrics
+from infra.allocator import hand_back, keep_freed_memory
 from infra.errors import ArchiveError, ConfigError, PipelineError, StoreError, TransientError
 from infra.logs import events
 from infra.metrics import GpuMemory
@@ -150,6 +151,7 @@ class _Host:
         # Ray has 1 there for an actor of one core. A torch that is loaded with that, and told more threads afterwards,
         # takes a tenth longer (benchmarks/overhead.py); nothing here has loaded it yet.
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        keep_freed_memory()
         self._worker: Worker[object] | None = None
         self._context = logs.Context()
         if asked is not None:
@@ -161,6 +163,7 @@ class _Host:
         """Build a worker and answer with the id of the node it is on; as of `run`, an error is part of the answer."""
         take_over(settings)
         self._worker = None  # the last stage's models make room first
+        hand_back()
         self._context = context
         fault = None
         with logs.bound(run=context.run, stage=context.stage):

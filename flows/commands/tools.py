@@ -116,6 +116,9 @@ def super_resolve(
     as_json: AsJson = False,  # noqa: FBT002  # typer
 ) -> None:
     """Super-resolve a scene of any size: a GeoTIFF in, a georeferenced GeoTIFF out."""
+    from infra.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from flows.progress import bars, terminal_progress
     from sr_models import load
     from tasks.branch import worker_device

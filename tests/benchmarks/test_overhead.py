@@ -19,9 +19,11 @@ def test_where_the_time_of_a_run_goes() -> None:
     found = BENCHMARK["costs_of"](100.0, [150.0, 130.0, 160.0, 140.0], 167.0, 44.0)
     assert (found.total, found.start_up, found.shards, found.end, found.bare) == (67.0, 20.0, 40.0, 7.0, 44.0)
     assert found.overhead == pytest.approx((47 - 44) / 44)
-    text = BENCHMARK["show"](found, [44.0, 45.0], 88)
+    text = BENCHMARK["show"](found, [44.0, 45.0], 50.0, 88)
+    assert "plain loop, memory handed back          50.0        1.76" in text
     assert "bare loop (of 44, 45)                   44.0        2.00" in text
     assert "overhead: 6.8% of the bare loop (goal: 5% at most), its shards alone -9.1%" in text
+    assert "of the plain loop: -6.0%" in text
     assert "take more --patches" in text
 
 

@@ -83,13 +83,19 @@ def test_patches_beyond_those_whose_corners_are_told_are_points(
         monkeypatch.setattr(f"explorer.{module}.MOST_POLYGONS", 5)
     west, south, east, north = around(made, "Austria")
     with open_page(browser, "about:blank") as found:
-        page = found.page
-        with page.expect_response("**/api/footprints?*") as answer:
-            page.goto(f"{address}#/?country=Austria&{address_of([west, south, east, north])}")
-        assert len(answer.value.body()) == 5 * 36
+        page, told = found.page, list[bytes]()
+
+        def overheard(route: Route) -> None:
+            answer = route.fetch()
+            told.append(answer.body())
+            route.fulfill(response=answer)
+
+        page.route("**/api/footprints?*", overheard)
+        page.goto(f"{address}#/?country=Austria&{address_of([west, south, east, north])}")
         ready(page)
         page.wait_for_timeout(SETTLED_MS)
         settled(page)
+        assert {len(footprints) for footprints in told} == {5 * 36}
         width, height = page.evaluate("(c => [c.width, c.height])(document.getElementById('map-points'))")
         (left, top), (right, bottom) = mercator(west, north), mercator(east, south)
         scale = min(width / (right - left), height / (bottom - top))

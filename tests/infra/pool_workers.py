@@ -1,6 +1,7 @@
 """Workers for the tests of the pool; actors import them."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from infra.errors import BadPatchError, StoreError, TransientError
+
+
+class Freeing:
+    """Asks for 100 MiB, fills them and frees them, and tells how many pages the system had to find."""
+
+    def run(self, item: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        assert len(b"x" * (100 << 20)) > item
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 class OddError(Exception):

@@ -2,6 +2,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,16 @@ from infra.logs import bound
 from infra.ray_cluster import cluster
 from infra.ray_pool import Devices, Done, Failed, Resources, Worker, WorkerStartError, run_pool
 from tests.infra.log_lines import objects, written
-from tests.infra.pool_workers import Environment, Remembering, Scripted, Sleeping, Threads, Unbuildable, attempts
+from tests.infra.pool_workers import (
+    Environment,
+    Freeing,
+    Remembering,
+    Scripted,
+    Sleeping,
+    Threads,
+    Unbuildable,
+    attempts,
+)
 
 CORES = 2
 
@@ -55,6 +65,16 @@ def test_every_item_has_its_result_whatever_the_number_of_actors(tmp_path: Path,
     items = list(range(7))
     assert outcomes(partial(Scripted, tmp_path), items, actors) == squares(items)
     assert [attempts(tmp_path, item) for item in items] == [1] * 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
+def test_what_a_worker_frees_it_has_again_until_the_next_is_built() -> None:
+    for _ in range(2):
+        found = [
+            outcome.result for outcome in run_pool(Freeing, range(6), Resources(actors=1)) if type(outcome) is Done
+        ]
+        assert len(found) == 6
+        assert max(found[1:]) < found[0] / 20
 
 
 def test_workers_take_over_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
