@@ -25,7 +25,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -190,15 +190,20 @@ def forget(parts: StageParts) -> None:
     shutil.rmtree(parts.paths.inventories, ignore_errors=True)
 
 
-def cpu_seconds() -> float:
-    """Return the processor time of this process, of those that it waited for, and of all that run below it."""
+def processor_seconds() -> dict[int, float]:
+    """Return the processor time of each process below this one by its id, and under 0 of this one and its dead."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    total = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    seconds = {0: sum(usage.ru_utime + usage.ru_stime for usage in usages)}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            total += times.user + times.system
-    return total
+            seconds[process.pid] = times.user + times.system
+    return seconds
+
+
+def spent_since(before: Mapping[int, float]) -> float:
+    """Return the processor time since then; a worker of Ray's that ended meanwhile takes its own along."""
+    return sum(seconds - before.get(process, 0.0) for process, seconds in processor_seconds().items())
 
 
 def measure(shards: int, shard_size: int, processes: int, repeats: int) -> Result:
@@ -232,11 +237,11 @@ def measure(shards: int, shard_size: int, processes: int, repeats: int) -> Resul
                     shutil.copytree(paths.archive, folder / "ready.zarr")
                 if row != TAR:
                     forget(plan.parts)
-                cpu, start = cpu_seconds(), time.perf_counter()
+                before, start = processor_seconds(), time.perf_counter()
                 run()
                 took = time.perf_counter() - start
                 if repeat >= 0:
-                    seconds[row].append((took, cpu_seconds() - cpu))
+                    seconds[row].append((took, spent_since(before)))
         archive_bytes = path.stat().st_size
     rows = {name: _row(name, patches, tar_bytes, times) for name, times in seconds.items()}
     slower = min((rows[TAR], rows[ZARR]), key=lambda row: row.patches_per_second)

@@ -9,22 +9,22 @@ Source: glibc manual, "Malloc Tunable Parameters".
 
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
-_MOST = 2**31 - 1  # an int; larger pieces than 2 GiB are handed back as before
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
 _NEVER = -1
 
 
 def keep_freed_memory() -> None:
-    """Let this process use again what it has freed, instead of handing it back; call it before it has threads.
+    """Let this process use again what it has freed, instead of handing it back.
 
     It keeps, until it ends or `hand_back` is called, as much as it ever held at once, and somewhat more: the pieces do
-    not fit into each other's places exactly. Without glibc, nothing happens.
+    not fit into each other's places exactly. Threads that asked for memory before may go on handing back large pieces;
+    the main thread does not. Without glibc, nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _MOST)
+        mallopt(_MMAP_MAX, 0)  # pieces of the system's own are what is handed back
         mallopt(_TRIM_THRESHOLD, _NEVER)
-        mallopt(_ARENA_MAX, 1)  # the others, which threads have, hold no piece of 64 MB
+        mallopt(_ARENA_MAX, 1)  # no piece of 64 MB fits into the others, which threads have
 
 
 def hand_back() -> None:

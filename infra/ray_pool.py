@@ -6,6 +6,7 @@ killing its process is reported and the rest goes on, and a worker that cannot b
 cluster of somebody else's, nodes come and go: the pool grows with those that join, and waits where there are none.
 """
 
+import gc
 import logging
 import os
 import re
@@ -163,6 +164,7 @@ class _Host:
         """Build a worker and answer with the id of the node it is on; as of `run`, an error is part of the answer."""
         take_over(settings)
         self._worker = None  # the last stage's models make room first
+        gc.collect()
         hand_back()
         self._context = context
         fault = None

@@ -85,6 +85,8 @@ class BucketWriter:
         """
         size = sum(map(len, record))
         path, fd = self._opened(shard)
+        if not os.fstat(fd).st_nlink:
+            raise StoreError(f"{path} was removed while it was filled: the run that wanted it has ended")
         with writing(path):
             written = os.writev(fd, record) if record else 0
             rest = memoryview(b"".join(record))[written:] if written < size else None

@@ -329,8 +329,6 @@ def _file_size(rest: bytes) -> int | None:
     Returns:
         None: look closer.
     """
-    if len(rest) != _BLOCK - 120:  # cut off by the end of a chunk
-        return None
     size, kind = _number(rest[24:36]), rest[36:37]
     if size is None or (rest[137:143] == b"ustar\0" and rest[225]):  # a part of the name lies elsewhere
         return None

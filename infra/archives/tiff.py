@@ -92,7 +92,7 @@ class TiffImage:
 class Stencil(NamedTuple):
     """All bytes of a plain file but its georeferencing, and its pixels, which end it.
 
-    What such files mean depends on these bytes alone: one with the same ones, and of the same length, is read alike.
+    What tells how the pixels are read is among these bytes: a file that has them too, and is as long, is read alike.
     """
 
     before: bytes
@@ -218,14 +218,20 @@ def read_strip_tiff(data: bytes | memoryview, shown: str, shape: tuple[int, int]
 
 
 def stencil_of(data: bytes | memoryview) -> Stencil | None:
-    """Return the stencil of a file that `read_strip_tiff` has just read; None where its pixels do not end it."""
+    """Return the stencil of a file that `read_strip_tiff` has just read; None where it has none.
+
+    Its pixels may not end it, or lie in any other order than that of its strips; or what tells how they are read may
+    reach into them, or into the georeferencing.
+    """
     layout = _layouts.get(_key(data))
-    if layout is None or len(layout.geo) != 1:
+    if layout is None or len(layout.geo) != 1 or any(data[a:b] != table for a, b, table in layout.tables):
         return None
     ((start, stop),) = layout.geo
     pixels = layout.offsets[0]
     read = [(0, 8), _directory(data), *((a, b) for a, b, _ in layout.tables)]
-    if stop > pixels or pixels + sum(layout.counts) != len(data) or any(a < stop and start < b for a, b in read):
+    if stop > pixels or pixels + sum(layout.counts) != len(data):
+        return None
+    if any(b > pixels or (a < stop and start < b) for a, b in read):
         return None
     return Stencil(bytes(data[:start]), bytes(data[stop:pixels]), pixels)
 

@@ -1,5 +1,6 @@
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def test_a_write_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Buckets(tmp_path).path(0).read_bytes() == b"abcdefghij"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not list a process's files there")
 def test_many_buckets_take_turns_and_few_are_open(tmp_path: Path) -> None:
     """As many as may be, and none that was closed or left."""
     buckets = Buckets(tmp_path / "buckets")
@@ -152,6 +154,17 @@ def test_many_buckets_take_turns_and_few_are_open(tmp_path: Path) -> None:
     for shard in shards:
         more = {MAX_OPEN: b"again", 0: b"last"}.get(shard, b"")
         assert buckets.path(shard).read_bytes() == bytes([0, shard, 1, shard, 2, shard]) + more
+
+
+def test_what_was_removed_is_not_filled_on(tmp_path: Path) -> None:
+    """A pass that its run has given up ends, instead of filling a disk with what nobody sees."""
+    buckets = Buckets(tmp_path / "buckets")
+    buckets.make()
+    with BucketWriter(buckets) as writer:
+        writer.append(0, [b"x"])
+        buckets.remove()
+        with pytest.raises(StoreError, match=r"shard-00000\.bucket was removed"):
+            writer.append(0, [b"x"])
 
 
 def test_what_did_not_arrive_is_told_when_a_bucket_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ def test_a_strip_table_that_begins_in_the_directory_and_ends_behind_it(tmp_path:
         np.testing.assert_array_equal(decode(data, "a.tif").pixels, expected)
 
 
-def georeferenced(table: int) -> bytes:
+def georeferenced(table: int, *, swapped: bool = False) -> bytes:
     """Return a TIFF of two strips, its pixels last, whose table of offsets lies where it is told; by hand."""
     stop = 8 + 2 + 12 * 12 + 4
     geo = stop + 16
@@ -262,7 +262,7 @@ def georeferenced(table: int) -> bytes:
         *((33550, 12, 3, geo), (33922, 12, 6, geo + 24), (34735, 3, 8, geo + 72)),
     ]
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    offsets = struct.pack("<2I", start, start + 16)
+    offsets = struct.pack("<2I", *((start + 16, start) if swapped else (start, start + 16)))
     scale = offsets + struct.pack("<2d", 10, 0) if table == geo else struct.pack("<3d", 10, 10, 0)
     head += bytes(4) + offsets + struct.pack("<2I", 16, 16) + scale + struct.pack("<6d", 0, 0, 0, *CORNER, 0) + keys
     assert len(head) == start
@@ -285,6 +285,38 @@ def test_a_stencil_is_all_but_place_and_pixels() -> None:
             assert isinstance(band.geo, bytes)
             assert stencil.before + band.geo + stencil.after + data[stencil.pixels :] == data
             assert len(data) - stencil.pixels == 32
+
+
+def test_a_stencil_is_of_the_file_and_not_of_one_with_its_directory() -> None:
+    """Whose strips follow each other, while those of the file do not."""
+    stop = 8 + 2 + 12 * 12 + 4
+    assert read_strip_tiff(georeferenced(stop), "a.tif") is not None
+    assert stencil_of(georeferenced(stop)) is not None
+    data = georeferenced(stop, swapped=True)
+    for _ in range(2):
+        band = read_strip_tiff(data, "b.tif")
+        assert band is not None
+        np.testing.assert_array_equal(band.pixels, np.roll(np.arange(16).reshape(4, 4), 2, axis=0))
+        assert stencil_of(data) is None
+
+
+def test_a_directory_among_the_pixels_is_in_no_stencil() -> None:
+    """Another file with other pixels there would be laid out in another way."""
+    geo, start = 8, 8 + 24 + 48 + 16
+    tags = [
+        *((256, 3, 1, 10), (257, 3, 1, 10), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, start)),
+        *((277, 3, 1, 1), (278, 3, 1, 10), (279, 4, 1, 200)),
+        *((33550, 12, 3, geo), (33922, 12, 6, geo + 24), (34735, 3, 8, geo + 72)),
+    ]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    pixels = (bytes(20) + directory).ljust(200, b"x")
+    place = struct.pack("<9d", 10, 10, 0, 0, 0, 0, *CORNER, 0) + struct.pack("<8H", 1, 1, 0, 1, 3072, 0, 1, 32633)
+    data = b"II*\0" + struct.pack("<I", start + 20) + place + pixels
+    band = read_strip_tiff(data, "a.tif")
+    assert band is not None
+    assert band.pixels.tobytes() == pixels
+    assert band.geo == place
+    assert stencil_of(data) is None
 
 
 def test_the_cache_stays_small(tmp_path: Path) -> None:
