@@ -151,7 +151,9 @@ class BareLoop:
                     of_label = label if entry.per_label else np.zeros_like(label)
                     found = found[torch.from_numpy(patch), torch.from_numpy(of_label)]
                     numbers += [summarise(found[:, None], codes.shape[1]), localise(found, masks.to(self._device))]
-        return time.perf_counter() - began, dict(zip(self._ids, np.concatenate(probs), strict=False))
+        seconds = time.perf_counter() - began
+        ids = self._ids if batches is None else self._ids[:start]
+        return seconds, dict(zip(ids, np.concatenate(probs), strict=True))
 
 
 def run_yaml(folder: Path, options: argparse.Namespace, checkpoint: Path) -> Path:
